@@ -1,0 +1,96 @@
+"""Gates of the project: ``nox`` runs tests, compat, lint and types; ``nox -l`` lists all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nox
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+OLDEST = PYTHONS[0]
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "compat", "lint", "types"]
+
+
+def _group(name: str) -> list[str]:
+    return list(nox.project.dependency_groups(PROJECT, name))
+
+
+def _build_wheel(session: nox.Session) -> Path:
+    """Build what users get; the source tree is not on the path of the tests."""
+    folder = Path(session.create_tmp()) / "dist"
+    for old in folder.glob("*.whl"):
+        old.unlink()
+    session.install("build")
+    session.run("python", "-m", "build", "--wheel", "--outdir", str(folder), silent=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def _lowest(requirements: list[str]) -> list[str]:
+    """Turn each lower bound into a pin."""
+    return [
+        re.sub(r"^([\w.-]+(?:\[\w+\])?)>=([\w.]+).*", r"\1==\2", requirement)
+        for requirement in requirements
+    ]
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Test the built wheel with the newest dependencies."""
+    wheel = _build_wheel(session)
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install("--upgrade", f"{wheel}[cli,moto]", *_group("test"))
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    session.run("coverage", "combine", "--quiet")
+    # A part of the tests covers a part of the code.
+    if not session.posargs:
+        session.run("coverage", "report")
+
+
+@nox.session(python=OLDEST)
+def compat(session: nox.Session) -> None:
+    """Test the built wheel with the lowest direct versions, aioboto3 among them."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    pins = _lowest(
+        [
+            *PROJECT["project"]["dependencies"],
+            *(requirement for extra in extras.values() for requirement in extra),
+            *_group("test"),
+        ]
+    )
+    wheel = _build_wheel(session)
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(str(wheel), *pins)
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def lint(session: nox.Session) -> None:
+    """Check style and form."""
+    session.install(*_group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python=OLDEST)
+def types(session: nox.Session) -> None:
+    """Check the types of source, tests and benchmarks."""
+    session.install("-e", ".[cli,moto]", "nox", *_group("types"))
+    session.run("mypy")
+
+
+@nox.session(python=OLDEST)
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks; results go to ``benchmarks/results/``."""
+    session.install("-e", ".", *_group("bench"))
+    results = Path("benchmarks/results")
+    results.mkdir(exist_ok=True)
+    for name in session.posargs or ["hits", "coalesce", "memory", "rush"]:
+        session.run("python", f"benchmarks/{name}.py", "--json", str(results / f"{name}.json"))

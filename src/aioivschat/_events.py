@@ -1,0 +1,223 @@
+"""What happens inside, told to observers.
+
+Each thing that happens is one frozen dataclass. None carries a token, a user id or an attribute,
+so an observer cannot leak one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+_log = logging.getLogger("aioivschat")
+
+
+class Source(StrEnum):
+    """Where a token came from."""
+
+    CACHE = "cache"  # handed out before: to the same attempt, or to the same plain call
+    STOCK = "stock"  # minted before, given to nobody yet
+    FLIGHT = "flight"  # minted while the caller waited
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A caller was given a token.
+
+    Args:
+        room: the room's ARN.
+        source: where the token came from.
+        waited: seconds from the call to the token.
+    """
+
+    room: str
+    source: Source
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A caller joined a flight that was under way.
+
+    Args:
+        room: the room's ARN.
+    """
+
+    room: str
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """AWS gave a token.
+
+    Args:
+        room: the room's ARN.
+        attempts: requests sent for it.
+        seconds: duration of the last request.
+    """
+
+    room: str
+    attempts: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    """One request failed.
+
+    Args:
+        room: the room's ARN.
+        attempt: its number, from 1.
+        error: name of the error's class.
+        status: the HTTP status, 0 without an answer.
+        seconds: duration of the request.
+    """
+
+    room: str
+    attempt: int
+    error: str
+    status: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """A failed request will be sent again.
+
+    Args:
+        room: the room's ARN.
+        attempt: number of the attempt that failed, from 1.
+        delay: seconds until the next one asks for a permit.
+    """
+
+    room: str
+    attempt: int
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shed:
+    """A call was refused at once, as it could not be served in time.
+
+    Args:
+        room: the room's ARN.
+        retry_after: seconds after which a new call has a chance.
+    """
+
+    room: str
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stocked:
+    """A token that nobody has been given went into the stock.
+
+    Args:
+        room: the room's ARN.
+    """
+
+    room: str
+
+
+@dataclass(frozen=True, slots=True)
+class RateChanged:
+    """The pace towards an account and region changed by what was learnt from throttling.
+
+    Args:
+        account: the AWS account's id.
+        region: the AWS region.
+        rate: requests a second aimed at from now on.
+    """
+
+    account: str
+    region: str
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Invalidated:
+    """Tokens of a room, of a user, or of a user in a room were forgotten.
+
+    Args:
+        room: the room's ARN, or ``None`` for every room.
+        one_user: whether it was for one user only.
+    """
+
+    room: str | None
+    one_user: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOpened:
+    """A client was opened for a region.
+
+    Args:
+        region: the AWS region.
+        seconds: how long it took.
+    """
+
+    region: str
+    seconds: float
+
+
+Event = (
+    Delivered
+    | Joined
+    | Minted
+    | AttemptFailed
+    | Retrying
+    | Shed
+    | Stocked
+    | RateChanged
+    | Invalidated
+    | ClientOpened
+)
+
+
+class Observer(Protocol):
+    """Is told what happens; called on the event loop, so it must be quick."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take note of an event."""
+
+
+class Observers:
+    """Tells every observer; false when there is none, so that events need not be made.
+
+    Args:
+        observers: who is told, in this order.
+    """
+
+    def __init__(self, observers: Iterable[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def __bool__(self) -> bool:
+        return bool(self._observers)
+
+    def tell(self, event: Event) -> None:
+        """Tell all; one that fails is logged and harms neither the others nor the call."""
+        for observer in self._observers:
+            try:
+                observer(event)
+            except Exception as error:
+                # Its message and traceback are not ours to vouch for.
+                _log.error("an observer failed with %s", type(error).__name__)
+
+
+class LoggingObserver:
+    """Writes events to a logger: failures, sheds and rate changes as warnings, the rest as debug.
+
+    Args:
+        logger: where to; ``aioivschat`` by default.
+    """
+
+    def __init__(self, logger: logging.Logger = _log) -> None:
+        self._logger = logger
+
+    def __call__(self, event: Event, /) -> None:
+        """Log the event; its repr holds nothing secret."""
+        noteworthy = isinstance(event, AttemptFailed | Shed | RateChanged)
+        self._logger.log(logging.WARNING if noteworthy else logging.DEBUG, "%r", event)

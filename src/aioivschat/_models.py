@@ -1,0 +1,370 @@
+"""What is asked for and what is given: requests, tokens, rooms, and who is identical to whom.
+
+Constraints are those of the ``ivschat`` service model and API reference. They are checked here,
+before any I/O, because botocore checks neither patterns, enums nor maxima.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from enum import IntEnum, StrEnum
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+from cachetools import LRUCache, cached
+
+from aioivschat.errors import InvalidRequest
+
+TOKEN_LIFE = 60.0
+"""Seconds that a token can be used to connect (API reference, ``tokenExpirationTime``)."""
+
+ROOM_MAX_CHARACTERS = 128
+USER_MAX_CHARACTERS = 128
+ATTRIBUTES_MAX_BYTES = 1024
+SESSION_MAX_MINUTES = 180
+SESSION_DEFAULT_MINUTES = 60
+
+_ROOM = re.compile(r"arn:aws:ivschat:([a-z0-9-]+):([0-9]+):room/([a-zA-Z0-9-]+)")
+_ROOM_LIMIT = "a room ARN, arn:aws:ivschat:<region>:<account>:room/<id>"
+
+_CAPABILITY = re.compile(r"[A-Z_]{1,32}")
+
+_NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
+
+
+class Capability(StrEnum):
+    """What the holder of a token may do besides viewing, which is implicit."""
+
+    SEND_MESSAGE = "SEND_MESSAGE"
+    DELETE_MESSAGE = "DELETE_MESSAGE"
+    DISCONNECT_USER = "DISCONNECT_USER"
+
+
+class Priority(IntEnum):
+    """Who goes first when calls wait for the quota; first in, first out within each."""
+
+    HIGH = 0
+    NORMAL = 1
+    BACKGROUND = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RoomArn:
+    """The parts of a room's ARN; a quota belongs to its account and region."""
+
+    region: str
+    account: str
+    room_id: str
+
+    @classmethod
+    def parse(cls, text: str) -> RoomArn:
+        """Take an ARN apart.
+
+        Args:
+            text: 1 to 128 characters, ``arn:aws:ivschat:<region>:<account>:room/<id>``.
+
+        Raises:
+            InvalidRequest: if it is not the ARN of a chat room.
+        """
+        if not isinstance(text, str):
+            raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, _kind(text))
+        return _parse_room(text)
+
+    def __str__(self) -> str:
+        return f"arn:aws:ivschat:{self.region}:{self.account}:room/{self.room_id}"
+
+
+# An event has thousands of viewers in a handful of rooms.
+@cached(LRUCache(maxsize=1024))
+def _parse_room(text: str) -> RoomArn:
+    if not 1 <= len(text) <= ROOM_MAX_CHARACTERS:
+        raise InvalidRequest(
+            "roomIdentifier", f"1 to {ROOM_MAX_CHARACTERS} characters", f"{len(text)}"
+        )
+    match = _ROOM.fullmatch(text)
+    if match is None:
+        # Anything else may be a user id in the wrong place.
+        found = ascii(text) if text.startswith("arn:") else "other text"
+        raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, found)
+    return RoomArn(*match.groups())
+
+
+class Identity(tuple[Any, ...]):
+    """What makes two requests the same to AWS: a key for dictionaries.
+
+    It holds a user id, so it shows nothing of itself and refuses to be pickled.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<identity>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an identity holds a user id and is not pickled")
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False, slots=True)
+class TokenRequest:
+    """A request for one token.
+
+    Two requests are equal if and only if they would mean the same to AWS: the order of
+    capabilities and of attributes has no meaning, and the default duration equals an explicit 60.
+
+    Args:
+        room: ARN of the room, 1 to 128 characters.
+        user: the user's id in the application, 1 to 128 characters of any text.
+        capabilities: any of ``SEND_MESSAGE``, ``DELETE_MESSAGE``, ``DISCONNECT_USER``; none by
+            default, which lets the user view.
+        attributes: what the room shows about the user with each message; text to text, at most
+            1,024 bytes of UTF-8 over all keys and values.
+        session_minutes: how long the chat session may last, 1 to 180 minutes.
+
+    Raises:
+        InvalidRequest: naming the first member that breaks a limit.
+    """
+
+    room: str
+    user: str
+    capabilities: frozenset[Capability]
+    attributes: Mapping[str, str]
+    session_minutes: int
+    identity: Identity
+
+    def __init__(
+        self,
+        room: str,
+        user: str,
+        capabilities: Iterable[str] = (),
+        attributes: Mapping[str, str] | None = None,
+        session_minutes: int = SESSION_DEFAULT_MINUTES,
+    ) -> None:
+        identity = _identify(room, user, capabilities, attributes, session_minutes)
+        if isinstance(identity, InvalidRequest):
+            # A traceback that shows locals must not show these.
+            del self, room, user, capabilities, attributes
+            raise identity
+        pairs = identity[3]
+        put = object.__setattr__
+        put(self, "room", room)
+        put(self, "user", user)
+        put(self, "capabilities", identity[2])
+        put(self, "attributes", MappingProxyType(dict(pairs)) if pairs else _NO_ATTRIBUTES)
+        put(self, "session_minutes", session_minutes)
+        put(self, "identity", identity)
+
+    def as_members(self) -> dict[str, Any]:
+        """Return the request as the members of ``CreateChatToken``."""
+        members: dict[str, Any] = {
+            "roomIdentifier": self.room,
+            "userId": self.user,
+            "sessionDurationInMinutes": self.session_minutes,
+        }
+        if self.capabilities:
+            members["capabilities"] = sorted(map(str, self.capabilities))
+        if self.attributes:
+            members["attributes"] = dict(self.attributes)
+        return members
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TokenRequest):
+            return NotImplemented
+        return self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __repr__(self) -> str:
+        names = ", ".join(sorted(self.capabilities))
+        return (
+            f"TokenRequest(room={self.room!r}, user=<redacted>, capabilities={{{names}}}, "
+            f"attributes=<{len(self.attributes)} redacted>, "
+            f"session_minutes={self.session_minutes})"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a TokenRequest holds a user id and is not pickled; send its members")
+
+    def __copy__(self) -> TokenRequest:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TokenRequest:
+        return self
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class ChatToken:
+    """A token that connects once.
+
+    Args:
+        token: the secret itself; this attribute and :meth:`reply` are the only places that show
+            it.
+        token_expires: until when it can be used to connect, by AWS's clock.
+        session_expires: until when the session lasts that it opens, by AWS's clock.
+        reused: whether somebody was handed it before, so that it may be spent already.
+    """
+
+    token: str
+    token_expires: datetime
+    session_expires: datetime
+    reused: bool = False
+
+    def reply(self) -> Reply:
+        """Return the reply that boto3's ``create_chat_token`` gives."""
+        return Reply(
+            token=self.token,
+            tokenExpirationTime=self.token_expires,
+            sessionExpirationTime=self.session_expires,
+        )
+
+    def as_reused(self) -> ChatToken:
+        """Return the same token, marked as handed out before."""
+        return replace(self, reused=True)
+
+    def __repr__(self) -> str:
+        return (
+            f"ChatToken(token=<redacted>, token_expires={self.token_expires.isoformat()}, "
+            f"session_expires={self.session_expires.isoformat()}, reused={self.reused})"
+        )
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a ChatToken is a secret and is not pickled")
+
+    def __copy__(self) -> ChatToken:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ChatToken:
+        return self
+
+
+class Reply(dict[str, Any]):
+    """The reply of ``create_chat_token``: a dict that does not show its token.
+
+    A task or a log line that shows its result would show the token otherwise.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        shown = {key: value for key, value in self.items() if key != "token"}
+        return f"{{'token': <redacted>, {repr(shown)[1:]}"
+
+    __str__ = __repr__
+
+    def copy(self) -> Reply:
+        """Return a copy that does not show its token either."""
+        return Reply(self)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reply:
+        return Reply(self)  # its values never change
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("the reply holds a token and is not pickled")
+
+
+def _identify(
+    room: str,
+    user: str,
+    capabilities: Iterable[str],
+    attributes: Mapping[str, str] | None,
+    session_minutes: int,
+) -> Identity | InvalidRequest:
+    """Check every member; return an error instead of raising, so that no frame comes with it."""
+    try:
+        RoomArn.parse(room)
+        _check_user(user)
+        granted = _checked_capabilities(capabilities)
+        pairs = _checked_attributes(attributes) if attributes is not None else ()
+        _check_minutes(session_minutes)
+    except InvalidRequest as error:
+        return error.with_traceback(None)
+    return Identity((room, user, granted, pairs, session_minutes))
+
+
+def _kind(value: object) -> str:
+    return f"a value of type {type(value).__name__}"
+
+
+def _is_text(value: object) -> bool:
+    """Tell whether a value is text that UTF-8 can carry (lone surrogates cannot be)."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _checked_capabilities(capabilities: Iterable[str]) -> frozenset[Capability]:
+    limit = "a collection of " + ", ".join(Capability)
+    # The characters of text are not what was meant, nor the keys of {"SEND_MESSAGE": False}.
+    misread = isinstance(capabilities, str | bytes | Mapping)
+    if misread or not isinstance(capabilities, Iterable):
+        raise InvalidRequest("capabilities", limit, _kind(capabilities))
+    names = tuple(capabilities)
+    for name in names:
+        if not isinstance(name, str):
+            raise InvalidRequest("capabilities", limit, _kind(name))
+        if name not in Capability.__members__:
+            # Anything else may be a user id in the wrong place.
+            found = repr(name) if _CAPABILITY.fullmatch(name) else "other text"
+            raise InvalidRequest("capabilities", limit, found)
+    return _CAPABILITY_SETS[frozenset(names)]
+
+
+def _all_sets() -> dict[frozenset[str], frozenset[Capability]]:
+    sets: list[frozenset[Capability]] = [frozenset()]
+    for capability in Capability:
+        sets += [chosen | {capability} for chosen in sets]
+    return {chosen: chosen for chosen in sets}
+
+
+# All eight, so that a hundred thousand cached requests share them and a check is one look-up.
+_CAPABILITY_SETS = _all_sets()
+
+
+def _checked_attributes(attributes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    if not isinstance(attributes, Mapping):
+        raise InvalidRequest("attributes", "a mapping of text to text", _kind(attributes))
+    size = 0
+    for pair in attributes.items():
+        for text in pair:
+            if not _is_text(text):
+                found = "a lone surrogate" if isinstance(text, str) else _kind(text)
+                raise InvalidRequest("attributes", "text to text, encodable as UTF-8", found)
+            size += len(text.encode())
+    if size > ATTRIBUTES_MAX_BYTES:
+        raise InvalidRequest(
+            "attributes",
+            f"at most {ATTRIBUTES_MAX_BYTES} bytes of UTF-8 over all keys and values",
+            f"{size} bytes",
+        )
+    return tuple(sorted(attributes.items()))
+
+
+def _check_user(user: str) -> None:
+    if not isinstance(user, str):
+        raise InvalidRequest("userId", "text", _kind(user))
+    if not 1 <= len(user) <= USER_MAX_CHARACTERS:
+        raise InvalidRequest(
+            "userId", f"1 to {USER_MAX_CHARACTERS} characters", f"{len(user)} characters"
+        )
+    if not _is_text(user):
+        raise InvalidRequest("userId", "encodable as UTF-8", "a lone surrogate")
+
+
+def _check_minutes(minutes: int) -> None:
+    limit = f"a whole number from 1 to {SESSION_MAX_MINUTES}"
+    # True is an int to Python, and no duration.
+    if not isinstance(minutes, int) or isinstance(minutes, bool):
+        raise InvalidRequest("sessionDurationInMinutes", limit, _kind(minutes))
+    if not 1 <= minutes <= SESSION_MAX_MINUTES:
+        # Python refuses to print thousands of digits.
+        found = str(minutes) if abs(minutes) < 10**9 else "a number far outside"
+        raise InvalidRequest("sessionDurationInMinutes", limit, found)

@@ -1,0 +1,239 @@
+"""What can go wrong, as one tree.
+
+::
+
+    ChatTokenError
+    ├── InvalidRequest            a member of the request breaks a limit; raised before any I/O
+    ├── InvalidConfiguration      an option cannot work; raised at construction or at first use
+    ├── Overloaded                cannot be served in time; nothing was sent
+    ├── DeadlineExceeded          the caller's time ran out (also a TimeoutError)
+    ├── ServiceClosed             the service is closing or closed
+    ├── WrongLoop                 the service belongs to another event loop or process
+    ├── ConnectionFailed          no whole answer came from AWS
+    ├── MalformedResponse         an answer came that no token can be taken from
+    └── AwsError                  AWS refused (also a botocore ClientError)
+        ├── AccessDenied          403, or a bad signature or expired credentials
+        ├── PendingVerification   403, the account is not verified yet
+        ├── ResourceNotFound      404, no such room
+        ├── ValidationFailed      400
+        ├── Throttled             429, the quota of the account and region is used up
+        └── ServerFault           5xx
+
+No message holds a token, a user id, an attribute or a credential.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from botocore.exceptions import ClientError
+
+
+class ChatTokenError(Exception):
+    """The root of every error that the library raises on its own account."""
+
+    # Constructors take what describes the fault, not a message: copies (every caller of a flight
+    # gets its own) and pickles are rebuilt from the state.
+
+    def __copy__(self) -> ChatTokenError:
+        return _rebuild(type(self), self.args, self.__dict__)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self._portable_type(), self.args, self.__dict__)
+
+    @classmethod
+    def _portable_type(cls) -> type[ChatTokenError]:
+        return cls
+
+
+def _rebuild(
+    kind: type[ChatTokenError], args: tuple[object, ...], state: dict[str, object]
+) -> ChatTokenError:
+    error = kind.__new__(kind, *args)
+    error.args = args  # which OSError, the base of some, leaves to its constructor
+    error.__dict__.update(state)
+    return error
+
+
+class InvalidRequest(ChatTokenError, ValueError):
+    """A member of the request breaks a limit of the API.
+
+    Args:
+        member: the member's name in the API, such as ``userId``.
+        limit: what is allowed, in words.
+        found: what was found, in words that do not show a sensitive value.
+    """
+
+    def __init__(self, member: str, limit: str, found: str) -> None:
+        super().__init__(f"{member}: must be {limit}; found {found}")
+        self.member = member
+        self.limit = limit
+
+
+class InvalidConfiguration(ChatTokenError, ValueError):
+    """An option of the service cannot work.
+
+    Args:
+        option: the option's name, such as ``CachePolicy.min_remaining``.
+        limit: what is allowed, in words.
+        found: what was found, in words.
+    """
+
+    def __init__(self, option: str, limit: str, found: object) -> None:
+        super().__init__(f"{option}: must be {limit}; found {found}")
+        self.option = option
+        self.limit = limit
+
+
+class Overloaded(ChatTokenError):
+    """The call cannot be served in time, so it is refused at once and nothing was sent.
+
+    Args:
+        reason: why, in words.
+        retry_after: seconds after which a new call has a chance.
+    """
+
+    def __init__(self, reason: str, retry_after: float) -> None:
+        super().__init__(f"{reason}; try again in {retry_after:.1f} s")
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(ChatTokenError, TimeoutError):
+    """The caller's ``timeout`` ran out before a token came.
+
+    Args:
+        timeout: the caller's limit in seconds.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(f"no token within {timeout:g} s")
+        self.timeout = timeout
+
+
+class ServiceClosed(ChatTokenError, RuntimeError):
+    """The service is closing or closed; open a new one."""
+
+    def __init__(self) -> None:
+        super().__init__("the token service is closed")
+
+
+class WrongLoop(ChatTokenError, RuntimeError):
+    """The service is used on another event loop, or in another process, than it was opened in."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"the token service was opened in another {where}; open one in each")
+
+
+class ConnectionFailed(ChatTokenError, ConnectionError):
+    """No whole answer came: refused, reset, timed out, or a TLS failure.
+
+    Args:
+        reason: the name of the underlying error's class.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"no answer from IVS Chat ({reason})")
+        self.reason = reason
+
+
+class MalformedResponse(ChatTokenError):
+    """AWS answered with success, and yet without a usable token.
+
+    Args:
+        problem: what is wrong with the answer.
+        request_id: AWS's id of the request, if it came.
+    """
+
+    def __init__(self, problem: str, request_id: str | None = None) -> None:
+        super().__init__(f"unusable answer from IVS Chat: {problem} (request id {request_id})")
+        self.problem = problem
+        self.request_id = request_id
+
+
+class AwsError(ChatTokenError, ClientError):
+    """AWS refused the request.
+
+    An instance is also of the class that the session's clients raise, so that
+    ``except client.exceptions.ResourceNotFoundException`` and
+    ``except botocore.exceptions.ClientError`` catch it as they would with boto3.
+
+    Attributes:
+        code: AWS's error code, such as ``ThrottlingException``.
+        status: the HTTP status.
+        request_id: AWS's id of the request, if it came.
+        response: the parsed answer, as botocore gives it, without anything sensitive.
+        operation_name: ``CreateChatToken``.
+    """
+
+    response: Any  # botocore's parsed answer; typed by the stubs as a TypedDict of theirs
+    operation_name: str
+
+    def __init__(self, response: Any, operation_name: str = "CreateChatToken") -> None:
+        error = response.get("Error", {})
+        metadata = response.get("ResponseMetadata", {})
+        self.code: str = str(error.get("Code", "Unknown"))
+        self.status: int = int(metadata.get("HTTPStatusCode", 0))
+        self.request_id: str | None = metadata.get("RequestId")
+        self.response = response
+        self.operation_name = operation_name
+        super(ClientError, self).__init__(
+            f"{operation_name}: {self.code} ({self.status}): "
+            f"{error.get('Message') or 'no message'} (request id {self.request_id})"
+        )
+
+    @classmethod
+    def _portable_type(cls) -> type[ChatTokenError]:
+        # The class that is mixed in from a session is made at run time and cannot be imported.
+        return next(
+            base
+            for base in cls.__mro__
+            if issubclass(base, AwsError) and base.__module__ == __name__
+        )
+
+
+class AccessDenied(AwsError):
+    """The credentials do not allow ``ivschat:CreateChatToken`` on the room, or are not valid."""
+
+
+class PendingVerification(AwsError):
+    """The AWS account is still being verified."""
+
+
+class ResourceNotFound(AwsError):
+    """There is no such room in the account and region."""
+
+
+class ValidationFailed(AwsError):
+    """AWS found the request invalid."""
+
+
+class Throttled(AwsError):
+    """The quota of the account and region is used up.
+
+    Attributes:
+        retry_after: seconds the server asked to wait, if it did.
+    """
+
+    retry_after: float | None = None
+
+
+class ServerFault(AwsError):
+    """AWS failed (5xx).
+
+    Attributes:
+        retry_after: seconds the server asked to wait, if it did.
+    """
+
+    retry_after: float | None = None
+
+
+class Exceptions:
+    """The errors of ``CreateChatToken`` under the names that boto3's ``client.exceptions`` has."""
+
+    ClientError = ClientError
+    AccessDeniedException = AccessDenied
+    InternalServerException = ServerFault
+    PendingVerification = PendingVerification
+    ResourceNotFoundException = ResourceNotFound
+    ThrottlingException = Throttled
+    ValidationException = ValidationFailed

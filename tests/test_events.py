@@ -1,0 +1,168 @@
+"""Events: observers are told, harm nobody, and can leak nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any, get_args, get_type_hints
+
+import pytest
+
+from aioivschat import (
+    AttemptFailed,
+    ClientOpened,
+    Delivered,
+    Event,
+    Invalidated,
+    Joined,
+    LoggingObserver,
+    Minted,
+    RateChanged,
+    Retrying,
+    Shed,
+    Source,
+    Stocked,
+)
+from aioivschat import _events as events_module
+from aioivschat._events import Observers
+
+ROOM = "arn:aws:ivschat:eu-west-1:123456789012:room/a"
+CANARY = "canary-7f3a9"
+
+ONE_OF_EACH: list[Event] = [
+    Delivered(ROOM, Source.STOCK, 0.5),
+    Joined(ROOM),
+    Minted(ROOM, 2, 0.02),
+    AttemptFailed(ROOM, 1, "Throttled", 429, 0.02),
+    Retrying(ROOM, 1, 0.1),
+    Shed(ROOM, 3.0),
+    Stocked(ROOM),
+    RateChanged("123456789012", "eu-west-1", 99.0),
+    Invalidated(ROOM, one_user=True),
+    ClientOpened("eu-west-1", 0.05),
+]
+
+KINDS: tuple[type[Any], ...] = get_args(Event)
+
+HARMLESS = {
+    "account": str,
+    "attempt": int,
+    "attempts": int,
+    "delay": float,
+    "error": str,  # the name of a class, never a message
+    "one_user": bool,
+    "rate": float,
+    "region": str,
+    "retry_after": float,
+    "room": str,
+    "seconds": float,
+    "source": Source,
+    "status": int,
+    "waited": float,
+}
+
+
+def test_every_event_of_the_module_is_one_of_the_union() -> None:
+    """An observer that matches on `Event` misses none."""
+    classes = {
+        value
+        for value in vars(events_module).values()
+        if isinstance(value, type) and dataclasses.is_dataclass(value)
+    }
+    assert classes == set(KINDS)
+    assert classes == {type(event) for event in ONE_OF_EACH}
+
+
+@pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda event: type(event).__name__)
+def test_an_event_cannot_be_changed(event: Event) -> None:
+    """All observers see the same one; it has slots, so nothing can be hung on it either."""
+    for field in dataclasses.fields(event):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(event, field.name, None)
+    assert not hasattr(event, "__dict__")
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_event_has_no_field_that_could_hold_a_secret(kind: type[Any]) -> None:
+    """A new field is looked at by a person before it gets into this list."""
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        expected = HARMLESS[field.name]
+        assert hints[field.name] in (expected, expected | None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_field_of_an_event_is_documented(kind: type[Any]) -> None:
+    """With its unit where it has one."""
+    for field in dataclasses.fields(kind):
+        assert f"        {field.name}: " in str(kind.__doc__)
+
+
+def test_all_observers_are_told_in_their_order() -> None:
+    """Each of the same event."""
+    told: list[tuple[str, Event]] = []
+    observers = Observers(
+        [lambda event: told.append(("a", event)), lambda event: told.append(("b", event))]
+    )
+    observers.tell(ONE_OF_EACH[0])
+    observers.tell(ONE_OF_EACH[1])
+    expected = [(name, event) for event in ONE_OF_EACH[:2] for name in "ab"]
+    assert expected == told
+
+
+def test_no_observers_are_false() -> None:
+    """So that events need not be made; an iterator of observers is read once."""
+    assert not Observers(())
+    assert Observers(iter([lambda event: None]))
+
+
+@pytest.mark.fault(30)
+def test_a_failing_observer_harms_nobody_and_its_message_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The others are told, the caller goes on, and the log names the error's class only."""
+    told: list[Event] = []
+
+    def fail(event: Event) -> None:
+        raise LookupError(CANARY)
+
+    with caplog.at_level(logging.DEBUG):
+        Observers([fail, told.append, fail]).tell(ONE_OF_EACH[0])
+    assert [ONE_OF_EACH[0]] == told
+    assert ["an observer failed with LookupError"] * 2 == [r.getMessage() for r in caplog.records]
+    assert [("aioivschat", logging.ERROR, None)] * 2 == [
+        (record.name, record.levelno, record.exc_info) for record in caplog.records
+    ]
+    assert CANARY not in caplog.text
+
+
+def test_an_observer_cannot_swallow_an_interrupt() -> None:
+    """Ctrl-C while an observer runs is the program's, not the observer's."""
+
+    def interrupted(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Observers([interrupted]).tell(ONE_OF_EACH[0])
+
+
+@pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda event: type(event).__name__)
+def test_the_logging_observer_warns_of_what_somebody_should_see(
+    event: Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Failures, sheds and changes of pace; everything else is for debugging."""
+    warned = isinstance(event, AttemptFailed | Shed | RateChanged)
+    with caplog.at_level(logging.DEBUG, "aioivschat"):
+        LoggingObserver()(event)
+    expected = ("aioivschat", logging.WARNING if warned else logging.DEBUG, repr(event))
+    assert [expected] == caplog.record_tuples
+
+
+def test_the_logging_observer_writes_to_the_logger_it_was_given(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Applications name their own."""
+    with caplog.at_level(logging.DEBUG, "mine"):
+        LoggingObserver(logging.getLogger("mine"))(ONE_OF_EACH[5])
+    assert ["mine"] == [record.name for record in caplog.records]

@@ -1,0 +1,529 @@
+"""Requests: what AWS would refuse is refused here, and equal means the same to AWS."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+
+import aioivschat
+from aioivschat import Capability, ChatTokenError, InvalidRequest, RoomArn, TokenRequest
+
+ROOM = "arn:aws:ivschat:eu-west-1:123456789012:room/AbCd-1234"
+CANARY = "canary-7f3a9"
+SURROGATE = "\ud800"
+HOUSE = str(Path(aioivschat.__file__).parent)
+
+thorough = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+
+
+def refusal(*args: Any, **kwargs: Any) -> InvalidRequest:
+    """Return the error that a request is refused with."""
+    with pytest.raises(InvalidRequest) as caught:
+        TokenRequest(*args, **kwargs)
+    return caught.value
+
+
+def room_of(length: int) -> str:
+    """Return the ARN of a room with so many characters."""
+    start = "arn:aws:ivschat:eu-west-1:123456789012:room/"
+    return start + "a" * (length - len(start))
+
+
+# The room.
+
+
+@pytest.mark.parametrize("length", [45, 128])
+def test_a_room_of_up_to_128_characters_is_accepted(length: int) -> None:
+    """The longest ARN and the shortest of this account."""
+    assert room_of(length) == TokenRequest(room_of(length), "u").room
+
+
+def test_a_room_of_129_characters_is_refused() -> None:
+    """One character too many, and the error says how many are allowed."""
+    error = refusal(room_of(129), "u")
+    assert ("roomIdentifier", "1 to 128 characters") == (error.member, error.limit)
+    assert "roomIdentifier: must be 1 to 128 characters; found 129" == str(error)
+
+
+def test_an_empty_room_is_refused() -> None:
+    """The lower bound of the length."""
+    assert "roomIdentifier: must be 1 to 128 characters; found 0" == str(refusal("", "u"))
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        ROOM + "\n",
+        "\n" + ROOM,
+        ROOM + " ",
+        ROOM + "\0",
+        ROOM + "/x",
+        ROOM + "_",
+        ROOM + "é",
+        ROOM + SURROGATE,
+        ROOM.replace("eu-west-1", "EU-WEST-1"),
+        ROOM.replace("eu-west-1", ""),
+        ROOM.replace("123456789012", ""),
+        ROOM.replace("123456789012", "12345678901a"),
+        ROOM.replace("123456789012", "١٢٣"),
+        ROOM.replace("AbCd-1234", ""),
+        ROOM.replace("arn:aws:", "arn:aws-cn:"),
+        ROOM.replace("ivschat", "ivs"),
+        ROOM.replace("room/", "logging-configuration/"),
+        ROOM.upper(),
+        "AbCd-1234",
+    ],
+)
+def test_what_is_no_arn_of_a_room_is_refused(room: str) -> None:
+    """Other services, partitions, alphabets, and a newline after the end."""
+    error = refusal(room, "u")
+    assert "roomIdentifier" == error.member
+    assert "a room ARN, arn:aws:ivschat:<region>:<account>:room/<id>" == error.limit
+    assert str(error).startswith(f"roomIdentifier: must be {error.limit}; found ")
+
+
+@pytest.mark.parametrize("room", [None, 7, ROOM.encode(), [ROOM], RoomArn.parse(ROOM)])
+def test_a_room_that_is_no_text_is_refused(room: object) -> None:
+    """The error names the type found."""
+    error = refusal(room, "u")
+    assert "roomIdentifier" == error.member
+    assert str(error).endswith(f"found a value of type {type(room).__name__}")
+
+
+def test_a_room_knows_its_region_and_account() -> None:
+    """They are what a quota belongs to; printed, the parts are the ARN again."""
+    arn = RoomArn.parse(ROOM)
+    assert ("eu-west-1", "123456789012", "AbCd-1234") == (arn.region, arn.account, arn.room_id)
+    assert ROOM == str(arn)
+
+
+# The user.
+
+
+@pytest.mark.parametrize("user", ["u", "u" * 128, "\U0001f600" * 128, "\0", "a\nb", " "])
+def test_a_user_of_1_to_128_characters_is_accepted(user: str) -> None:
+    """Any text: characters are counted, not bytes."""
+    assert user == TokenRequest(ROOM, user).as_members()["userId"]
+
+
+@pytest.mark.parametrize("length", [0, 129])
+def test_a_user_outside_1_to_128_characters_is_refused(length: int) -> None:
+    """Both sides; the error says how many were found and not which."""
+    error = refusal(ROOM, "u" * length)
+    assert ("userId", "1 to 128 characters") == (error.member, error.limit)
+    assert f"userId: must be 1 to 128 characters; found {length} characters" == str(error)
+
+
+@pytest.mark.parametrize("user", [SURROGATE, "a" + SURROGATE, "\udfff" * 128])
+def test_a_user_that_utf_8_cannot_carry_is_refused(user: str) -> None:
+    """JSON lets lone surrogates through; the wire does not."""
+    assert "userId: must be encodable as UTF-8; found a lone surrogate" == str(refusal(ROOM, user))
+
+
+@pytest.mark.parametrize("user", [None, 7, b"alice", ["alice"], {"alice"}])
+def test_a_user_that_is_no_text_is_refused(user: object) -> None:
+    """An integer id is not turned into text behind the caller's back."""
+    expected = f"userId: must be text; found a value of type {type(user).__name__}"
+    assert expected == str(refusal(ROOM, user))
+
+
+# Capabilities.
+
+
+@pytest.mark.parametrize("capability", ["SEND_MESSAGE", "DELETE_MESSAGE", "DISCONNECT_USER"])
+def test_each_capability_is_accepted_as_text_and_as_member(capability: str) -> None:
+    """Text and the enum's member mean the same."""
+    as_text = TokenRequest(ROOM, "u", [capability])
+    as_member = TokenRequest(ROOM, "u", {Capability(capability)})
+    assert as_text == as_member
+    assert [capability] == as_text.as_members()["capabilities"]
+
+
+def test_there_are_no_other_capabilities() -> None:
+    """The enum is the API's."""
+    assert {"SEND_MESSAGE", "DELETE_MESSAGE", "DISCONNECT_USER"} == set(Capability)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "found"),
+    [
+        ("ROOT", "'ROOT'"),
+        ("send_message", "other text"),
+        ("SEND_MESSAGE\n", "other text"),
+        ("", "other text"),
+        (SURROGATE, "other text"),
+    ],
+)
+def test_an_unknown_capability_is_refused(unknown: str, found: str) -> None:
+    """Also beside a known one; what does not look like a capability is not repeated."""
+    error = refusal(ROOM, "u", ["SEND_MESSAGE", unknown])
+    limit = "a collection of SEND_MESSAGE, DELETE_MESSAGE, DISCONNECT_USER"
+    assert ("capabilities", limit) == (error.member, error.limit)
+    assert f"capabilities: must be {limit}; found {found}" == str(error)
+
+
+@pytest.mark.parametrize("capabilities", ["SEND_MESSAGE", b"SEND_MESSAGE", "", 3, None])
+def test_capabilities_that_are_no_collection_are_refused(capabilities: object) -> None:
+    """Text is iterable, and its characters are not what was meant."""
+    error = refusal(ROOM, "u", capabilities)
+    assert "capabilities" == error.member
+    assert str(error).endswith(f"found a value of type {type(capabilities).__name__}")
+
+
+@pytest.mark.parametrize("name", [None, 1, b"SEND_MESSAGE", ["SEND_MESSAGE"]])
+def test_a_capability_that_is_no_text_is_refused(name: object) -> None:
+    """Unhashable ones too, with the library's error and not with Python's."""
+    error = refusal(ROOM, "u", [name])
+    assert "capabilities" == error.member
+    assert str(error).endswith(f"found a value of type {type(name).__name__}")
+
+
+def test_capabilities_may_be_any_iterable() -> None:
+    """A generator can be read only once, and duplicates have no meaning."""
+    once = (name for name in ("SEND_MESSAGE", "DELETE_MESSAGE", "SEND_MESSAGE"))
+    expected = frozenset({Capability.SEND_MESSAGE, Capability.DELETE_MESSAGE})
+    assert expected == TokenRequest(ROOM, "u", once).capabilities
+
+
+# Attributes.
+
+
+def test_1024_bytes_of_attributes_are_accepted() -> None:
+    """Keys and values count, in bytes of UTF-8."""
+    attributes = {"k" * 24: "v" * 400, "é" * 100: "\U0001f600" * 100}
+    assert attributes == TokenRequest(ROOM, "u", (), attributes).as_members()["attributes"]
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"k": "v" * 1024},
+        {"k" * 1024: "v"},
+        {"k" * 1025: ""},
+        {"k": "é" * 512},
+        {f"{n:04}": "1234" for n in range(128)} | {"x": ""},
+    ],
+)
+def test_1025_bytes_of_attributes_are_refused(attributes: dict[str, str]) -> None:
+    """Whether they stand in keys or values, in one pair or in many."""
+    error = refusal(ROOM, "u", (), attributes)
+    limit = "at most 1024 bytes of UTF-8 over all keys and values"
+    assert ("attributes", limit) == (error.member, error.limit)
+    assert f"attributes: must be {limit}; found 1025 bytes" == str(error)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "found"),
+    [
+        ({"k": SURROGATE}, "a lone surrogate"),
+        ({SURROGATE: "v"}, "a lone surrogate"),
+        ({"k": None}, "a value of type NoneType"),
+        ({"k": 1}, "a value of type int"),
+        ({"k": b"v"}, "a value of type bytes"),
+        ({"k": {"deep": "v"}}, "a value of type dict"),
+        ({1: "v"}, "a value of type int"),
+    ],
+)
+def test_attributes_other_than_text_to_text_are_refused(
+    attributes: dict[Any, Any], found: str
+) -> None:
+    """Nothing is turned into text, and the error shows types only."""
+    error = refusal(ROOM, "u", (), attributes)
+    limit = "text to text, encodable as UTF-8"
+    assert ("attributes", limit) == (error.member, error.limit)
+    assert f"attributes: must be {limit}; found {found}" == str(error)
+
+
+@pytest.mark.parametrize("attributes", [[("k", "v")], "k", 7, {"k"}, (), ""])
+def test_attributes_that_are_no_mapping_are_refused(attributes: object) -> None:
+    """Pairs, too: the API has a map. Empty ones are wrong all the same."""
+    expected = (
+        f"attributes: must be a mapping of text to text; "
+        f"found a value of type {type(attributes).__name__}"
+    )
+    assert expected == str(refusal(ROOM, "u", (), attributes))
+
+
+class Lookup(Mapping[str, str]):
+    """A mapping that is no dict."""
+
+    def __getitem__(self, key: str) -> str:
+        """Return the only value."""
+        return {"displayName": "Alice"}[key]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the only key."""
+        return iter(("displayName",))
+
+    def __len__(self) -> int:
+        """Count the only key."""
+        return 1
+
+
+def test_attributes_may_be_any_mapping() -> None:
+    """It need not be a dict."""
+    expected = TokenRequest(ROOM, "u", (), {"displayName": "Alice"})
+    assert expected == TokenRequest(ROOM, "u", (), Lookup())
+
+
+# The duration.
+
+
+@pytest.mark.parametrize("minutes", [1, 180])
+def test_1_to_180_minutes_are_accepted(minutes: int) -> None:
+    """Both ends."""
+    request = TokenRequest(ROOM, "u", session_minutes=minutes)
+    assert minutes == request.as_members()["sessionDurationInMinutes"]
+
+
+@pytest.mark.parametrize("minutes", [0, 181, -1, 999, 10**8])
+def test_other_minutes_are_refused(minutes: int) -> None:
+    """Just outside and far outside, with the number that was found."""
+    error = refusal(ROOM, "u", session_minutes=minutes)
+    limit = "a whole number from 1 to 180"
+    assert ("sessionDurationInMinutes", limit) == (error.member, error.limit)
+    assert f"sessionDurationInMinutes: must be {limit}; found {minutes}" == str(error)
+
+
+def test_a_number_too_long_to_print_is_refused_like_any_other() -> None:
+    """Python refuses to print integers of more than 4,300 digits with an error of its own."""
+    assert "sessionDurationInMinutes" == refusal(ROOM, "u", session_minutes=10**5000).member
+
+
+@pytest.mark.parametrize("minutes", [True, False, 60.0, float("nan"), "60", None])
+def test_minutes_that_are_no_whole_number_are_refused(minutes: object) -> None:
+    """True is an int to Python, and no duration."""
+    error = refusal(ROOM, "u", session_minutes=minutes)
+    assert "sessionDurationInMinutes" == error.member
+    assert str(error).endswith(f"found a value of type {type(minutes).__name__}")
+
+
+# Errors and secrets.
+
+
+def test_a_refusal_is_a_value_error_of_the_library() -> None:
+    """It is caught as either."""
+    error = refusal(ROOM, "")
+    assert isinstance(error, ChatTokenError)
+    assert isinstance(error, ValueError)
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param((ROOM, CANARY * 20), id="user too long"),
+        pytest.param((ROOM, CANARY + SURROGATE), id="user not encodable"),
+        pytest.param((ROOM, CANARY.encode()), id="user in bytes"),
+        pytest.param((ROOM, [CANARY]), id="user in a list"),
+        pytest.param((CANARY, ROOM), id="room and user swapped"),
+        pytest.param((ROOM + "\n", CANARY, (), {CANARY: CANARY}), id="room"),
+        pytest.param((ROOM, CANARY, ["ROOT"], {CANARY: CANARY}), id="capability"),
+        pytest.param((ROOM, CANARY, [CANARY]), id="user among the capabilities"),
+        pytest.param((ROOM, CANARY, "ROOT", {CANARY: CANARY}), id="capabilities"),
+        pytest.param((ROOM, CANARY, (), {CANARY: CANARY * 100}), id="attributes too long"),
+        pytest.param((ROOM, CANARY, (), {CANARY: CANARY + SURROGATE}), id="value not encodable"),
+        pytest.param((ROOM, CANARY, (), {CANARY + SURROGATE: ""}), id="key not encodable"),
+        pytest.param((ROOM, CANARY, (), {CANARY: {CANARY: 1}}), id="value no text"),
+        pytest.param((ROOM, CANARY, (), [(CANARY, CANARY)]), id="attributes no mapping"),
+        pytest.param((ROOM, CANARY, (), {CANARY: CANARY}, 181), id="minutes"),
+    ],
+)
+def test_a_refusal_shows_no_user_and_no_attribute(arguments: tuple[Any, ...]) -> None:
+    """Neither its message nor a traceback with locals does, and no other error hangs on it."""
+    error = refusal(*arguments)
+    report = traceback.TracebackException.from_exception(error, capture_locals=True)
+    ours = [str(frame.locals) for frame in report.stack if frame.filename.startswith(HOUSE)]
+    assert ours
+    for text in (str(error), repr(error), repr(error.args), repr(vars(error)), *ours):
+        assert CANARY not in text
+    assert (None, None) == (error.__cause__, error.__context__)
+
+
+REQUEST = TokenRequest(ROOM, CANARY, ["SEND_MESSAGE"], {CANARY: CANARY})
+
+
+@pytest.mark.fault(30)
+def test_a_request_prints_without_user_and_attributes() -> None:
+    """However it is printed; the rest of it is there to be seen."""
+    expected = (
+        f"TokenRequest(room='{ROOM}', user=<redacted>, capabilities={{SEND_MESSAGE}}, "
+        "attributes=<1 redacted>, session_minutes=60)"
+    )
+    for shown in (repr(REQUEST), str(REQUEST), f"{REQUEST}", "%s" % REQUEST, ascii(REQUEST)):  # noqa: UP031
+        assert expected == shown
+    assert f"[{expected}]" == str([REQUEST])
+
+
+@pytest.mark.fault(30)
+def test_an_identity_prints_nothing_of_itself() -> None:
+    """It is a key of dictionaries, which get printed."""
+    assert "{<identity>: 1}" == str({REQUEST.identity: 1})
+    assert "<identity>" == f"{REQUEST.identity}" == "%s" % (REQUEST.identity,)  # noqa: UP031
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("secret", [REQUEST, REQUEST.identity], ids=["request", "identity"])
+def test_a_request_and_its_identity_refuse_to_be_pickled(secret: object, protocol: int) -> None:
+    """Pickles end up in stores and queues; also inside of something else."""
+    with pytest.raises(TypeError, match="holds a user id and is not pickled"):
+        pickle.dumps([secret], protocol)
+
+
+def test_a_copy_of_a_request_is_the_request() -> None:
+    """It cannot change, so there is nothing to copy."""
+    assert REQUEST is copy.copy(REQUEST)
+    assert REQUEST is copy.deepcopy([REQUEST])[0]
+
+
+# What a request is.
+
+
+@pytest.mark.parametrize(
+    "member",
+    ["room", "user", "capabilities", "attributes", "session_minutes", "identity"],
+)
+def test_a_request_cannot_be_changed(member: str) -> None:
+    """Neither by setting nor by deleting."""
+    request = TokenRequest(ROOM, "u")
+    with pytest.raises(FrozenInstanceError):
+        setattr(request, member, getattr(request, member))
+    with pytest.raises(FrozenInstanceError):
+        delattr(request, member)
+
+
+def test_a_request_does_not_follow_what_it_was_made_of() -> None:
+    """The caller's collections stay the caller's."""
+    capabilities, attributes = ["SEND_MESSAGE"], {"k": "v"}
+    request = TokenRequest(ROOM, "u", capabilities, attributes)
+    capabilities.append("DELETE_MESSAGE")
+    attributes["k"] = "w"
+    assert TokenRequest(ROOM, "u", ["SEND_MESSAGE"], {"k": "v"}) == request
+    with pytest.raises(TypeError):
+        request.attributes["k"] = "w"  # type: ignore[index]
+    request.as_members()["attributes"]["k"] = "w"
+    assert {"k": "v"} == dict(request.attributes)
+
+
+def test_the_members_are_those_of_the_api() -> None:
+    """What has no meaning is left out, and the order is always the same."""
+    full = TokenRequest(ROOM, "u", ["SEND_MESSAGE", "DELETE_MESSAGE"], {"k": "v"}, 30)
+    assert {
+        "roomIdentifier": ROOM,
+        "userId": "u",
+        "capabilities": ["DELETE_MESSAGE", "SEND_MESSAGE"],
+        "attributes": {"k": "v"},
+        "sessionDurationInMinutes": 30,
+    } == full.as_members()
+    assert {
+        "roomIdentifier": ROOM,
+        "userId": "u",
+        "sessionDurationInMinutes": 60,
+    } == TokenRequest(ROOM, "u").as_members()
+
+
+class Asked(NamedTuple):
+    """The arguments of a request, in some order of no meaning."""
+
+    room: str
+    user: str
+    capabilities: list[str]
+    attributes: dict[str, str] | None
+    minutes: int | None
+
+    def request(self) -> TokenRequest:
+        """Make the request; without minutes the default holds."""
+        arguments: tuple[str, str, Iterable[str], Mapping[str, str] | None] = self[:4]
+        return TokenRequest(*arguments, *([] if self.minutes is None else [self.minutes]))
+
+    def meaning(self) -> object:
+        """Return what AWS would make of it, written down independently."""
+        return (
+            self.room,
+            self.user,
+            set(self.capabilities),
+            {} if self.attributes is None else self.attributes,
+            60 if self.minutes is None else self.minutes,
+        )
+
+
+# Few and treacherous pieces, so that equal requests and near misses both come up.
+texts = st.sampled_from(["a", "b", "a:b", "b:a", "a-b", ":", "A"])
+rooms = st.sampled_from([ROOM, ROOM + "a", ROOM + "-b", ROOM.replace("eu-west-1", "us-west-2")])
+asked = st.builds(
+    Asked,
+    rooms,
+    texts,
+    st.lists(st.sampled_from(["SEND_MESSAGE", "DELETE_MESSAGE", "DISCONNECT_USER"]), max_size=4),
+    st.none() | st.dictionaries(texts, texts, max_size=3),
+    st.sampled_from([None, 60, 61]),
+)
+
+
+@thorough
+@example(Asked(ROOM, "-au", [], None, None), Asked(ROOM + "-a", "u", [], None, None))
+@example(Asked(ROOM, "a", [], {"k": "v=w"}, None), Asked(ROOM, "a", [], {"k=v": "w"}, None))
+@example(Asked(ROOM, "a", [], {"k": "v"}, None), Asked(ROOM, "a", [], {"v": "k"}, None))
+@example(Asked(ROOM, "a", [], {}, None), Asked(ROOM, "a", [], None, 60))
+@given(asked, asked)
+def test_requests_are_equal_if_and_only_if_they_mean_the_same(one: Asked, other: Asked) -> None:
+    """By comparison, by identity, by hash where equal, and by what goes to AWS."""
+    first, second = one.request(), other.request()
+    same = one.meaning() == other.meaning()
+    assert same == (first == second)
+    assert same == (first.identity == second.identity)
+    assert same == (first.as_members() == second.as_members())
+    assert same == (len({first, second}) == 1)
+    assert same == (len({first.identity, second.identity}) == 1)
+
+
+@thorough
+@given(asked, st.randoms(use_true_random=False))
+def test_order_has_no_meaning(one: Asked, rng: Any) -> None:
+    """Neither that of capabilities nor that of attributes, nor how often one is named."""
+    capabilities = one.capabilities * 2
+    rng.shuffle(capabilities)
+    pairs = list((one.attributes or {}).items())
+    rng.shuffle(pairs)
+    other = one._replace(capabilities=capabilities, attributes=dict(pairs))
+    assert one.request() == other.request()
+    assert hash(one.request()) == hash(other.request())
+
+
+@thorough
+@given(st.text(max_size=140), st.dictionaries(st.text(max_size=80), st.text(max_size=80)))
+def test_any_text_is_either_refused_or_kept_as_it_is(user: str, attributes: dict[str, str]) -> None:
+    """Nothing is normalised: what the caller wrote goes to AWS."""
+    try:
+        members = TokenRequest(ROOM, user, (), attributes).as_members()
+    except InvalidRequest:
+        size = sum(len(text.encode()) for pair in attributes.items() for text in pair)
+        assert not (1 <= len(user) <= 128 and size <= 1024)
+    else:
+        assert (user, attributes) == (members["userId"], members.get("attributes", {}))
+
+
+def test_a_request_equals_nothing_else() -> None:
+    """Not its members, not its identity."""
+    request = TokenRequest(ROOM, "u")
+    assert request != request.as_members()
+    assert request != request.identity
+    assert request != "u"
+
+
+@thorough
+@given(asked, st.text(max_size=3))
+def test_the_identity_of_one_user_is_never_that_of_another(one: Asked, user: str) -> None:
+    """Whatever stands beside it."""
+    assume(1 <= len(user) and user != one.user)
+    assert one.request() != one._replace(user=user).request()

@@ -1,0 +1,158 @@
+"""Tokens and replies: whole to those who ask for them, and shown by nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+import pickle
+import pprint
+from dataclasses import FrozenInstanceError
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from aioivschat import ChatToken
+from aioivschat._models import Reply
+
+CANARY = "qzx-AQICAH-7f3a9"
+EXPIRES = datetime(2027, 1, 15, 8, 1, tzinfo=UTC)
+SESSION = EXPIRES + timedelta(hours=1)
+TOKEN = ChatToken(CANARY, EXPIRES, SESSION)
+
+
+@pytest.mark.fault(30)
+def test_a_token_prints_without_its_secret() -> None:
+    """However it is printed; the times are there to be seen."""
+    expected = (
+        "ChatToken(token=<redacted>, token_expires=2027-01-15T08:01:00+00:00, "
+        "session_expires=2027-01-15T09:01:00+00:00, reused=False)"
+    )
+    for shown in (repr(TOKEN), str(TOKEN), f"{TOKEN}", "%s" % TOKEN, ascii(TOKEN)):  # noqa: UP031
+        assert expected == shown
+    assert f"[{expected}]" == str([TOKEN])
+
+
+@pytest.mark.fault(30)
+def test_a_reply_prints_without_its_token() -> None:
+    """However it is printed, pprint and containers included."""
+    reply = TOKEN.reply()
+    expected = (
+        "{'token': <redacted>, 'tokenExpirationTime': "
+        f"{EXPIRES!r}, 'sessionExpirationTime': {SESSION!r}}}"
+    )
+    for shown in (repr(reply), str(reply), f"{reply}", "%s" % reply, ascii(reply)):  # noqa: UP031
+        assert expected == shown
+    assert f"[{expected}]" == str([reply])
+    assert CANARY not in pprint.pformat([reply])
+
+
+@pytest.mark.fault(30)
+async def test_a_task_shows_neither_token_nor_reply_as_its_result() -> None:
+    """Debug logs and leak reports print tasks."""
+
+    async def give(value: object) -> object:
+        return value
+
+    for value in (TOKEN, TOKEN.reply()):
+        task = asyncio.create_task(give(value))
+        await task
+        # asyncio abridges it: look for the beginning only.
+        assert CANARY[:3] not in repr(task)
+
+
+@pytest.mark.fault(30)
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("secret", [TOKEN, TOKEN.reply()], ids=["token", "reply"])
+def test_tokens_and_replies_refuse_to_be_pickled(secret: object, protocol: int) -> None:
+    """Pickles end up in stores and queues; also inside of something else."""
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps([secret], protocol)
+
+
+@pytest.mark.fault(30)
+def test_the_refusal_to_pickle_shows_nothing() -> None:
+    """The message is logged by whoever tried."""
+    for secret in (TOKEN, TOKEN.reply()):
+        with pytest.raises(TypeError) as caught:
+            pickle.dumps(secret)
+        assert CANARY not in repr(caught.value)
+
+
+def test_a_token_gives_its_text_when_asked() -> None:
+    """The attribute and the reply are the explicit places."""
+    assert CANARY == TOKEN.token
+    assert CANARY == TOKEN.reply()["token"]
+
+
+def test_a_reply_is_the_dict_that_boto3_gives() -> None:
+    """Equal to a plain one, of the same three members and no more."""
+    expected = {
+        "token": CANARY,
+        "tokenExpirationTime": EXPIRES,
+        "sessionExpirationTime": SESSION,
+    }
+    reply = TOKEN.reply()
+    assert expected == reply
+    assert reply == expected
+    assert list(expected) == list(reply)
+    assert isinstance(reply, dict)
+    assert expected == dict(**reply)
+
+
+def test_a_reply_belongs_to_its_caller() -> None:
+    """Changing one changes neither the token nor the next one."""
+    reply = TOKEN.reply()
+    reply["token"] = "mine"
+    reply["extra"] = 1
+    assert CANARY == TOKEN.token
+    assert ["token", "tokenExpirationTime", "sessionExpirationTime"] == list(TOKEN.reply())
+
+
+def test_a_reply_serialises_to_json_apart_from_its_times() -> None:
+    """As boto3's does: the times need a default."""
+    with pytest.raises(TypeError, match="datetime"):
+        json.dumps(TOKEN.reply())
+    text = json.dumps(TOKEN.reply(), default=datetime.isoformat)
+    assert {
+        "token": CANARY,
+        "tokenExpirationTime": "2027-01-15T08:01:00+00:00",
+        "sessionExpirationTime": "2027-01-15T09:01:00+00:00",
+    } == json.loads(text)
+
+
+def test_a_reply_can_be_copied() -> None:
+    """As boto3's can; the copies do not show the token either."""
+    reply = TOKEN.reply()
+    for twin in (copy.copy(reply), copy.deepcopy(reply), copy.deepcopy([reply])[0], reply.copy()):
+        assert reply == twin
+        assert reply is not twin
+        assert CANARY not in repr(twin)
+
+
+def test_an_empty_reply_prints_too() -> None:
+    """Somebody may have taken everything out of it."""
+    assert "redacted" in repr(Reply())
+
+
+def test_a_token_handed_out_again_says_so() -> None:
+    """The same token otherwise, and the first one is left as it was."""
+    again = TOKEN.as_reused()
+    assert ChatToken(CANARY, EXPIRES, SESSION, reused=True) == again
+    assert (False, True) == (TOKEN.reused, again.reused)
+    assert again == again.as_reused()
+
+
+def test_a_copy_of_a_token_is_the_token() -> None:
+    """It cannot change, so there is nothing to copy."""
+    assert TOKEN is copy.copy(TOKEN)
+    assert TOKEN is copy.deepcopy([TOKEN])[0]
+
+
+@pytest.mark.parametrize("member", ["token", "token_expires", "session_expires", "reused"])
+def test_a_token_cannot_be_changed(member: str) -> None:
+    """It is shared by all who asked for the same."""
+    with pytest.raises(FrozenInstanceError):
+        setattr(TOKEN, member, "x")
+    with pytest.raises(FrozenInstanceError):
+        delattr(TOKEN, member)
