@@ -1,0 +1,321 @@
+"""The pace of requests towards one account and region.
+
+Two gates stand between a call and AWS. The *pace* spaces requests evenly and remembers a little
+lost time, so that a busy event loop does not waste the quota. The *window* counts: never more
+than the quota in any sliding second. How AWS shapes its 200 a second is not published; what
+passes both gates passes a token bucket, a fixed window and a sliding window alike.
+
+Others may use the same quota. The pace therefore follows what comes through: once a second in
+which requests were throttled, it becomes the rate that was served plus a probe. While callers
+wait, the sum over all processes then stays just above the quota, so none of it is wasted, and the
+probe, being equal for all, evens out their shares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from aioivschat._clock import Clock
+from aioivschat._models import Priority
+from aioivschat.errors import InvalidConfiguration
+
+_HEADROOM = 0.01
+"""Share of the rate held back where the server's shape is unknown: a request that was delayed on
+its way lands closer to the ones behind it, and a window of the server's sees one more."""
+
+_CATCH_UP = 0.05
+"""Seconds of lost time that the pace makes up for. At 200 a second that is 10 permits, half of
+the smallest bucket that is known of such services, so a full one still takes them at once."""
+
+_BURST_HELD_BACK = 0.1
+"""Share of a known bucket left unused: it fills later by the server's clock than by ours."""
+
+_EPOCH = 1.0
+"""Seconds over which served and throttled requests are counted: the longest window AWS is likely
+to use. A shorter one would take a window's used-up end for a lasting state."""
+
+_PROBE = 0.05
+"""Share of the quota tried beyond what was served. Simulated with four processes that know nothing
+of each other: less evens their shares out too slowly, more only adds throttled requests."""
+
+_GROWTH = 2.0
+"""Factor for a second in which nothing was throttled: the others have left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What AWS allows per account and region.
+
+    Args:
+        rate: requests a second, more than 0. ``CreateChatToken`` has 200, not adjustable (IVS
+            Chat service quotas). Without ``burst``, a fraction above a whole number is not used.
+        burst: size of the server's token bucket, where it is known to be one; at least 1. The
+            limiter then uses nine tenths of it at once. ``None``: unknown, so never more than
+            ``rate`` in any sliding second.
+        max_waiting: calls that may wait for a permit; one more is refused as overloaded.
+
+    Raises:
+        InvalidConfiguration: if a number is out of its range.
+    """
+
+    rate: float = 200.0
+    burst: int | None = None
+    max_waiting: int = 100_000
+
+    def __post_init__(self) -> None:
+        if not (self.rate > 0 and math.isfinite(self.rate)):
+            raise InvalidConfiguration("Quota.rate", "a finite number above 0", self.rate)
+        if self.burst is not None and self.burst < 1:
+            raise InvalidConfiguration("Quota.burst", "at least 1, or None", self.burst)
+        if self.max_waiting < 0:
+            raise InvalidConfiguration("Quota.max_waiting", "at least 0", self.max_waiting)
+
+
+class Reservation(Protocol):
+    """A place in the queue of a limiter, or a permit."""
+
+    @property
+    def expected(self) -> float:
+        """When the permit was expected at the time of reservation, by the monotonic clock."""
+
+    async def granted(self) -> None:
+        """Wait for the permit. A caller that is cancelled here has given its place back."""
+
+    def promote(self, priority: Priority) -> None:
+        """Move to the end of a more urgent queue, if it still waits in a less urgent one."""
+
+    def release(self) -> None:
+        """Give the place or the unused permit back; nothing if it was used or given back."""
+
+
+class Limiter(Protocol):
+    """Decides when a request may go to one account and region."""
+
+    @property
+    def waiting(self) -> int:
+        """How many reservations wait."""
+
+    @property
+    def full(self) -> bool:
+        """Whether as many wait as may."""
+
+    @property
+    def rate(self) -> float:
+        """The pace aimed at now, in requests a second."""
+
+    def predicted_wait(self, priority: Priority = Priority.NORMAL) -> float:
+        """Return the seconds that a new reservation would wait."""
+
+    def reserve(self, priority: Priority = Priority.NORMAL, *, again: bool = False) -> Reservation:
+        """Take a place in the queue.
+
+        Args:
+            priority: which queue.
+            again: whether it is for a retry, which goes to the head of its queue: it has waited.
+        """
+
+    def served(self) -> None:
+        """Take note that a request got through the quota."""
+
+    def throttled(self) -> None:
+        """Take note that a request was throttled."""
+
+
+class LocalLimiter:
+    """The limiter of one process: first in, first out within each priority.
+
+    Args:
+        quota: what is allowed.
+        clock: where the time comes from.
+        on_rate: called with the new rate when what was learnt changes it.
+    """
+
+    def __init__(
+        self, quota: Quota, clock: Clock, on_rate: Callable[[float], None] | None = None
+    ) -> None:
+        self._clock = clock
+        self._quota = quota
+        self._on_rate = on_rate
+        if quota.burst is None:
+            self._ceiling = quota.rate * (1 - _HEADROOM)
+            self._burst = max(1.0, quota.rate * _CATCH_UP)
+            # Below one a second, the window is as long as one permit takes.
+            per_window = max(1, math.floor(quota.rate))
+            self._window = max(1.0, per_window / quota.rate) / (1 - _HEADROOM)
+            self._recent: deque[float] = deque(maxlen=per_window)
+        else:
+            self._ceiling = quota.rate
+            self._burst = max(1.0, quota.burst * (1 - _BURST_HELD_BACK))
+            # A bucket has no window: the pace alone bounds it.
+            self._window = 0.0
+            self._recent = deque(maxlen=0)
+        self._rate = self._ceiling
+        self._next = -math.inf  # when the next permit is due, were none owed from lost time
+        self._queues: tuple[OrderedDict[_Place, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self._timer: asyncio.TimerHandle | None = None
+        self._epoch_end = clock.monotonic() + _EPOCH
+        self._served = 0
+        self._throttled = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many reservations wait."""
+        return sum(map(len, self._queues))
+
+    @property
+    def full(self) -> bool:
+        """Whether as many wait as may."""
+        return self.waiting >= self._quota.max_waiting and self.predicted_wait() > 0
+
+    @property
+    def rate(self) -> float:
+        """The pace aimed at now, in requests a second."""
+        return self._rate
+
+    def predicted_wait(self, priority: Priority = Priority.NORMAL) -> float:
+        """Return the seconds that a new reservation would wait.
+
+        It assumes that the rate stays, nobody more urgent comes and nobody leaves.
+        """
+        now = self._clock.monotonic()
+        ahead = sum(len(queue) for queue in self._queues[: priority + 1])
+        owed = self._next - (self._burst - 1) / self._rate
+        return max(self._due(now), owed + ahead / self._rate, now) - now
+
+    def reserve(self, priority: Priority = Priority.NORMAL, *, again: bool = False) -> _Place:
+        """Take a place in the queue, or a permit at once if nobody waits and one is due."""
+        now = self._clock.monotonic()
+        self._learn(now)
+        place = _Place(self, priority, now + self.predicted_wait(priority))
+        queue = self._queues[priority]
+        queue[place] = None
+        if again:
+            queue.move_to_end(place, last=False)
+        # A running timer says that none is due yet, whoever waits.
+        if self._timer is None:
+            self._grant_due()
+        return place
+
+    def served(self) -> None:
+        """Take note that a request got through the quota."""
+        self._learn(self._clock.monotonic())
+        self._served += 1
+
+    def throttled(self) -> None:
+        """Take note that a request was throttled."""
+        self._learn(self._clock.monotonic())
+        self._throttled += 1
+
+    def _due(self, now: float) -> float:
+        """Return when the next permit may be given."""
+        recent = self._recent
+        window = recent[0] + self._window if recent and len(recent) == recent.maxlen else now
+        return max(self._next - (self._burst - 1) / self._rate, window)
+
+    def _grant_due(self) -> None:
+        self._timer = None
+        now = self._clock.monotonic()
+        self._learn(now)
+        for queue in self._queues:
+            while queue:
+                due = self._due(now)
+                if due > now:
+                    loop = asyncio.get_running_loop()
+                    self._timer = loop.call_later(due - now, self._grant_due)
+                    return
+                place, _ = queue.popitem(last=False)
+                self._spend(place, now)
+
+    def _spend(self, place: _Place, now: float) -> None:
+        interval = 1 / self._rate
+        # Lost time beyond the burst is lost.
+        self._next = max(self._next, now) + interval
+        self._recent.append(now)
+        place._grant(now, interval)
+
+    def _refund(self, granted: float, interval: float) -> None:
+        self._next -= interval
+        # The very instant, not just any: the window must go on seeing those that were sent.
+        if granted in self._recent:
+            self._recent.remove(granted)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._grant_due()
+
+    def _withdraw(self, place: _Place) -> None:
+        self._queues[place.priority].pop(place, None)
+
+    def _promote(self, place: _Place, priority: Priority) -> None:
+        if priority < place.priority and place in self._queues[place.priority]:
+            self._withdraw(place)
+            place.priority = priority
+            self._queues[priority][place] = None
+
+    def _learn(self, now: float) -> None:
+        """Close the epochs that have passed and set the rate by what they showed."""
+        if now < self._epoch_end:
+            return
+        before = self._rate
+        clean_epochs = 1 + (now - self._epoch_end) // _EPOCH
+        if self._throttled:
+            clean_epochs -= 1
+            # One is presumed served: a single unlucky request must not shut the door.
+            share = (self._served + 1) / (self._served + 1 + self._throttled)
+            self._rate = self._rate * share + _PROBE * self._quota.rate
+        # A long rest restores the whole rate; a larger exponent could overflow.
+        self._rate = min(self._ceiling, self._rate * _GROWTH ** min(clean_epochs, 50))
+        self._served = self._throttled = 0
+        self._epoch_end = now + _EPOCH
+        if self._rate != before and self._on_rate is not None:
+            self._on_rate(self._rate)
+
+
+class _Place:
+    """A reservation at a :class:`LocalLimiter`."""
+
+    __slots__ = ("_future", "_granted", "_interval", "_limiter", "_over", "expected", "priority")
+
+    def __init__(self, limiter: LocalLimiter, priority: Priority, expected: float) -> None:
+        self._limiter = limiter
+        self.priority = priority
+        self.expected = expected
+        self._future: asyncio.Future[None] | None = None
+        self._granted: float | None = None
+        self._interval = 0.0
+        self._over = False
+
+    async def granted(self) -> None:
+        """Wait for the permit. A caller that is cancelled here has given its place back."""
+        if self._granted is None:
+            self._future = asyncio.get_running_loop().create_future()
+            try:
+                await self._future
+            except asyncio.CancelledError:
+                self.release()
+                raise
+        self._over = True
+
+    def promote(self, priority: Priority) -> None:
+        """Move to the end of a more urgent queue, if it still waits in a less urgent one."""
+        self._limiter._promote(self, priority)
+
+    def release(self) -> None:
+        """Give the place or the unused permit back; nothing if it was used or given back."""
+        if self._over:
+            return
+        self._over = True
+        if self._granted is None:
+            self._limiter._withdraw(self)
+        else:
+            self._limiter._refund(self._granted, self._interval)
+
+    def _grant(self, now: float, interval: float) -> None:
+        self._granted = now
+        self._interval = interval
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)

@@ -1,0 +1,134 @@
+"""When to try again, and when not: the only place that retries."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import tenacity
+from tenacity.stop import stop_base
+from tenacity.wait import wait_base
+
+from aioivschat._clock import Clock
+from aioivschat.errors import (
+    ConnectionFailed,
+    InvalidConfiguration,
+    MalformedResponse,
+    ServerFault,
+    Throttled,
+)
+
+T = TypeVar("T")
+
+RETRIED = (Throttled, ServerFault, ConnectionFailed, MalformedResponse)
+"""Failures that may pass; everything else would fail the same way again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often and how patiently a failed request is sent again.
+
+    The delay before attempt ``n + 1`` is random between 0 and
+    ``min(max_delay, base_delay * 2 ** (n - 1))`` ("full jitter"), and at least what the server's
+    ``Retry-After`` asks for.
+
+    Args:
+        max_attempts: requests sent for one token at most, the first included; at least 1. Twelve
+            carry every call through the second that processes sharing a quota need to
+            find their shares.
+        base_delay: seconds, more than 0.
+        max_delay: seconds, at least ``base_delay``.
+
+    Raises:
+        InvalidConfiguration: if a number is out of its range.
+    """
+
+    max_attempts: int = 12
+    base_delay: float = 0.1
+    max_delay: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise InvalidConfiguration("RetryPolicy.max_attempts", "at least 1", self.max_attempts)
+        if not self.base_delay > 0:
+            raise InvalidConfiguration("RetryPolicy.base_delay", "above 0 s", self.base_delay)
+        if not self.max_delay >= self.base_delay:
+            raise InvalidConfiguration(
+                "RetryPolicy.max_delay", "at least base_delay", self.max_delay
+            )
+
+
+class Retrier:
+    """Runs attempts until one succeeds or no further one makes sense.
+
+    Args:
+        policy: how often and how patiently.
+        clock: where sleeping is done.
+        rng: where the jitter comes from.
+    """
+
+    def __init__(self, policy: RetryPolicy, clock: Clock, rng: random.Random) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._wait = _FullJitter(policy, rng)
+
+    async def run(
+        self,
+        attempt: Callable[[int], Awaitable[T]],
+        *,
+        worthwhile: Callable[[float], bool],
+        before_sleep: Callable[[int, float], None],
+    ) -> T:
+        """Attempt until it succeeds.
+
+        Args:
+            attempt: makes the attempt of a number, from 1.
+            worthwhile: asked before each sleep of so many seconds whether anybody would still be
+                there afterwards.
+            before_sleep: told the number of the failed attempt and the seconds until the next.
+
+        Returns:
+            What the attempt returned.
+
+        Raises:
+            Exception: the last attempt's failure.
+        """
+        retrying = tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(RETRIED),
+            stop=tenacity.stop_after_attempt(self._policy.max_attempts) | _Pointless(worthwhile),
+            wait=self._wait,
+            sleep=self._clock.sleep,
+            before_sleep=lambda state: before_sleep(state.attempt_number, state.upcoming_sleep),
+            reraise=True,
+        )
+        async for trial in retrying:
+            with trial:
+                return await attempt(trial.retry_state.attempt_number)
+        raise AssertionError("tenacity either returns or raises")
+
+
+class _FullJitter(wait_base):
+    def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
+        self._policy = policy
+        self._rng = rng
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+        policy = self._policy
+        # Beyond 2**30 the maximum has long taken over.
+        doubled = policy.base_delay * 2.0 ** min(retry_state.attempt_number - 1, 30)
+        delay = self._rng.uniform(0, min(policy.max_delay, doubled))
+        failure = retry_state.outcome.exception() if retry_state.outcome else None
+        asked = failure.retry_after if isinstance(failure, Throttled | ServerFault) else None
+        return max(delay, asked or 0.0)
+
+
+class _Pointless(stop_base):
+    """Stops when nobody would be there to take the result."""
+
+    def __init__(self, worthwhile: Callable[[float], bool]) -> None:
+        self._worthwhile = worthwhile
+
+    def __call__(self, retry_state: tenacity.RetryCallState) -> bool:
+        return not self._worthwhile(retry_state.upcoming_sleep)

@@ -1,0 +1,186 @@
+"""One piece of work for all who ask for the same at the same time.
+
+A flight belongs to nobody: callers come and go, each with its own cancellation and deadline. The
+last one to leave before the work is committed cancels it; after that the work runs on, and the
+owner of the flights is told if its value found no taker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+from collections.abc import Callable, Coroutine, Hashable, Iterator
+from typing import Any, Generic, TypeVar
+
+V = TypeVar("V")
+T = TypeVar("T")
+F = TypeVar("F", bound="Flight[Any]")
+
+
+class FlightStopped(Exception):
+    """The owner stopped the flight; its caller was not cancelled."""
+
+
+class Flight(Generic[V]):
+    """Work under way, for any number of callers.
+
+    Args:
+        key: what callers agree on when they share it.
+
+    Attributes:
+        committed: set by the work while it must not be cancelled for lack of callers.
+        leaving: whether it is being cancelled.
+    """
+
+    _task: asyncio.Task[V]
+
+    def __init__(self, key: Hashable) -> None:
+        self.key = key
+        self.committed = False
+        self.leaving = False
+        self._claimed = False
+        self._waiters: set[asyncio.Future[None]] = set()
+
+    @property
+    def callers(self) -> int:
+        """How many wait for it now."""
+        return len(self._waiters)
+
+    @property
+    def done(self) -> bool:
+        """Whether the work has ended."""
+        return self._task.done()
+
+    def stop(self) -> None:
+        """Cancel the work; those who wait for it get :class:`FlightStopped`."""
+        self.leaving = True
+        self._task.cancel()
+
+    async def ended(self) -> None:
+        """Wait until the work has ended, whatever came of it."""
+        await asyncio.wait((self._task,))
+
+
+class SingleFlight(Generic[V, F]):
+    """The flights under way, never two live ones for a key.
+
+    Args:
+        unclaimed: called once with a flight and its value when the work succeeded and nobody
+            took the value.
+    """
+
+    def __init__(self, unclaimed: Callable[[F, V], None]) -> None:
+        self._unclaimed = unclaimed
+        self._by_key: dict[Hashable, F] = {}
+        self._all: set[F] = set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[F]:
+        return iter(tuple(self._all))
+
+    async def find(self, key: Hashable) -> F | None:
+        """Return the flight under way for a key.
+
+        One that is being cancelled is waited for first: its successor must not fly beside it.
+        """
+        while (flight := self._by_key.get(key)) is not None and not flight.done:
+            if not flight.leaving:
+                return flight
+            await flight.ended()
+        return None
+
+    def start(self, flight: F, work: Coroutine[Any, Any, V]) -> None:
+        """Begin the work of a new flight.
+
+        It runs in a fresh context: it is none of its callers' work.
+        """
+        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        flight._task = task
+        self._all.add(flight)
+        task.add_done_callback(lambda _: self._land(flight))
+
+    def share(self, flight: F, key: Hashable) -> None:
+        """Let others join a flight by a key; it takes the place of an earlier one."""
+        flight.key = key
+        self._by_key[key] = flight
+
+    async def join(self, flight: F, take: Callable[[V], T]) -> T:
+        """Wait for a flight and take its value.
+
+        Args:
+            flight: a flight that is not done.
+            take: called with the value at the moment this caller gets it.
+
+        Returns:
+            What ``take`` returned.
+
+        Raises:
+            FlightStopped: the owner stopped the flight.
+            Exception: this caller's own copy of the work's failure, with the failure as cause.
+        """
+
+        def claim() -> T:
+            flight._claimed = True
+            return take(flight._task.result())
+
+        return await self._wait(flight, claim)
+
+    async def attend(self, flight: F) -> None:
+        """Wait for a flight as :meth:`join` does, leaving its value to others."""
+        await self._wait(flight, lambda: None)
+
+    async def _wait(self, flight: F, landed: Callable[[], T]) -> T:
+        waiter = asyncio.get_running_loop().create_future()
+        flight._waiters.add(waiter)
+        try:
+            await waiter
+            if flight._task.cancelled():
+                raise FlightStopped
+            failure = flight._task.exception()
+            if failure is None:
+                return landed()
+        finally:
+            flight._waiters.discard(waiter)
+            if not flight._waiters:
+                self._abandon(flight)
+        # One object raised in many tasks would gather all their tracebacks.
+        own = _copied(failure)
+        if own is failure:
+            raise own
+        raise own from failure
+
+    def _abandon(self, flight: F) -> None:
+        if flight in self._all:
+            if not flight.committed and not flight.done:
+                flight.stop()
+        else:
+            self._offer(flight)
+
+    def _land(self, flight: F) -> None:
+        self._all.discard(flight)
+        # A successor may stand in its place.
+        if self._by_key.get(flight.key) is flight:
+            del self._by_key[flight.key]
+        if not flight._waiters:
+            self._offer(flight)
+        for waiter in flight._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _offer(self, flight: F) -> None:
+        # Asking for the exception also tells asyncio that it was not overlooked.
+        if flight._claimed or flight._task.cancelled() or flight._task.exception() is not None:
+            return
+        flight._claimed = True
+        self._unclaimed(flight, flight._task.result())
+
+
+def _copied(error: BaseException) -> BaseException:
+    """Return a copy of an error, or the error itself if its class cannot be copied."""
+    try:
+        return copy.copy(error)
+    except Exception:
+        return error
