@@ -1,0 +1,115 @@
+"""``python -m aioivschat.emulator``: the emulator's server as a process of its own.
+
+It prints one line of JSON, ``{"url": "http://127.0.0.1:PORT"}``, when it is ready, and serves until
+it gets SIGINT or SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from ._faults import Fault, FaultKind
+from ._model import Emulator
+from ._quota import QuotaShape
+from .server import ThreadedEmulatorServer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until a signal comes.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+
+    Returns:
+        0, the exit status.
+
+    Raises:
+        SystemExit: the arguments are not valid, or the address cannot be listened on.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        emulator = Emulator(
+            quota=options.quota,
+            latency=options.latency,
+            jitter=options.jitter,
+            token_life=options.token_life,
+            minute=options.minute,
+            clock_skew=options.clock_skew,
+            any_room=options.any_room,
+        )
+        emulator.fail_next(*options.fault)
+        server = ThreadedEmulatorServer(
+            emulator,
+            host=options.host,
+            port=options.port,
+            verify_signatures=options.verify_signatures,
+        )
+        with server:
+            sys.stdout.write(json.dumps({"url": server.url}) + "\n")
+            sys.stdout.flush()
+            stopped.wait()
+    except (ValueError, OSError, OverflowError) as error:  # the last: no such port
+        parser.error(str(error))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m aioivschat.emulator", description="A local Amazon IVS Chat control plane."
+    )
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=0, help="port to listen on (default: a free one)")
+    add(
+        "--quota",
+        type=QuotaShape.parse,
+        default="bucket:200:200",
+        metavar="SHAPE",
+        help="bucket:RATE:SIZE, fixed:RATE, sliding:RATE or unlimited (default: %(default)s)",
+    )
+    add("--latency", type=float, default=0.0, metavar="SECONDS", help="before every answer")
+    add("--jitter", type=float, default=0.0, metavar="SECONDS", help="up to so much more latency")
+    add("--token-life", type=float, default=60.0, metavar="SECONDS", help="default: %(default)s")
+    add(
+        "--minute",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long a minute of session duration lasts (default: %(default)s)",
+    )
+    add(
+        "--clock-skew",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="how far ahead the service's clock is",
+    )
+    add(
+        "--no-any-room",
+        dest="any_room",
+        action="store_false",
+        help="make tokens only for rooms that were created",
+    )
+    add("--verify-signatures", action="store_true", help="for the credentials testing/testing")
+    add(
+        "--fault",
+        type=Fault.parse,
+        action="append",
+        default=[],
+        metavar="KIND[:TIMES]",
+        help=f"queue a fault; 0 times for ever; kinds: {', '.join(FaultKind)}",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Checks SigV4 signatures with botocore's own signer, as AWS does with the shared secret."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from botocore.auth import SIGV4_TIMESTAMP, UNSIGNED_PAYLOAD, SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.compat import HTTPHeaders
+from botocore.credentials import Credentials
+
+from ._wire import ServiceError
+
+DEFAULT_ACCESS_KEYS: Mapping[str, str] = {"testing": "testing"}
+_SERVICE = "ivschat"
+_TOLERANCE = 300.0  # seconds; IAM user guide, "Signing AWS API requests": within five minutes
+_AUTHORIZATION = re.compile(
+    r"AWS4-HMAC-SHA256 +Credential=(?P<scope>[^, ]+), *"
+    r"SignedHeaders=(?P<names>[^, ]+), *Signature=(?P<signature>[0-9a-f]{64})"
+)
+
+
+class _Signer(SigV4Auth):
+    """Signs the headers that the client says it signed, whichever they are."""
+
+    def __init__(self, credentials: Credentials, region: str, signed: HTTPHeaders) -> None:
+        super().__init__(credentials, _SERVICE, region)
+        self._signed = signed
+
+    def headers_to_sign(self, request: AWSRequest) -> Any:
+        return self._signed
+
+
+class SignatureVerifier:
+    """Tells whether a request was signed by somebody known.
+
+    A session token is accepted if it is among the signed headers.
+
+    Args:
+        access_keys: secret access keys by access key id; None for ``testing``/``testing``.
+    """
+
+    def __init__(self, access_keys: Mapping[str, str] | None = None) -> None:
+        self._access_keys = dict(DEFAULT_ACCESS_KEYS if access_keys is None else access_keys)
+
+    def denial(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        now: float,
+    ) -> ServiceError | None:
+        """Check one request.
+
+        Args:
+            method: the HTTP method.
+            url: the whole URL as the client wrote it.
+            headers: the headers, under names in lower case.
+            body: the body.
+            now: wall seconds by the service's clock.
+
+        Returns:
+            The error that AWS would answer with, None for a good signature.
+        """
+        authorization = headers.get("authorization")
+        if not authorization:
+            return _denied("MissingAuthenticationTokenException", "Missing Authentication Token")
+        match = _AUTHORIZATION.fullmatch(authorization.strip())
+        scope = match["scope"].split("/") if match else []
+        timestamp = headers.get("x-amz-date", "")
+        if match is None or len(scope) != 5:
+            return _denied("IncompleteSignatureException", "Authorization header is incomplete")
+        access_key, date, region, service, _ = scope
+        names = match["names"].split(";")
+
+        if service != _SERVICE:
+            return _invalid(f"Credential should be scoped to correct service: '{_SERVICE}'.")
+        if access_key not in self._access_keys:
+            return _denied(
+                "UnrecognizedClientException",
+                "The security token included in the request is invalid.",
+            )
+        if (problem := _untimely(timestamp, now)) is not None:
+            return _invalid(problem)
+        if not timestamp.startswith(date):
+            return _invalid("Date in Credential scope does not match the date of the request.")
+        # What is not signed could have been swapped on the way.
+        required = {"host"} | {name for name in headers if name.startswith("x-amz-")}
+        if not required.issubset(names):
+            return _invalid("'Host' and all 'X-Amz-' headers must be signed.")
+        payload_hash = headers.get("x-amz-content-sha256", UNSIGNED_PAYLOAD)
+        if payload_hash not in (UNSIGNED_PAYLOAD, hashlib.sha256(body).hexdigest()):
+            return _invalid("X-Amz-Content-SHA256 does not match the body.")
+
+        signed = HTTPHeaders()
+        for name in names:
+            signed[name] = headers.get(name, "")
+        signer = _Signer(Credentials(access_key, self._access_keys[access_key]), region, signed)
+        request = AWSRequest(method=method, url=url, headers=dict(headers), data=body)
+        request.context["timestamp"] = timestamp
+        to_sign = signer.string_to_sign(request, signer.canonical_request(request))
+        if hmac.compare_digest(match["signature"], signer.signature(to_sign, request)):
+            return None
+        return _invalid(
+            "The request signature we calculated does not match the signature you provided."
+        )
+
+
+def _untimely(timestamp: str, now: float) -> str | None:
+    try:
+        signed_at = datetime.strptime(timestamp, SIGV4_TIMESTAMP).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return "X-Amz-Date must be in ISO 8601 basic format."
+    current = datetime.fromtimestamp(now, UTC).strftime(SIGV4_TIMESTAMP)
+    if signed_at < now - _TOLERANCE:
+        return f"Signature expired: {timestamp} is now earlier than {current} less 5 min."
+    if signed_at > now + _TOLERANCE:
+        return f"Signature not yet current: {timestamp} is still later than {current} plus 5 min."
+    return None
+
+
+def _invalid(message: str) -> ServiceError:
+    return _denied("InvalidSignatureException", message)
+
+
+def _denied(code: str, message: str) -> ServiceError:
+    return ServiceError(403, code, message)

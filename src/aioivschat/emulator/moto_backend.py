@@ -1,0 +1,181 @@
+"""IVS Chat for moto: the emulator as one of its backends. Needs the extra ``[moto]``.
+
+moto has no plugins. It finds the backend of a service named in a request's credential scope by a
+table of patterns, ``moto.backend_index.backend_url_patterns``, and loads it as the attribute
+``<service>_backends`` of the module ``moto.<service>``. `install` makes this module that one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import ModuleType, SimpleNamespace, TracebackType
+from typing import Any, Self
+
+from ._model import OPERATIONS, Emulator
+from ._sigv4 import DEFAULT_ACCESS_KEYS, SignatureVerifier
+from ._wire import Answer, Hang, Outcome, Request, region_of
+
+
+def _import_moto(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is missing: IVS Chat in moto needs the extra, aioivschat[moto]"
+        ) from error
+
+
+_backend_index = _import_moto("moto.backend_index")
+_base_backend = _import_moto("moto.core.base_backend")
+
+_URL_BASE = r"https?://ivschat\.(.+)\.amazonaws\.com"
+# What moto's decorators put into the environment.
+_MOTO_ACCESS_KEYS = {"FOOBARKEY": "FOOBARSECRET"}
+
+_emulator = Emulator()
+_verifier = SignatureVerifier()
+
+
+def install(
+    emulator: Emulator | None = None, *, access_keys: Mapping[str, str] | None = None
+) -> Emulator:
+    """Put IVS Chat into moto; doing it again only changes the emulator.
+
+    Afterwards every ``moto.server.ThreadedMotoServer``, and ``mock_aws`` for clients that are not
+    async, serves the five operations of the emulator, signatures checked. moto's reset resets the
+    emulator too. Within ``mock_aws`` there is no connection: a reset or a black hole raises
+    `NotImplementedError` there, and moto's servers cannot be told of connections opened.
+
+    Args:
+        emulator: the model to serve; None for the one in place.
+        access_keys: secret access keys by access key id; None for ``testing``/``testing`` and the
+            placeholder that moto sets.
+
+    Returns:
+        The emulator that moto serves from now on.
+    """
+    global _emulator, _verifier
+    _emulator = emulator or _emulator
+    _verifier = SignatureVerifier(
+        {**DEFAULT_ACCESS_KEYS, **_MOTO_ACCESS_KEYS} if access_keys is None else access_keys
+    )
+    sys.modules["moto.ivschat"] = sys.modules[__name__]
+    patterns = _backend_index.backend_url_patterns
+    if not any(service == "ivschat" for service, _ in patterns):
+        patterns.append(("ivschat", re.compile(_URL_BASE)))
+    return _emulator
+
+
+class MotoServer:
+    """moto's threaded server with IVS Chat in it: ``with MotoServer() as server:``.
+
+    Args:
+        emulator: the model to serve; None for a new one.
+        host: the address to listen on.
+        port: the port to listen on; 0 for one that is free.
+
+    Attributes:
+        emulator: the model.
+
+    Raises:
+        ImportError: on entering, moto's server or what it needs is missing.
+    """
+
+    def __init__(
+        self, emulator: Emulator | None = None, *, host: str = "127.0.0.1", port: int = 0
+    ) -> None:
+        self.emulator = emulator or Emulator()
+        self._host = host
+        self._port = port
+        self._server: Any = None
+
+    @property
+    def url(self) -> str:
+        """The endpoint's URL, for every service of moto.
+
+        Raises:
+            RuntimeError: the server is not running.
+        """
+        if self._server is None:
+            raise RuntimeError("the moto server is not running")
+        host, port = self._server.get_host_and_port()
+        return f"http://{host}:{port}"
+
+    def __enter__(self) -> Self:
+        moto_server = _import_moto("moto.server")
+        install(self.emulator)
+        server = moto_server.ThreadedMotoServer(self._host, self._port, verbose=False)
+        server.start()
+        self._server = server
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.stop()
+        self._server = None
+
+
+def _handle(request: Any, url: str, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:
+    """Answer one request as moto wants it: with status, headers and body."""
+    body = request.get_data()
+    lower_case = {name.lower(): value for name, value in headers.items()}
+    with _emulator.flights:
+        outcome = _emulator.respond(
+            Request(
+                request.path[1:] if request.method == "POST" else "",
+                body,
+                region=region_of(lower_case.get("authorization")),
+                denial=_verifier.denial(request.method, url, lower_case, body, _emulator.now()),
+            )
+        )
+        connection = request.environ.get("werkzeug.socket")
+        if connection is not None:
+            _send(connection, outcome)
+        elif not isinstance(outcome, Answer):
+            raise NotImplementedError("without a connection, none can be reset or left unanswered")
+    if not isinstance(outcome, Answer):
+        # On a closed connection it goes nowhere.
+        return 204, {}, b""
+    return outcome.status, dict(outcome.headers), outcome.body
+
+
+def _send(connection: socket.socket, outcome: Outcome) -> None:
+    """Do what the outcome says past WSGI, which must answer, and adds a Date of its own.
+
+    The connection is closed for writing afterwards, so that moto's own answer goes nowhere. For a
+    reset that is all: werkzeug holds on to the socket, so that it ends in order, yet unanswered.
+    """
+    if isinstance(outcome, Hang):
+        # Nothing more is expected of the client: this returns when it closes the connection.
+        connection.recv(1)
+    else:
+        time.sleep(outcome.delay)
+    if isinstance(outcome, Answer):
+        connection.sendall(outcome.to_bytes())
+    with suppress(OSError):  # the client may have been first
+        connection.shutdown(socket.SHUT_WR)
+
+
+class _IvsChatBackend(_base_backend.BaseBackend):  # type: ignore[misc,name-defined]
+    """What moto takes a service's addresses from, and resets."""
+
+    @property
+    def _url_module(self) -> SimpleNamespace:
+        paths: dict[str, Callable[..., Any]] = {f"{{0}}/{name}$": _handle for name in OPERATIONS}
+        return SimpleNamespace(url_bases=[_URL_BASE], url_paths=paths)
+
+    def reset(self) -> None:
+        _emulator.reset()
+
+
+ivschat_backends = _base_backend.BackendDict(_IvsChatBackend, "ivschat")

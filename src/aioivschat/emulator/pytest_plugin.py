@@ -1,0 +1,69 @@
+"""pytest fixtures: a local IVS Chat for a test suite, whatever its async plugin is.
+
+pytest loads this module in every run of a project that has the library installed, so that all else
+is imported by the fixtures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .moto_backend import MotoServer
+    from .server import ThreadedEmulatorServer
+
+# What could lead a client elsewhere, or give it other credentials.
+_FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+
+
+@pytest.fixture(scope="session")
+def _ivschat_server() -> Iterator[ThreadedEmulatorServer]:
+    from .server import ThreadedEmulatorServer
+
+    with ThreadedEmulatorServer() as server:
+        yield server
+
+
+@pytest.fixture
+def ivschat_emulator(_ivschat_server: ThreadedEmulatorServer) -> ThreadedEmulatorServer:
+    """A running emulator as new: its ``url`` is the endpoint, its ``emulator`` the model.
+
+    One server serves the whole session; each test gets it reset, without open connections.
+    """
+    _ivschat_server.reset_connections()
+    _ivschat_server.emulator.reset()
+    return _ivschat_server
+
+
+@pytest.fixture
+def ivschat_room(ivschat_emulator: ThreadedEmulatorServer) -> str:
+    """The ARN of a room that exists on the emulator, in us-east-1."""
+    arn: str = ivschat_emulator.emulator.create_room()["arn"]
+    return arn
+
+
+@pytest.fixture
+def ivschat_env(ivschat_emulator: ThreadedEmulatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment in which unmodified code reaches the emulator, in us-east-1."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", ivschat_emulator.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    for name in _FOREIGN:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def ivschat_moto() -> Iterator[MotoServer]:
+    """A running moto server with IVS Chat in it: its ``url``, and its ``emulator``.
+
+    Raises:
+        ImportError: moto is missing; the extra ``[moto]`` brings it.
+    """
+    from .moto_backend import MotoServer
+
+    with MotoServer() as server:
+        yield server

@@ -1,0 +1,262 @@
+"""The emulator's control plane over HTTP, on aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from aiohttp import web
+
+from ._admin import PREFIX, administer
+from ._model import Emulator
+from ._wire import Answer, Hang, Outcome, Request, region_of
+
+if TYPE_CHECKING:
+    from ._sigv4 import SignatureVerifier
+
+# To linger for no time makes the kernel send a reset instead of an orderly end.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+# aiohttp waits so many seconds for handlers; those of the emulator only sleep, and end at once.
+_GRACE = 0.05
+
+
+class _CountingServer(web.Server):
+    """aiohttp's low-level server, which tells the model of every connection."""
+
+    emulator: Emulator
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        self.emulator.connection_opened()
+        super().connection_made(handler, transport)
+
+
+class _ControlPlane:
+    """What both servers are made of; one after the other may run, but not twice at once.
+
+    Args:
+        emulator: the model to serve; None for a new one.
+        host: the address to listen on.
+        port: the port to listen on; 0 for one that is free.
+        verify_signatures: answer 403 to a request whose SigV4 signature is not good.
+        access_keys: secret access keys by access key id; None for ``testing``/``testing``.
+
+    Attributes:
+        emulator: the model.
+    """
+
+    def __init__(
+        self,
+        emulator: Emulator | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        verify_signatures: bool = False,
+        access_keys: Mapping[str, str] | None = None,
+    ) -> None:
+        self.emulator = emulator or Emulator()
+        self._host = host
+        self._port = port
+        self._verifier = _verifier(access_keys) if verify_signatures else None
+        self._server: _CountingServer | None = None
+        self._runner: web.ServerRunner | None = None
+        self._url: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The endpoint's URL, without a slash at its end.
+
+        Raises:
+            RuntimeError: the server is not running.
+        """
+        if self._url is None:
+            raise RuntimeError("the emulator's server is not running")
+        return self._url
+
+    async def _start(self) -> None:
+        self._closing = asyncio.Event()
+        # A client that goes away ends its request: black holes would pile up otherwise.
+        self._server = _CountingServer(self._handle, handler_cancellation=True, access_log=None)
+        self._server.emulator = self.emulator
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=_GRACE)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, self._host, self._port).start()
+        except BaseException:
+            await self._runner.cleanup()
+            raise
+        port = self._runner.addresses[0][1]
+        self._url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"
+
+    async def _stop(self) -> None:
+        self._url = None
+        self._closing.set()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def _reset_connections(self) -> None:
+        if self._server is not None:
+            for connection in self._server.connections:
+                if connection.transport is not None:
+                    _reset(connection.transport)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path.startswith(PREFIX):
+            return _response(
+                administer(self.emulator, request.method, request.path, await request.read())
+            )
+        with self.emulator.flights:
+            outcome = self._outcome(request, await request.read())
+            if isinstance(outcome, Hang):
+                await self._closing.wait()
+            elif outcome.delay:
+                await asyncio.sleep(outcome.delay)
+            return _send(request, outcome)
+
+    def _outcome(self, request: web.BaseRequest, body: bytes) -> Outcome:
+        denial = None
+        if self._verifier is not None:
+            denial = self._verifier.denial(
+                request.method,
+                str(request.url),
+                {name.lower(): value for name, value in request.headers.items()},
+                body,
+                self.emulator.now(),
+            )
+        return self.emulator.respond(
+            Request(
+                request.path[1:] if request.method == "POST" else "",
+                body,
+                region=region_of(request.headers.get("Authorization")),
+                denial=denial,
+            )
+        )
+
+
+class EmulatorServer(_ControlPlane):
+    """Serves the emulator on the running event loop.
+
+    ::
+
+        async with EmulatorServer() as server:
+            client = session.create_client("ivschat", endpoint_url=server.url, ...)
+
+    Args:
+        emulator: the model to serve; None for a new one.
+        host: the address to listen on.
+        port: the port to listen on; 0 for one that is free.
+        verify_signatures: answer 403 to a request whose SigV4 signature is not good.
+        access_keys: secret access keys by access key id; None for ``testing``/``testing``.
+
+    Raises:
+        OSError: on entering, the address cannot be listened on.
+    """
+
+    async def __aenter__(self) -> Self:
+        await self._start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._stop()
+
+    def reset_connections(self) -> None:
+        """Reset every open connection, idle ones included."""
+        self._reset_connections()
+
+
+class ThreadedEmulatorServer(_ControlPlane):
+    """Serves the emulator on an event loop in a thread of its own.
+
+    For code that is not async, and for fixtures: ``with ThreadedEmulatorServer() as server:``. The
+    arguments are those of `EmulatorServer`. The model is safe to use from any thread.
+
+    Raises:
+        OSError: on entering, the address cannot be listened on.
+    """
+
+    def __enter__(self) -> Self:
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._serve(started)),
+            name="ivschat-emulator",
+            daemon=True,
+        )
+        self._thread.start()
+        try:
+            started.result()
+        except BaseException:
+            self._thread.join()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+
+    def reset_connections(self) -> None:
+        """Reset every open connection, idle ones included."""
+
+        async def reset() -> None:
+            self._reset_connections()
+
+        asyncio.run_coroutine_threadsafe(reset(), self._loop).result()
+
+    async def _serve(self, started: Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        try:
+            await self._start()
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        await self._closing.wait()
+        await self._stop()
+
+
+def _send(request: web.BaseRequest, outcome: Outcome) -> web.StreamResponse:
+    transport = request.transport
+    if not isinstance(outcome, Answer):
+        if transport is not None:
+            _reset(transport)
+        # aiohttp wants something to send; on a closed transport it goes nowhere.
+        return web.Response()
+    if "Date" not in outcome.headers:
+        # aiohttp would add one: write the answer past it.
+        if transport is not None:
+            transport.write(outcome.to_bytes())
+            transport.close()
+        return web.Response()
+    return _response(outcome)
+
+
+def _response(answer: Answer) -> web.Response:
+    return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()
+
+
+def _verifier(access_keys: Mapping[str, str] | None) -> SignatureVerifier:
+    # Checking is rare, and botocore's signer takes long to import.
+    from ._sigv4 import SignatureVerifier
+
+    return SignatureVerifier(access_keys)

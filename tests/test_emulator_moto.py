@@ -1,0 +1,203 @@
+"""IVS Chat in moto: the same answers as from the emulator's own server."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import botocore.exceptions
+import pytest
+from aiobotocore.session import get_session
+from botocore.config import Config
+from moto import mock_aws
+from moto.server import ThreadedMotoServer
+
+from aioivschat.emulator import Emulator, EmulatorServer, Fault, FaultKind
+from aioivschat.emulator.moto_backend import MotoServer, install
+
+ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/AbCdEf123456"
+ONCE = Config(retries={"total_max_attempts": 1}, read_timeout=0.5)
+
+
+def client_of(url: str, secret: str = "testing", region: str = "us-east-1") -> Any:
+    """Return a context manager of an aiobotocore client that sends each request once."""
+    session: Any = get_session()
+    return session.create_client(
+        "ivschat",
+        region_name=region,
+        endpoint_url=url,
+        aws_access_key_id="testing",
+        aws_secret_access_key=secret,
+        config=ONCE,
+    )
+
+
+@pytest.fixture
+def server() -> Iterator[MotoServer]:
+    """A running moto server with a model of its own."""
+    with MotoServer() as running:
+        yield running
+
+
+async def test_moto_serves_every_operation(server: MotoServer) -> None:
+    """Rooms and tokens, in the region of the client's signature."""
+    async with client_of(server.url, region="eu-west-1") as client:
+        room = await client.create_room(name="lobby")
+        assert room["arn"].startswith("arn:aws:ivschat:eu-west-1:123456789012:room/")
+        assert "lobby" == (await client.get_room(identifier=room["arn"]))["name"]
+        assert [room["arn"]] == [each["arn"] for each in (await client.list_rooms())["rooms"]]
+        reply = await client.create_chat_token(roomIdentifier=room["arn"], userId="alice")
+        assert isinstance(reply["tokenExpirationTime"], datetime)
+        assert "alice" == server.emulator.redeem(reply["token"]).user_id
+        await client.delete_room(identifier=room["arn"])
+        with pytest.raises(client.exceptions.ResourceNotFoundException):
+            await client.get_room(identifier=room["arn"])
+
+
+async def test_moto_serves_other_services_beside(server: MotoServer) -> None:
+    """IVS itself is still moto's own."""
+    async with get_session().create_client(
+        "ivs",
+        region_name="us-east-1",
+        endpoint_url=server.url,
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+    ) as client:
+        assert "stage" == (await client.create_channel(name="stage"))["channel"]["name"]
+
+
+async def test_moto_checks_signatures(server: MotoServer) -> None:
+    """A wrong secret is refused."""
+    async with client_of(server.url, secret="wrong") as client:
+        with pytest.raises(botocore.exceptions.ClientError, match="InvalidSignatureException"):
+            await client.create_chat_token(roomIdentifier=ROOM, userId="alice")
+
+
+async def outcome(url: str, **members: Any) -> object:
+    """Return all that a client can see of one answer, but for what differs from one to the next."""
+    async with client_of(url) as client:
+        try:
+            reply = await client.create_chat_token(
+                **{"roomIdentifier": ROOM, "userId": "alice", **members}
+            )
+        except botocore.exceptions.ClientError as error:
+            reply = error.response
+        except botocore.exceptions.BotoCoreError as error:
+            return isinstance(error, botocore.exceptions.ReadTimeoutError)
+    metadata = reply.pop("ResponseMetadata")
+    headers = metadata["HTTPHeaders"]
+    seen = {name: headers.get(name) for name in ("content-type", "content-length", "retry-after")}
+    shape = {
+        name: type(value) if name in ("token", "sessionExpirationTime") else value
+        for name, value in reply.items()
+    }
+    shape["tokenExpirationTime"] = str(reply.get("tokenExpirationTime"))[:4]
+    date = re.sub(r"\d\d:\d\d:\d\d", "TIME", str(headers.get("date")))
+    return metadata["HTTPStatusCode"], seen, shape, headers.get("x-amzn-errortype"), date
+
+
+@pytest.mark.parametrize("kind", list(FaultKind))
+async def test_moto_answers_faults_as_the_server_does(server: MotoServer, kind: FaultKind) -> None:
+    """Whatever the fault, a client sees the same of it."""
+    async with EmulatorServer(verify_signatures=True) as own:
+        for emulator in (own.emulator, server.emulator):
+            emulator.fail_next(Fault(kind, retry_after="3"))
+        assert await outcome(own.url) == await outcome(server.url)
+    assert 1 == server.emulator.counts().requests
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quota": "fixed:1"},
+        {"any_room": False},
+        {"clock_skew": 200.0},
+        {"date_header": "absent"},
+        {"date_header": "garbled"},
+    ],
+)
+async def test_moto_follows_settings_as_the_server_does(
+    server: MotoServer, settings: dict[str, Any]
+) -> None:
+    """Throttles, unknown rooms and the Date header are those of the model."""
+    async with EmulatorServer(verify_signatures=True) as own:
+        for emulator in (own.emulator, server.emulator):
+            emulator.configure(**settings)
+        members: dict[str, Any]
+        for members in (
+            {},
+            {},
+            {"sessionDurationInMinutes": 181},
+            {"attributes": {"k": "v" * 1024}},
+        ):
+            assert await outcome(own.url, **members) == await outcome(server.url, **members)
+
+
+async def test_black_hole_in_moto_holds_up_nobody_else(server: MotoServer) -> None:
+    """Another request is answered while one never is."""
+    server.emulator.fail_next(Fault(FaultKind.BLACK_HOLE))
+    first = asyncio.create_task(outcome(server.url))
+    for _ in range(500):
+        if server.emulator.counts().dropped:
+            break
+        await asyncio.sleep(0.01)
+    second = await outcome(server.url)
+    assert isinstance(second, tuple)
+    assert 200 == second[0]
+    assert True is await first
+
+
+async def test_installing_twice_keeps_one_backend() -> None:
+    """The emulator in place stays, unless another is given; moto's own server serves it."""
+    emulator = Emulator(any_room=False)
+    assert emulator is install(emulator)
+    assert emulator is install()
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    arn = emulator.create_room()["arn"]
+    async with client_of(f"http://{host}:{port}") as client:
+        assert (await client.create_chat_token(roomIdentifier=arn, userId="alice"))["token"]
+    server.stop()
+
+
+def test_decorator_of_moto_works_for_clients_that_are_not_async() -> None:
+    """Within ``mock_aws`` there is no server; what needs a connection is refused clearly."""
+    boto3 = pytest.importorskip("boto3")
+    emulator = install(Emulator())
+    with mock_aws():
+        client = boto3.client("ivschat", region_name="us-east-1")
+        room = client.create_room()["arn"]
+        assert client.create_chat_token(roomIdentifier=room, userId="alice")["token"]
+        emulator.fail_next(Fault(FaultKind.RESET))
+        with pytest.raises(NotImplementedError, match="connection"):
+            client.create_chat_token(roomIdentifier=room, userId="alice")
+
+
+def test_server_that_does_not_run_has_no_url() -> None:
+    """Before and after the context there is nothing to connect to."""
+    server = MotoServer()
+    with pytest.raises(RuntimeError, match="not running"):
+        _ = server.url
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in an interpreter of its own."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_emulator_does_not_import_moto() -> None:
+    """moto is an extra: the package and its server do without."""
+    code = "import sys, aioivschat.emulator.server; sys.exit('moto' in sys.modules)"
+    assert 0 == python(code).returncode
+
+
+def test_missing_moto_names_the_extra() -> None:
+    """The error says what to install."""
+    code = "import sys; sys.modules['moto'] = None; import aioivschat.emulator.moto_backend"
+    assert "aioivschat[moto]" in python(code).stderr.splitlines()[-1]
