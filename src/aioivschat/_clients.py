@@ -1,0 +1,412 @@
+"""The way to AWS: one long-lived aiobotocore client a region, and its errors in our words.
+
+This is the only module that imports aiobotocore.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession, get_session
+from botocore import exceptions as botocore_errors
+from botocore.parsers import ResponseParserError
+
+from aioivschat._clock import Clock
+from aioivschat._models import TOKEN_LIFE, ChatToken, TokenRequest
+from aioivschat.errors import (
+    AccessDenied,
+    AwsError,
+    ConnectionFailed,
+    InvalidConfiguration,
+    MalformedResponse,
+    PendingVerification,
+    ResourceNotFound,
+    ServerFault,
+    Throttled,
+    ValidationFailed,
+)
+
+_THROTTLES = {
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "TooManyRequestsException",
+}
+
+_BY_CODE: dict[str, type[AwsError]] = {
+    "AccessDeniedException": AccessDenied,
+    "PendingVerification": PendingVerification,
+    "ResourceNotFoundException": ResourceNotFound,
+    "ValidationException": ValidationFailed,
+    **dict.fromkeys(_THROTTLES, Throttled),
+}
+
+_BY_STATUS: dict[int, type[AwsError]] = {
+    400: ValidationFailed,
+    401: AccessDenied,
+    403: AccessDenied,
+    404: ResourceNotFound,
+    429: Throttled,
+}
+
+_WITHHELD = "(message withheld: it may repeat the request)"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPolicy:
+    """The connections to AWS.
+
+    Args:
+        max_connections: open connections a region at most; at least 1. The default carries 200
+            requests a second at half a second each.
+        connect_timeout: seconds to open a connection, above 0.
+        read_timeout: seconds to wait for an answer, above 0.
+
+    Raises:
+        InvalidConfiguration: if a number is out of its range.
+    """
+
+    max_connections: int = 100
+    connect_timeout: float = 3.0
+    read_timeout: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.max_connections < 1:
+            raise InvalidConfiguration(
+                "PoolPolicy.max_connections", "at least 1", self.max_connections
+            )
+        for option in ("connect_timeout", "read_timeout"):
+            if not getattr(self, option) > 0:
+                raise InvalidConfiguration(
+                    f"PoolPolicy.{option}", "above 0 s", getattr(self, option)
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A token as it came, checked.
+
+    Args:
+        token: the token.
+        life: seconds that it lives at least, counted from the start of its request.
+    """
+
+    token: ChatToken
+    life: float
+
+
+class ClientPool:
+    """Opens clients on first use, one opening at a time, and closes them in reverse order.
+
+    Args:
+        session: an ``AioSession``, an ``aioboto3.Session``, or ``None`` for a new session, which
+            finds credentials and profile as boto3 does.
+        endpoint_url: where to send requests instead of to AWS; HTTPS, or on this host.
+        policy: the connections.
+        clock: where the time comes from.
+        on_open: called with the region and the seconds it took when a client was opened.
+
+    Raises:
+        InvalidConfiguration: if the session or the endpoint cannot be used.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        endpoint_url: str | None,
+        policy: PoolPolicy,
+        clock: Clock,
+        on_open: Callable[[str, float], None] | None = None,
+    ) -> None:
+        if endpoint_url is not None:
+            _check_endpoint("endpoint_url", endpoint_url)
+        self._create_client = _client_factory(session)
+        self._endpoint_url = endpoint_url
+        self._policy = policy
+        self._clock = clock
+        self._on_open = on_open
+        self._clients: dict[str, Any] = {}
+        self._opening = asyncio.Lock()
+        self._open_clients = AsyncExitStack()
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def is_open(self, region: str) -> bool:
+        """Tell whether the client of a region is open."""
+        return region in self._clients
+
+    async def open(self, region: str) -> None:
+        """Open the client of a region, if it is not open.
+
+        Raises:
+            InvalidConfiguration: the environment or a profile names an endpoint that is neither
+                HTTPS nor on this host.
+        """
+        async with self._opening:
+            if region in self._clients:
+                return
+            started = self._clock.monotonic()
+            client = await self._open_clients.enter_async_context(
+                self._create_client(
+                    "ivschat",
+                    region_name=region,
+                    endpoint_url=self._endpoint_url,
+                    config=self._config(),
+                )
+            )
+            # Only now is it known what AWS_ENDPOINT_URL_IVSCHAT or a profile said.
+            _check_endpoint("the configured endpoint URL", client.meta.endpoint_url)
+            _keep_secrets_out_of_debug_logs()
+            self._clients[region] = client
+            if self._on_open is not None:
+                self._on_open(region, self._clock.monotonic() - started)
+
+    async def mint(self, region: str, request: TokenRequest) -> Minted:
+        """Send one request, once.
+
+        Args:
+            region: a region whose client is open.
+            request: what to ask for.
+
+        Raises:
+            AwsError: AWS refused.
+            ConnectionFailed: no whole answer came.
+            MalformedResponse: the answer holds no usable token.
+            botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
+        """
+        create = self._clients[region].create_chat_token
+        asked_at = self._clock.wall()
+        minting = _minting.set(True)
+        try:
+            return _checked(await create(**request.as_members()), asked_at)
+        except MalformedResponse as error:
+            failure: Exception = error
+        except Exception as error:
+            failure = _translated(error, request)
+        finally:
+            _minting.reset(minting)
+        # Raised out here, without context: botocore's frames and messages hold the request.
+        raise failure.with_traceback(None)
+
+    async def aclose(self) -> None:
+        """Close all clients."""
+        self._clients.clear()
+        await self._open_clients.aclose()
+
+    def _config(self) -> AioConfig:
+        # HTTP_PROXY would carry what is meant to stay on this host to another, in the clear.
+        local = self._endpoint_url is not None and self._endpoint_url.startswith("http:")
+        return AioConfig(
+            proxies={} if local else None,
+            connect_timeout=self._policy.connect_timeout,
+            read_timeout=self._policy.read_timeout,
+            max_pool_connections=self._policy.max_connections,
+            # One request a call, whatever AWS_RETRY_MODE and AWS_MAX_ATTEMPTS say: retries under
+            # ours would multiply and go round the limiter. ``max_attempts`` would send two, and
+            # ``adaptive`` would pace.
+            retries={"total_max_attempts": 1, "mode": "standard"},
+        )
+
+
+def _client_factory(session: Any) -> Callable[..., Any]:
+    if session is None:
+        session = get_session()
+    if isinstance(session, AioSession):
+        return session.create_client
+    # An aioboto3.Session, known by what it wraps: its package is an extra.
+    if isinstance(getattr(session, "_session", None), AioSession):
+        client: Callable[..., Any] = session.client
+        return client
+    raise InvalidConfiguration(
+        "session", "an AioSession, an aioboto3.Session or None", type(session).__qualname__
+    )
+
+
+def _check_endpoint(option: str, url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
+        return
+    # The URL itself may hold a password.
+    raise InvalidConfiguration(
+        option, "an HTTPS URL, or an HTTP one on this host", f"{parts.scheme}://{parts.hostname}"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _checked(reply: Mapping[str, Any], asked_at: float) -> Minted:
+    metadata = reply.get("ResponseMetadata", {})
+    request_id = metadata.get("RequestId")
+    token = reply.get("token")
+    if not isinstance(token, str) or not token:
+        raise MalformedResponse("no token", request_id)
+    # Expiry and Date are both by AWS's clock, so a wrong clock of ours does no harm.
+    answered = _date(metadata) or datetime.fromtimestamp(asked_at, UTC)
+    token_end = _future(reply, "tokenExpirationTime", answered, request_id)
+    session_end = _future(reply, "sessionExpirationTime", answered, request_id)
+    # Date has whole seconds, so the difference can be up to one too long.
+    life = min((token_end - answered).total_seconds(), TOKEN_LIFE)
+    return Minted(ChatToken(token, token_end, session_end), life)
+
+
+def _future(
+    reply: Mapping[str, Any], member: str, answered: datetime, request_id: str | None
+) -> datetime:
+    end = reply.get(member)
+    if not isinstance(end, datetime):
+        raise MalformedResponse(f"no {member}", request_id)
+    if end.tzinfo is None:
+        raise MalformedResponse(f"{member} has no time zone", request_id)
+    if end <= answered:
+        raise MalformedResponse(f"{member} is past", request_id)
+    return end
+
+
+def _headers(metadata: Mapping[str, Any]) -> Mapping[str, str]:
+    headers: Mapping[str, str] = metadata.get("HTTPHeaders") or {}
+    return headers
+
+
+def _date(metadata: Mapping[str, Any]) -> datetime | None:
+    return _http_date(_headers(metadata).get("date", ""))
+
+
+def _http_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+
+
+def _retry_after(metadata: Mapping[str, Any]) -> float | None:
+    """Return the seconds that ``Retry-After`` asks for: a number, or a date."""
+    text = _headers(metadata).get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    until, answered = _http_date(text), _date(metadata)
+    if until is None or answered is None:
+        return None
+    return max(0.0, (until - answered).total_seconds())
+
+
+def _translated(error: Exception, request: TokenRequest) -> Exception:
+    """Return what to raise instead of an error of botocore, aiohttp or the parser."""
+    if isinstance(error, botocore_errors.ClientError):
+        return _refusal(error, request)
+    if isinstance(error, botocore_errors.HTTPClientError | botocore_errors.ConnectionError):
+        return ConnectionFailed(type(error).__name__)
+    if isinstance(error, botocore_errors.BotoCoreError):
+        if not isinstance(error, ResponseParserError):
+            error.__cause__ = error.__context__ = None
+            return error
+    elif isinstance(error, OSError):
+        return ConnectionFailed(type(error).__name__)
+    # A timestamp that is none, nesting without end: the parser lets many kinds through.
+    return MalformedResponse(f"it cannot be parsed ({type(error).__name__})")
+
+
+def _refusal(error: botocore_errors.ClientError, request: TokenRequest) -> AwsError:
+    response: Mapping[str, Any] = error.response
+    metadata = response.get("ResponseMetadata", {})
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = int(metadata.get("HTTPStatusCode", 0))
+    kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
+    if kind is None:
+        kind = ServerFault if status >= 500 else AwsError
+    refusal = _mixed(kind, type(error))(_without_secrets(response, kind, request))
+    if isinstance(refusal, Throttled | ServerFault):
+        refusal.retry_after = _retry_after(metadata)
+    return refusal
+
+
+def _mixed(kind: type[AwsError], theirs: type[Exception]) -> type[AwsError]:
+    """Return a class that is caught as ours and as the session's own, such as
+    ``client.exceptions.ResourceNotFoundException``."""
+    if theirs is botocore_errors.ClientError:
+        return kind
+    mixed: type[AwsError] | None = _mixtures.get((kind, theirs))
+    if mixed is None:
+        mixed = _mixtures[kind, theirs] = type(kind.__name__, (kind, theirs), {})
+    return mixed
+
+
+# As many as a session has modelled errors; sessions are few.
+_mixtures: dict[tuple[type[AwsError], type[Exception]], type[AwsError]] = {}
+
+
+def _without_secrets(
+    response: Mapping[str, Any], kind: type[AwsError], request: TokenRequest
+) -> dict[str, Any]:
+    error = response.get("Error", {})
+    metadata = response.get("ResponseMetadata", {})
+    message = str(error.get("Message", ""))
+    secrets = (request.user, *request.attributes, *request.attributes.values())
+    told = any(_names(message, secret) for secret in secrets)
+    # Validation messages quote values, signature errors the canonical request.
+    quotes = kind is ValidationFailed or "Signature" in str(error.get("Code", ""))
+    kept: dict[str, Any] = {
+        "Error": {"Code": error.get("Code"), "Message": _WITHHELD if told or quotes else message},
+        "ResponseMetadata": {
+            key: metadata[key]
+            for key in ("RequestId", "HTTPStatusCode", "RetryAttempts")
+            if key in metadata
+        },
+    }
+    if kind in (ResourceNotFound, Throttled):
+        # The resource is the room, or what the quota belongs to.
+        for member in ("resourceId", "resourceType", "limit"):
+            if member in response:
+                kept[member] = response[member]
+    return kept
+
+
+def _names(message: str, secret: str) -> bool:
+    """Tell whether a message holds a secret; one of few letters only as a word of its own."""
+    if len(secret) > 3:
+        return secret in message
+    return bool(secret) and re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", message) is not None
+
+
+_minting: ContextVar[bool] = ContextVar("aioivschat_minting", default=False)
+
+
+class _SecretsFilter(logging.Filter):
+    """Drops what botocore logs of our requests below INFO: it shows token, user and signature."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.INFO or not _minting.get()
+
+
+_secrets_filter = _SecretsFilter()
+
+
+def _keep_secrets_out_of_debug_logs() -> None:
+    # A filter holds for its own logger only, not for those below it.
+    for name in tuple(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
+            logging.getLogger(name).addFilter(_secrets_filter)

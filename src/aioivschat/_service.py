@@ -1,0 +1,758 @@
+"""``AsyncTokenService``: the one place where the parts meet.
+
+A call goes straight down, once: validate, cache or stock, single flight, admission, limiter,
+client, retry, parse and check, cache, the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import warnings
+from collections import deque
+from collections.abc import AsyncIterable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum
+from types import TracebackType
+from typing import Any, Self
+
+from aioivschat._cache import CachePolicy, Entry, TokenCache
+from aioivschat._clients import ClientPool, PoolPolicy
+from aioivschat._clock import Clock
+from aioivschat._events import (
+    AttemptFailed,
+    ClientOpened,
+    Delivered,
+    Invalidated,
+    Joined,
+    Minted,
+    Observer,
+    Observers,
+    RateChanged,
+    Retrying,
+    Shed,
+    Source,
+    Stocked,
+)
+from aioivschat._limiter import Limiter, LocalLimiter, Quota, Reservation
+from aioivschat._models import (
+    SESSION_DEFAULT_MINUTES,
+    ChatToken,
+    Identity,
+    Priority,
+    RoomArn,
+    TokenRequest,
+)
+from aioivschat._retry import Retrier, RetryPolicy
+from aioivschat._singleflight import Flight, FlightStopped, SingleFlight
+from aioivschat.errors import (
+    AwsError,
+    ChatTokenError,
+    DeadlineExceeded,
+    Exceptions,
+    InvalidRequest,
+    MalformedResponse,
+    Overloaded,
+    ServiceClosed,
+    Throttled,
+    WrongLoop,
+)
+
+_KEY_MAX_CHARACTERS = 255
+
+_PREWARM_AHEAD = 2.0
+"""Seconds' worth of permits that prewarming keeps in the queue: enough never to idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """Counters since the service was made, and the state of the moment.
+
+    Args:
+        requests: requests sent to AWS.
+        minted: tokens that AWS gave.
+        throttled: requests that AWS throttled.
+        failed: requests that failed otherwise.
+        cached: calls served with a token that was handed out before.
+        stock: calls served with a token that nobody had been given.
+        joined: calls that joined a flight under way.
+        shed: calls refused at once, as they could not be served in time.
+        stocked: tokens that went into the stock.
+        expired_unused: stocked tokens that were dropped before anybody was given them.
+        flights: flights under way.
+        waiting: reservations that wait for a permit.
+        tokens_held: delivered tokens held.
+        stock_held: undelivered tokens held.
+    """
+
+    requests: int
+    minted: int
+    throttled: int
+    failed: int
+    cached: int
+    stock: int
+    joined: int
+    shed: int
+    stocked: int
+    expired_unused: int
+    flights: int
+    waiting: int
+    tokens_held: int
+    stock_held: int
+
+
+@dataclass(slots=True)
+class _Counters:
+    requests: int = 0
+    minted: int = 0
+    throttled: int = 0
+    failed: int = 0
+    cached: int = 0
+    stock: int = 0
+    joined: int = 0
+    shed: int = 0
+    stocked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prewarmed:
+    """What came of :meth:`AsyncTokenService.prewarm`.
+
+    Args:
+        minted: tokens that came; those that no caller wanted meanwhile are in the stock.
+        failed: requests that failed, by the name of the error's class.
+    """
+
+    minted: int
+    failed: Mapping[str, int]
+
+
+class _State(Enum):
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class _Mint(Flight[Entry]):
+    """The flight that mints one token."""
+
+    def __init__(
+        self,
+        request: TokenRequest,
+        limiter: Limiter,
+        priority: Priority,
+        deadline: float,
+        generation: int,
+    ) -> None:
+        super().__init__(key=None)
+        self.request = request
+        self.limiter = limiter
+        self.priority = priority
+        self.deadline = deadline
+        self.generation = generation
+        self.reservation: Reservation = limiter.reserve(priority)
+
+    def welcome(self, priority: Priority, deadline: float) -> None:
+        """Go on for one more caller: as long and as urgently as the most demanding one."""
+        self.deadline = max(self.deadline, deadline)
+        if priority < self.priority:
+            self.priority = priority
+            self.reservation.promote(priority)
+
+    def reserve_again(self) -> None:
+        """Take a place for a retry."""
+        self.reservation = self.limiter.reserve(self.priority, again=True)
+
+    def stop(self) -> None:
+        """Cancel the work and give its place back, even if it has not begun to run."""
+        self.reservation.release()
+        super().stop()
+
+
+class AsyncTokenService:
+    """Issues IVS Chat tokens at the pace that AWS allows.
+
+    Make one per process and event loop, and keep it: ``async with AsyncTokenService() as tokens``.
+
+    Args:
+        session: an ``aiobotocore.session.AioSession``, an ``aioboto3.Session``, or ``None``, which
+            finds credentials, profile and configuration as boto3 does.
+        endpoint_url: where requests go instead of to AWS; HTTPS, or HTTP on this host.
+        quota: what AWS allows an account and region; or a mapping from (account, region) for
+            accounts that differ, where :class:`Quota` with its defaults holds for the rest.
+        retry: how often and how patiently failed requests are sent again.
+        cache: how many tokens are kept, and the least life they are handed out with.
+        pool: the connections to AWS.
+        observers: told what happens; see :class:`Observer`.
+        clock: where the time comes from.
+        rng: where the jitter comes from.
+
+    Raises:
+        InvalidConfiguration: if an option cannot work.
+    """
+
+    exceptions = Exceptions
+    """Error classes under boto3's names: ``except tokens.exceptions.ResourceNotFoundException``."""
+
+    def __init__(
+        self,
+        *,
+        session: Any = None,
+        endpoint_url: str | None = None,
+        quota: Quota | Mapping[tuple[str, str], Quota] = Quota(),  # noqa: B008 (frozen)
+        retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
+        cache: CachePolicy = CachePolicy(),  # noqa: B008 (frozen)
+        pool: PoolPolicy = PoolPolicy(),  # noqa: B008 (frozen)
+        observers: Iterable[Observer] = (),
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._state = _State.CLOSED  # until everything below has worked
+        self._clock = clock or Clock()
+        self._observers = Observers(observers)
+        self._quota = quota
+        self._min_remaining = cache.min_remaining
+        self._cache = TokenCache(cache, self._clock)
+        self._flights = SingleFlight[Entry, _Mint](self._keep_unclaimed)
+        self._limiters: dict[tuple[str, str], Limiter] = {}
+        jitter = rng or random.Random()  # noqa: S311 (no secret)
+        self._retrier = Retrier(retry, self._clock, jitter)
+        self._pool = ClientPool(session, endpoint_url, pool, self._clock, self._client_opened)
+        # Flights of `prewarm` that a caller who wants such a token may take over.
+        self._prewarming: dict[Identity, deque[_Mint]] = {}
+        self._counters = _Counters()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+        self._closing: asyncio.Task[None] | None = None
+        self._state = _State.OPEN
+
+    async def __aenter__(self) -> Self:
+        self._check_usable()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if self._state is not _State.CLOSED and self._loop is not None and len(self._pool):
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
+
+    def __repr__(self) -> str:
+        return (
+            f"<AsyncTokenService {self._state.value}, {len(self._flights)} flights, "
+            f"{self._waiting} waiting, {self._cache.delivered} tokens, "
+            f"{self._cache.stocked} in stock>"
+        )
+
+    async def create_chat_token(
+        self,
+        *,
+        roomIdentifier: str,  # noqa: N803 (boto3's name)
+        userId: str,  # noqa: N803 (boto3's name)
+        capabilities: Iterable[str] = (),
+        sessionDurationInMinutes: int = SESSION_DEFAULT_MINUTES,  # noqa: N803 (boto3's name)
+        attributes: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+        fresh: bool = False,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> dict[str, Any]:
+        """Issue a token: the call of the boto3 ``ivschat`` client, name for name.
+
+        The plain call shares an unexpired token among equal calls. A token connects once, so a
+        second connection needs ``fresh=True`` or an ``idempotency_key`` of its own.
+
+        Args:
+            roomIdentifier: ARN of the room, 1 to 128 characters.
+            userId: the user's id in the application, 1 to 128 characters.
+            capabilities: any of ``SEND_MESSAGE``, ``DELETE_MESSAGE``, ``DISCONNECT_USER``.
+            sessionDurationInMinutes: 1 to 180 minutes.
+            attributes: text to text, at most 1,024 bytes of UTF-8 over all keys and values.
+            idempotency_key: as for :meth:`issue`.
+            fresh: as for :meth:`issue`.
+            timeout: as for :meth:`issue`.
+            priority: as for :meth:`issue`.
+
+        Returns:
+            ``token``, ``tokenExpirationTime`` and ``sessionExpirationTime``, as boto3 gives them;
+            the dict is the caller's own.
+
+        Raises:
+            ChatTokenError: as :meth:`issue` does.
+        """
+        try:
+            request = TokenRequest(
+                roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
+            )
+            issuing = self.issue(
+                request,
+                idempotency_key=idempotency_key,
+                fresh=fresh,
+                timeout=timeout,
+                priority=priority,
+            )
+        finally:
+            # A traceback that shows locals must not show these.
+            del roomIdentifier, userId, attributes, idempotency_key
+        return (await issuing).reply()
+
+    async def issue(
+        self,
+        request: TokenRequest,
+        *,
+        idempotency_key: str | None = None,
+        fresh: bool = False,
+        timeout: float | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> ChatToken:
+        """Issue a token.
+
+        Args:
+            request: who wants to enter which room, and what they may do there.
+            idempotency_key: names one logical connection attempt, 1 to 255 characters: only calls
+                with an equal request *and* key share a token, so that a retried HTTP request gets
+                the same one again and another tab gets its own.
+            fresh: whether the token must be one that nobody has been handed; excludes a key.
+            timeout: seconds, above 0, for everything: waiting, connecting, retries. A call that
+                cannot make it is refused at once. ``None``: as long as it takes.
+            priority: who goes first when calls wait for the quota.
+
+        Returns:
+            A token with at least ``CachePolicy.min_remaining`` seconds to live.
+
+        Raises:
+            InvalidRequest: an argument breaks a limit; nothing was sent.
+            Overloaded: the wait would be longer than ``timeout``, or too many wait already.
+            DeadlineExceeded: ``timeout`` ran out.
+            AwsError: AWS refused; the subclass says why.
+            ConnectionFailed: AWS could not be reached, after all retries.
+            MalformedResponse: AWS answered without a usable token, after all retries.
+            ServiceClosed: the service is closing or closed.
+            WrongLoop: the service was opened on another event loop or in another process.
+            botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
+        """
+        self._check_usable()
+        try:
+            key = _key(request, idempotency_key, fresh)
+        finally:
+            del idempotency_key  # out of tracebacks that show locals
+        token = self._ready(request, key)
+        if token is not None:
+            return token
+        if timeout is None:
+            return await self._wait_for_token(request, key, float("inf"), priority)
+        if not timeout > 0:
+            raise InvalidRequest("timeout", "above 0 s, or None", f"{timeout}")
+        deadline = self._clock.monotonic() + timeout
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._wait_for_token(request, key, deadline, priority)
+        except TimeoutError as error:
+            if isinstance(error, ChatTokenError):
+                raise
+        raise DeadlineExceeded(timeout)
+
+    async def prewarm(
+        self, requests: Iterable[TokenRequest] | AsyncIterable[TokenRequest]
+    ) -> Prewarmed:
+        """Mint tokens ahead of the doors; each goes to exactly one later call.
+
+        Live calls go first: these requests wait at :attr:`Priority.BACKGROUND`. A call that comes
+        for one of them while it is under way takes it over. As a token lives for a minute,
+        prewarm at most 12,000 a minute ahead.
+
+        Args:
+            requests: one token is minted for each, also for equal ones.
+
+        Returns:
+            How many tokens came, and what failed.
+
+        Raises:
+            ServiceClosed: the service is closing or closed.
+            WrongLoop: the service was opened on another event loop or in another process.
+        """
+        self._check_usable()
+        minted = 0
+        failed: dict[str, int] = {}
+        under_way: set[asyncio.Task[str | None]] = set()
+
+        def settle(done: Iterable[asyncio.Task[str | None]]) -> None:
+            nonlocal minted
+            for task in done:
+                error = task.result()
+                if error is None:
+                    minted += 1
+                else:
+                    failed[error] = failed.get(error, 0) + 1
+
+        try:
+            async for request in _each(requests):
+                limit = max(1.0, self._quota_of(request) * _PREWARM_AHEAD)
+                while len(under_way) >= limit:
+                    done, under_way = await asyncio.wait(
+                        under_way, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    settle(done)
+                under_way.add(asyncio.create_task(self._prewarm_one(request)))
+            if under_way:
+                settle((await asyncio.wait(under_way))[0])
+        finally:
+            for task in under_way:
+                task.cancel()
+        self._check_usable()
+        return Prewarmed(minted, failed)
+
+    def invalidate(self, *, room: str | None = None, user: str | None = None) -> None:
+        """Forget every cached and stocked token of a user, of a room, or of a user in a room.
+
+        Flights under way go on for those who wait for them already, and for nobody else: what
+        they bring is not kept. To ban somebody, stop issuing to them first, then call this, then
+        disconnect them; nothing can revoke a token that was handed out.
+
+        Args:
+            room: the room's ARN.
+            user: the user's id.
+
+        Raises:
+            InvalidRequest: neither was given, or the room is not a room's ARN.
+        """
+        if room is None and user is None:
+            raise InvalidRequest("invalidate", "given a room, a user or both", "neither")
+        if room is not None:
+            RoomArn.parse(room)
+        self._cache.invalidate(room, user)
+        if self._observers:
+            self._observers.tell(Invalidated(room, user is not None))
+
+    def estimate(self, room: str, *, priority: Priority = Priority.NORMAL) -> float:
+        """Return the seconds that a new call for a room would wait for its turn now.
+
+        Args:
+            room: the room's ARN; calls wait together by its account and region.
+            priority: the priority of the call.
+
+        Raises:
+            InvalidRequest: the room is not a room's ARN.
+        """
+        return self._limiter(RoomArn.parse(room)).predicted_wait(priority)
+
+    def stats(self) -> Stats:
+        """Return the counters and the state of the moment."""
+        return Stats(
+            **asdict(self._counters),
+            expired_unused=self._cache.expired_unused,
+            flights=len(self._flights),
+            waiting=self._waiting,
+            tokens_held=self._cache.delivered,
+            stock_held=self._cache.stocked,
+        )
+
+    async def aclose(self, *, grace: float = 5.0) -> None:
+        """Refuse new calls, let requests that were sent come home, and close the clients.
+
+        Calls that still wait for their turn fail with :class:`ServiceClosed` at once. Closing
+        twice is fine.
+
+        Args:
+            grace: seconds that requests under way may take.
+
+        Raises:
+            WrongLoop: the service was opened on another event loop or in another process.
+        """
+        if self._state is _State.CLOSED:
+            return
+        self._check_home()
+        if self._closing is None:
+            self._state = _State.CLOSING
+            self._closing = asyncio.create_task(self._close(grace))
+        # Whoever is cancelled while closing leaves the closing to go on.
+        await asyncio.shield(self._closing)
+
+    # What a call needs from top to bottom.
+
+    def _ready(self, request: TokenRequest, key: Identity | None) -> ChatToken | None:
+        """Return a token that is there already."""
+        cache, identity = self._cache, request.identity
+        entry = cache.get(key, identity) if key is not None else None
+        if entry is not None:
+            self._counters.cached += 1
+            source = Source.CACHE
+        else:
+            entry = cache.take(identity)
+            if entry is None:
+                return None
+            self._counters.stock += 1
+            source = Source.STOCK
+            if key is not None:
+                cache.put(key, entry)
+        if self._observers:
+            self._observers.tell(Delivered(request.room, source, 0.0))
+        return entry.hand_out()
+
+    async def _wait_for_token(
+        self, request: TokenRequest, key: Identity | None, deadline: float, priority: Priority
+    ) -> ChatToken:
+        started = self._clock.monotonic()
+        arn = RoomArn.parse(request.room)
+        while True:
+            # A permit is worth nothing until there is a client to use it.
+            if not self._pool.is_open(arn.region):
+                await self._pool.open(arn.region)
+            flight = await self._flights.find(key) if key is not None else None
+            # Either may have taken a while.
+            self._check_usable()
+            token = self._ready(request, key)
+            if token is not None:
+                return token
+            flight = self._board(flight, request, arn, key, deadline, priority)
+            try:
+                token = await self._flights.join(flight, self._hand_out)
+            except FlightStopped:
+                raise ServiceClosed from None
+            # None: the host slept between the answer and now, and the token died of it.
+            if token is not None:
+                if self._observers:
+                    waited = self._clock.monotonic() - started
+                    self._observers.tell(Delivered(request.room, Source.FLIGHT, waited))
+                return token
+
+    def _board(
+        self,
+        flight: _Mint | None,
+        request: TokenRequest,
+        arn: RoomArn,
+        key: Identity | None,
+        deadline: float,
+        priority: Priority,
+    ) -> _Mint:
+        """Find a place on the flight of the key, on one of prewarming's, or on a new one."""
+        if flight is not None and self._cache.fenced(flight.generation, request.identity):
+            flight = None
+        if flight is not None:
+            self._admit(request, flight.reservation.expected, deadline)
+            self._counters.joined += 1
+            if self._observers:
+                self._observers.tell(Joined(request.room))
+            flight.welcome(priority, deadline)
+            return flight
+        limiter = self._limiter(arn)
+        flight = self._take_over(request.identity)
+        if flight is None:
+            now = self._clock.monotonic()
+            if limiter.full:
+                self._shed(request, "too many calls are waiting", limiter.predicted_wait(priority))
+            self._admit(request, now + limiter.predicted_wait(priority), deadline)
+            flight = self._start(request, limiter, priority, deadline)
+        else:
+            flight.welcome(priority, deadline)
+        if key is not None:
+            self._flights.share(flight, key)
+        return flight
+
+    def _admit(self, request: TokenRequest, expected: float, deadline: float) -> None:
+        if expected > deadline:
+            self._shed(request, "the wait would be longer than the timeout", expected - deadline)
+
+    def _shed(self, request: TokenRequest, reason: str, retry_after: float) -> None:
+        self._counters.shed += 1
+        if self._observers:
+            self._observers.tell(Shed(request.room, retry_after))
+        raise Overloaded(reason, retry_after)
+
+    def _start(
+        self, request: TokenRequest, limiter: Limiter, priority: Priority, deadline: float
+    ) -> _Mint:
+        flight = _Mint(request, limiter, priority, deadline, self._cache.generation)
+        self._flights.start(flight, self._mint(flight))
+        return flight
+
+    def _hand_out(self, entry: Entry) -> ChatToken | None:
+        return entry.hand_out() if self._cache.alive(entry) else None
+
+    async def _mint(self, flight: _Mint) -> Entry:
+        request = flight.request
+
+        async def attempt(number: int) -> Entry:
+            if number > 1:
+                flight.reserve_again()
+            await flight.reservation.granted()
+            return await self._send(flight, number)
+
+        def worthwhile(delay: float) -> bool:
+            return (
+                flight.callers > 0
+                and self._state is _State.OPEN
+                and self._clock.monotonic() + delay < flight.deadline
+            )
+
+        def before_sleep(number: int, delay: float) -> None:
+            if self._observers:
+                self._observers.tell(Retrying(request.room, number, delay))
+
+        entry = await self._retrier.run(attempt, worthwhile=worthwhile, before_sleep=before_sleep)
+        # Without callers it becomes stock instead.
+        if flight.callers and flight.key is not None and self._keepable(flight, entry):
+            self._cache.put(flight.key, entry)
+        return entry
+
+    async def _send(self, flight: _Mint, number: int) -> Entry:
+        """Send one request and keep account of it."""
+        request, clock, counters = flight.request, self._clock, self._counters
+        started, started_wall = clock.monotonic(), clock.wall()
+        counters.requests += 1
+        # From here on AWS may have minted: to cancel would waste the token.
+        flight.committed = True
+        try:
+            minted = await self._pool.mint(RoomArn.parse(request.room).region, request)
+            if minted.life < self._min_remaining:
+                raise MalformedResponse(f"the token lives {minted.life:.1f} s only")
+        except ChatTokenError as error:
+            flight.committed = False
+            if isinstance(error, Throttled):
+                counters.throttled += 1
+                flight.limiter.throttled()
+            else:
+                counters.failed += 1
+            if self._observers:
+                status = error.status if isinstance(error, AwsError) else 0
+                seconds = clock.monotonic() - started
+                name = type(error).__name__
+                self._observers.tell(AttemptFailed(request.room, number, name, status, seconds))
+            raise
+        counters.minted += 1
+        flight.limiter.served()
+        if self._observers:
+            self._observers.tell(Minted(request.room, number, clock.monotonic() - started))
+        return Entry(
+            minted.token, started + minted.life, started_wall + minted.life, flight.generation
+        )
+
+    # Tokens without a caller.
+
+    def _keepable(self, flight: _Mint, entry: Entry) -> bool:
+        return not self._cache.fenced(entry.generation, flight.request.identity)
+
+    def _keep_unclaimed(self, flight: _Mint, entry: Entry) -> None:
+        if self._state is _State.OPEN:
+            self._cache.restock(flight.key, flight.request.identity, entry)
+            self._counters.stocked += 1
+            if self._observers:
+                self._observers.tell(Stocked(flight.request.room))
+
+    async def _prewarm_one(self, request: TokenRequest) -> str | None:
+        """Mint one token into the stock; return the name of the error's class if that fails."""
+        arn = RoomArn.parse(request.room)
+        try:
+            await self._pool.open(arn.region)
+            self._check_usable()
+            flight = self._start(
+                request, self._limiter(arn), Priority.BACKGROUND, deadline=float("inf")
+            )
+            line = self._prewarming.setdefault(request.identity, deque())
+            line.append(flight)
+            try:
+                await self._flights.attend(flight)
+            finally:
+                # A caller may have taken it over.
+                if flight in line:
+                    line.remove(flight)
+                if not line:
+                    self._prewarming.pop(request.identity, None)
+        except FlightStopped:
+            return ServiceClosed.__name__
+        except Exception as error:
+            return type(error).__name__
+        return None
+
+    def _take_over(self, identity: Identity) -> _Mint | None:
+        line = self._prewarming.get(identity)
+        while line:
+            flight = line.popleft()
+            over = flight.done or flight.leaving
+            if not over and not self._cache.fenced(flight.generation, identity):
+                return flight
+        return None
+
+    # The house.
+
+    def _limiter(self, arn: RoomArn) -> Limiter:
+        place = arn.account, arn.region
+        limiter = self._limiters.get(place)
+        if limiter is None:
+            quota = self._quota if isinstance(self._quota, Quota) else self._quota.get(place)
+            limiter = self._limiters[place] = LocalLimiter(
+                quota or Quota(),
+                self._clock,
+                lambda rate: self._observers.tell(RateChanged(*place, rate)),
+            )
+        return limiter
+
+    def _quota_of(self, request: TokenRequest) -> float:
+        return self._limiter(RoomArn.parse(request.room)).rate
+
+    @property
+    def _waiting(self) -> int:
+        return sum(limiter.waiting for limiter in self._limiters.values())
+
+    def _client_opened(self, region: str, seconds: float) -> None:
+        if self._observers:
+            self._observers.tell(ClientOpened(region, seconds))
+
+    def _check_usable(self) -> None:
+        if self._state is not _State.OPEN:
+            raise ServiceClosed
+        self._check_home()
+
+    def _check_home(self) -> None:
+        if self._loop is None:
+            self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        elif self._pid != os.getpid():
+            raise WrongLoop("process")
+        elif self._loop is not asyncio.get_running_loop():
+            raise WrongLoop("event loop")
+
+    async def _close(self, grace: float) -> None:
+        for flight in self._flights:
+            if not flight.committed:
+                flight.stop()
+        try:
+            async with asyncio.timeout(grace):
+                for flight in self._flights:
+                    await flight.ended()
+        except TimeoutError:
+            for flight in self._flights:
+                flight.stop()
+            for flight in self._flights:
+                await flight.ended()
+        await self._pool.aclose()
+        self._cache.clear()
+        self._state = _State.CLOSED
+
+
+def _key(request: TokenRequest, idempotency_key: str | None, fresh: bool) -> Identity | None:
+    """Return what calls must agree on to share a token; ``None``: they never do."""
+    if idempotency_key is None:
+        return None if fresh else request.identity
+    if fresh:
+        raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
+    if not isinstance(idempotency_key, str) or not 1 <= len(idempotency_key) <= _KEY_MAX_CHARACTERS:
+        del idempotency_key
+        raise InvalidRequest("idempotency_key", f"1 to {_KEY_MAX_CHARACTERS} characters", "other")
+    return Identity((request.identity, idempotency_key))
+
+
+async def _each(
+    requests: Iterable[TokenRequest] | AsyncIterable[TokenRequest],
+) -> AsyncIterable[TokenRequest]:
+    if isinstance(requests, AsyncIterable):
+        async for request in requests:
+            yield request
+    else:
+        for request in requests:
+            yield request
