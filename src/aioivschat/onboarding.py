@@ -1,0 +1,351 @@
+"""Tokens for many at once: from a list of attendees to a stream of outcomes.
+
+::
+
+    with open("attendees.csv", "rb") as file:
+        async with AsyncTokenService() as tokens:
+            async for outcome in onboard(tokens, read_attendees(file)):
+                ...
+
+A token lives one minute and connects once, so outcomes are to be used as they come. What is
+written here is JSON lines and never CSV, so no spreadsheet runs what an attendee's name says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import queue
+import secrets
+import threading
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+from aioivschat._attendees import COLUMNS, LINE_MAX_BYTES, Attendee, Format, read_attendees
+from aioivschat._models import ChatToken, Priority, TokenRequest
+from aioivschat.errors import ChatTokenError, InvalidConfiguration, ServiceClosed, WrongLoop
+
+if TYPE_CHECKING:
+    from aioivschat._service import AsyncTokenService
+
+__all__ = [
+    "COLUMNS",
+    "IN_FLIGHT",
+    "LINE_MAX_BYTES",
+    "Attendee",
+    "BlockingThread",
+    "Format",
+    "Outcome",
+    "onboard",
+    "outcome_as_json",
+    "private_output",
+    "read_attendees",
+    "read_in_thread",
+    "token_members",
+]
+
+IN_FLIGHT = 400
+"""Two seconds of the quota: even answers that take a second leave no permit unused."""
+
+T = TypeVar("T")
+Requests = Iterable[TokenRequest | Attendee] | AsyncIterable[TokenRequest | Attendee]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of one attendee: a token or an error.
+
+    Args:
+        attendee: the row; of a plain :class:`TokenRequest`, its position counted from 1 is the
+            ``line``.
+        token: the token, which nobody else was handed if it was asked for ``fresh``.
+        error: why there is none.
+    """
+
+    attendee: Attendee
+    token: ChatToken | None = None
+    error: ChatTokenError | None = None
+
+    @property
+    def request(self) -> TokenRequest | None:
+        """What was asked for; ``None`` if the row could not be read."""
+        return self.attendee.request
+
+
+def onboard(
+    service: AsyncTokenService,
+    requests: Requests,
+    *,
+    in_flight: int = IN_FLIGHT,
+    timeout: float | None = None,
+    fresh: bool = True,
+    priority: Priority = Priority.NORMAL,
+) -> AsyncGenerator[Outcome, None]:
+    """Issue a token for each of any number of requests, at the quota's pace.
+
+    Requests are pulled as they are needed, and only while outcomes are taken: at most
+    ``in_flight`` of them are under way or wait to be taken. Closing the iterator, or leaving the
+    loop over it, cancels those under way.
+
+    Args:
+        service: issues the tokens.
+        requests: what to ask for. Attendees with an error pass through in their place and cost no
+            request. An iterable is pulled on the event loop: see :func:`read_in_thread`.
+        in_flight: calls under way at once, at least 1.
+        timeout: seconds for each call, above 0, the wait for the quota included: with less than
+            ``in_flight`` divided by the quota, calls are refused as overloaded.
+        fresh: whether each gets a token that nobody has been handed.
+        priority: who goes first when others wait for the same quota.
+
+    Returns:
+        Outcomes as they come, not in the order of the requests. A failed call is an outcome;
+        what ends the whole job is raised: a closed service, an option that cannot work, missing
+        credentials, and whatever ``requests`` raises.
+
+    Raises:
+        InvalidConfiguration: ``in_flight`` or ``timeout`` is out of its range.
+    """
+    if in_flight < 1:
+        raise InvalidConfiguration("in_flight", "at least 1", in_flight)
+    if timeout is not None and not timeout > 0:
+        raise InvalidConfiguration("timeout", "above 0 s, or None", timeout)
+    issue = partial(service.issue, timeout=timeout, fresh=fresh, priority=priority)
+    return _onboard(issue, requests, in_flight)
+
+
+async def _onboard(
+    issue: Callable[[TokenRequest], Awaitable[ChatToken]], requests: Requests, in_flight: int
+) -> AsyncGenerator[Outcome, None]:
+    attendees = _numbered(requests)
+    under_way: set[asyncio.Task[Any]] = set()
+    ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
+
+    def start(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(work)
+        under_way.add(task)
+        task.add_done_callback(ended.put_nowait)
+        return task
+
+    try:
+        # Reading is a task like the others, so that a slow source holds no outcome back.
+        reading: asyncio.Task[Attendee | None] | None = start(_next(attendees))
+        exhausted = False
+        while under_way:
+            task = await ended.get()
+            under_way.remove(task)
+            if task is not reading:
+                yield task.result()
+            else:
+                reading = None
+                attendee: Attendee | None = task.result()
+                if attendee is None:
+                    exhausted = True
+                elif attendee.request is None:
+                    yield Outcome(attendee, error=attendee.error)
+                else:
+                    start(_outcome(issue, attendee, attendee.request))
+            if reading is None and not exhausted and len(under_way) < in_flight:
+                reading = start(_next(attendees))
+    finally:
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await attendees.aclose()
+
+
+async def _numbered(requests: Requests) -> AsyncGenerator[Attendee, None]:
+    line = 0
+    if isinstance(requests, AsyncIterable):
+        async for row in requests:
+            line += 1
+            yield _as_attendee(line, row)
+    else:
+        for row in requests:
+            line += 1
+            yield _as_attendee(line, row)
+
+
+def _as_attendee(line: int, row: TokenRequest | Attendee) -> Attendee:
+    return row if isinstance(row, Attendee) else Attendee(line, row)
+
+
+async def _next(attendees: AsyncIterator[Attendee]) -> Attendee | None:
+    return await anext(attendees, None)
+
+
+async def _outcome(
+    issue: Callable[[TokenRequest], Awaitable[ChatToken]],
+    attendee: Attendee,
+    request: TokenRequest,
+) -> Outcome:
+    try:
+        return Outcome(attendee, token=await issue(request))
+    except (InvalidConfiguration, ServiceClosed, WrongLoop):
+        # No other call would fare better.
+        raise
+    except ChatTokenError as error:
+        # The traceback's frames hold the request; a job may keep a million outcomes.
+        return Outcome(attendee, error=error.with_traceback(None))
+
+
+def outcome_as_json(outcome: Outcome) -> str:
+    """Return an outcome as one line of JSON, its line break included.
+
+    ``{"line", "room", "user", "token", "tokenExpirationTime", "sessionExpirationTime"}``, or
+    ``{"line", "room", "user", "error": {"code", "message"}}`` without room and user where these
+    could not be read. The line shows the token in plain text: it is for the attendee only.
+    """
+    attendee = outcome.attendee
+    members: dict[str, Any] = {"line": attendee.line}
+    if outcome.request is not None and outcome.token is not None:
+        members |= token_members(outcome.request, outcome.token)
+    else:
+        who = outcome.request or attendee
+        if who.user is not None:
+            members |= {"room": who.room, "user": who.user}
+        code = type(outcome.error).__name__
+        members["error"] = {"code": code, "message": str(outcome.error)}
+    return json.dumps(members) + "\n"
+
+
+def token_members(request: TokenRequest, token: ChatToken) -> dict[str, str]:
+    """Return what an attendee needs, in plain text, times in UTC as ISO 8601."""
+    return {
+        "room": request.room,
+        "user": request.user,
+        "token": token.token,
+        "tokenExpirationTime": _iso(token.token_expires),
+        "sessionExpirationTime": _iso(token.session_expires),
+    }
+
+
+def _iso(moment: datetime) -> str:
+    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
+    return text.removesuffix("+00:00") + "Z"
+
+
+@contextmanager
+def private_output(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[TextIO]:
+    """Open a file for secrets, which is complete or absent, and its owner's only.
+
+    It is written beside its place and moved there at the end of the block; if the block or the
+    disk fails, it is removed.
+
+    Args:
+        path: where the file is to be; never written through a symbolic link.
+        force: whether a file that is there already is replaced.
+
+    Raises:
+        OSError: it cannot be written, exists already, or is something else than a file.
+    """
+    target = Path(path)
+    _check_free(target, force)
+    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(part, flags, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            # A full disk may show only here.
+            os.fsync(descriptor)
+        _check_free(target, force)
+        os.replace(part, target)  # noqa: PTH105 (Path.replace is the same)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            part.unlink()
+        raise
+
+
+def _check_free(target: Path, force: bool) -> None:
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link", str(target))
+    if target.exists():
+        if not target.is_file():
+            raise OSError(errno.EINVAL, "is not a regular file", str(target))
+        if not force:
+            raise FileExistsError(errno.EEXIST, "exists already", str(target))
+
+
+class BlockingThread:
+    """A thread for calls that may block for ever, such as reading a pipe.
+
+    Unlike an executor's, it holds up neither the end of the event loop nor that of the process.
+    Calls are made one after the other; one that is abandoned goes on, and its result is dropped.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None]
+        self._calls = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="aioivschat-io", daemon=True).start()
+
+    async def run(self, call: Callable[..., T], *args: Any) -> T:
+        """Make a call in the thread.
+
+        Args:
+            call: what to call; must not raise ``StopIteration``.
+            args: its arguments.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            Exception: what it raises.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._calls.put((future, partial(call, *args)))
+        return await future
+
+    def close(self) -> None:
+        """End the thread after the calls that were asked for."""
+        self._calls.put(None)
+
+    def _serve(self) -> None:
+        while (job := self._calls.get()) is not None:
+            future, call = job
+            try:
+                settle: Callable[[], None] = partial(future.set_result, call())
+            except BaseException as error:
+                settle = partial(future.set_exception, error)
+            try:
+                future.get_loop().call_soon_threadsafe(_settle, future, settle)
+            except RuntimeError:
+                return  # the loop was closed meanwhile
+
+
+def _settle(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:
+    if not future.done():
+        settle()
+
+
+async def read_in_thread(rows: Iterator[T]) -> AsyncIterator[T]:
+    """Pull an iterator in a thread, for a source that blocks, such as a pipe.
+
+    Args:
+        rows: an iterator without ``None``; it is pulled one row at a time, as needed.
+
+    Returns:
+        Its rows.
+    """
+    thread = BlockingThread()
+    try:
+        while (row := await thread.run(next, rows, None)) is not None:
+            yield row
+    finally:
+        thread.close()
