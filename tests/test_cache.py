@@ -284,7 +284,7 @@ async def test_the_newest_token_of_a_key_is_not_taken_for_its_first() -> None:
     assert entry is bench.cache.get("key", who())
 
 
-CALLS = 60
+CALLS = 200
 """More calls than any single operation makes, and far fewer than a mass of entries would cost."""
 
 

@@ -52,8 +52,9 @@ def test_a_program_of_the_readme_runs(
 def test_the_test_of_the_readme_passes(pytester: pytest.Pytester) -> None:
     """With the plugin's fixtures and nothing else."""
     (block,) = TESTS
+    pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
     pytester.makepyfile(block)
-    result = pytester.runpytest_subprocess("-o", "asyncio_mode=auto", "-q")
+    result = pytester.runpytest_subprocess("-q")
     result.assert_outcomes(passed=1)
 
 

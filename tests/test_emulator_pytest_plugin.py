@@ -18,6 +18,8 @@ def suite(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.
     # Loaded by its entry point as well, it would be there twice.
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    # A temporary folder may lie within a project whose options need other plugins.
+    pytester.makeini("[pytest]")
     return pytester
 
 

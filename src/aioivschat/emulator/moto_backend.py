@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import ModuleType, SimpleNamespace, TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from ._model import OPERATIONS, Emulator
 from ._sigv4 import DEFAULT_ACCESS_KEYS, SignatureVerifier
@@ -127,18 +128,20 @@ class MotoServer:
 
 def _handle(request: Any, url: str, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:
     """Answer one request as moto wants it: with status, headers and body."""
-    body = request.get_data()
+    # Within mock_aws, moto up to 5.2.0 hands over botocore's own request.
+    served = hasattr(request, "environ")
+    body = request.get_data() if served else request.body or b""
     lower_case = {name.lower(): value for name, value in headers.items()}
     with _emulator.flights:
         outcome = _emulator.respond(
             Request(
-                request.path[1:] if request.method == "POST" else "",
+                urlsplit(url).path[1:] if request.method == "POST" else "",
                 body,
                 region=region_of(lower_case.get("authorization")),
                 denial=_verifier.denial(request.method, url, lower_case, body, _emulator.now()),
             )
         )
-        connection = request.environ.get("werkzeug.socket")
+        connection = request.environ.get("werkzeug.socket") if served else None
         if connection is not None:
             _send(connection, outcome)
         elif not isinstance(outcome, Answer):
