@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import ModuleType, SimpleNamespace, TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 from ._model import OPERATIONS, Emulator
 from ._sigv4 import DEFAULT_ACCESS_KEYS, SignatureVerifier
@@ -128,20 +127,18 @@ class MotoServer:
 
 def _handle(request: Any, url: str, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:
     """Answer one request as moto wants it: with status, headers and body."""
-    # Within mock_aws, moto up to 5.2.0 hands over botocore's own request.
-    served = hasattr(request, "environ")
-    body = request.get_data() if served else request.body or b""
+    body = request.get_data()
     lower_case = {name.lower(): value for name, value in headers.items()}
     with _emulator.flights:
         outcome = _emulator.respond(
             Request(
-                urlsplit(url).path[1:] if request.method == "POST" else "",
+                request.path[1:] if request.method == "POST" else "",
                 body,
                 region=region_of(lower_case.get("authorization")),
                 denial=_verifier.denial(request.method, url, lower_case, body, _emulator.now()),
             )
         )
-        connection = request.environ.get("werkzeug.socket") if served else None
+        connection = request.environ.get("werkzeug.socket")
         if connection is not None:
             _send(connection, outcome)
         elif not isinstance(outcome, Answer):
