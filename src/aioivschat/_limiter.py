@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -145,17 +146,19 @@ class LocalLimiter:
             self._ceiling = quota.rate * (1 - _HEADROOM)
             self._burst = max(1.0, quota.rate * _CATCH_UP)
             # Below one a second, the window is as long as one permit takes.
-            per_window = max(1, math.floor(quota.rate))
-            self._window = max(1.0, per_window / quota.rate) / (1 - _HEADROOM)
-            self._recent: deque[float] = deque(maxlen=per_window)
+            self._per_window = max(1, math.floor(quota.rate))
+            self._window = max(1.0, self._per_window / quota.rate) / (1 - _HEADROOM)
+            self._recent: deque[float] = deque(maxlen=self._per_window)
         else:
             self._ceiling = quota.rate
             self._burst = max(1.0, quota.burst * (1 - _BURST_HELD_BACK))
             # A bucket has no window: the pace alone bounds it.
+            self._per_window = sys.maxsize
             self._window = 0.0
             self._recent = deque(maxlen=0)
         self._rate = self._ceiling
         self._next = -math.inf  # when the next permit is due, were none owed from lost time
+        self._unused = 0  # permits given to callers that have not run since
         self._queues: tuple[OrderedDict[_Place, None], ...] = tuple(OrderedDict() for _ in Priority)
         self._timer: asyncio.TimerHandle | None = None
         self._epoch_end = clock.monotonic() + _EPOCH
@@ -184,8 +187,7 @@ class LocalLimiter:
         """
         now = self._clock.monotonic()
         ahead = sum(len(queue) for queue in self._queues[: priority + 1])
-        owed = self._next - (self._burst - 1) / self._rate
-        return max(self._due(now), owed + ahead / self._rate, now) - now
+        return max(self._due(now), self._paced(now, ahead), now) - now
 
     def reserve(self, priority: Priority = Priority.NORMAL, *, again: bool = False) -> _Place:
         """Take a place in the queue, or a permit at once if nobody waits and one is due."""
@@ -213,9 +215,18 @@ class LocalLimiter:
 
     def _due(self, now: float) -> float:
         """Return when the next permit may be given."""
+        paced = self._paced(now)
         recent = self._recent
-        window = recent[0] + self._window if recent and len(recent) == recent.maxlen else now
-        return max(self._next - (self._burst - 1) / self._rate, window)
+        over = len(recent) + self._unused - self._per_window
+        if over < 0:
+            return paced
+        # Permits that were given and not used yet count from now on.
+        return max(paced, (recent[over] if over < len(recent) else now) + self._window)
+
+    def _paced(self, now: float, ahead: int = 0) -> float:
+        """Return when the pace allows one more after so many others."""
+        later = self._unused + ahead + 1 - self._burst
+        return max(self._next, now) + later / self._rate
 
     def _grant_due(self) -> None:
         self._timer = None
@@ -229,20 +240,20 @@ class LocalLimiter:
                     self._timer = loop.call_later(due - now, self._grant_due)
                     return
                 place, _ = queue.popitem(last=False)
-                self._spend(place, now)
+                self._unused += 1
+                place._grant()
 
-    def _spend(self, place: _Place, now: float) -> None:
-        interval = 1 / self._rate
+    def _spend(self) -> None:
+        # Not when it was given: a busy loop may have kept its taker waiting, and to AWS a request
+        # counts when it comes.
+        now = self._clock.monotonic()
+        self._unused -= 1
         # Lost time beyond the burst is lost.
-        self._next = max(self._next, now) + interval
+        self._next = max(self._next, now) + 1 / self._rate
         self._recent.append(now)
-        place._grant(now, interval)
 
-    def _refund(self, granted: float, interval: float) -> None:
-        self._next -= interval
-        # The very instant, not just any: the window must go on seeing those that were sent.
-        if granted in self._recent:
-            self._recent.remove(granted)
+    def _refund(self) -> None:
+        self._unused -= 1
         if self._timer is not None:
             self._timer.cancel()
         self._grant_due()
@@ -278,27 +289,28 @@ class LocalLimiter:
 class _Place:
     """A reservation at a :class:`LocalLimiter`."""
 
-    __slots__ = ("_future", "_granted", "_interval", "_limiter", "_over", "expected", "priority")
+    __slots__ = ("_future", "_granted", "_limiter", "_over", "expected", "priority")
 
     def __init__(self, limiter: LocalLimiter, priority: Priority, expected: float) -> None:
         self._limiter = limiter
         self.priority = priority
         self.expected = expected
         self._future: asyncio.Future[None] | None = None
-        self._granted: float | None = None
-        self._interval = 0.0
+        self._granted = False
         self._over = False
 
     async def granted(self) -> None:
         """Wait for the permit. A caller that is cancelled here has given its place back."""
-        if self._granted is None:
+        if not self._granted:
             self._future = asyncio.get_running_loop().create_future()
             try:
                 await self._future
             except asyncio.CancelledError:
                 self.release()
                 raise
-        self._over = True
+        if not self._over:
+            self._over = True
+            self._limiter._spend()
 
     def promote(self, priority: Priority) -> None:
         """Move to the end of a more urgent queue, if it still waits in a less urgent one."""
@@ -309,13 +321,12 @@ class _Place:
         if self._over:
             return
         self._over = True
-        if self._granted is None:
-            self._limiter._withdraw(self)
+        if self._granted:
+            self._limiter._refund()
         else:
-            self._limiter._refund(self._granted, self._interval)
+            self._limiter._withdraw(self)
 
-    def _grant(self, now: float, interval: float) -> None:
-        self._granted = now
-        self._interval = interval
+    def _grant(self) -> None:
+        self._granted = True
         if self._future is not None and not self._future.done():
             self._future.set_result(None)

@@ -128,6 +128,9 @@ class Prewarmed:
     failed: Mapping[str, int]
 
 
+_NOWHERE = object()
+
+
 class _State(Enum):
     OPEN = "open"
     CLOSING = "closing"
@@ -224,6 +227,7 @@ class AsyncTokenService:
         self._counters = _Counters()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
+        self._home: object = _NOWHERE  # the loop, while the service is open
         self._closing: asyncio.Task[None] | None = None
         self._state = _State.OPEN
 
@@ -337,11 +341,16 @@ class AsyncTokenService:
             WrongLoop: the service was opened on another event loop or in another process.
             botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
         """
-        self._check_usable()
-        try:
-            key = _key(request, idempotency_key, fresh)
-        finally:
-            del idempotency_key  # out of tracebacks that show locals
+        # Whatever is not the loop of an open service is looked at more closely.
+        if self._home is not asyncio._get_running_loop():
+            self._check_usable()
+        if idempotency_key is None:
+            key = None if fresh else request.identity
+        else:
+            try:
+                key = _key(request, idempotency_key, fresh)
+            finally:
+                del idempotency_key  # out of tracebacks that show locals
         token = self._ready(request, key)
         if token is not None:
             return token
@@ -470,6 +479,7 @@ class AsyncTokenService:
         self._check_home()
         if self._closing is None:
             self._state = _State.CLOSING
+            self._home = _NOWHERE
             self._closing = asyncio.create_task(self._close(grace))
         # Whoever is cancelled while closing leaves the closing to go on.
         await asyncio.shield(self._closing)
@@ -581,7 +591,7 @@ class AsyncTokenService:
         async def attempt(number: int) -> Entry:
             if number > 1:
                 flight.reserve_again()
-            await flight.reservation.granted()
+                await flight.reservation.granted()
             return await self._send(flight, number)
 
         def worthwhile(delay: float) -> bool:
@@ -595,6 +605,8 @@ class AsyncTokenService:
             if self._observers:
                 self._observers.tell(Retrying(request.room, number, delay))
 
+        # Queue first: setting up the retries of all who rush in at once would stall the loop.
+        await flight.reservation.granted()
         entry = await self._retrier.run(attempt, worthwhile=worthwhile, before_sleep=before_sleep)
         # Without callers it becomes stock instead.
         if flight.callers and flight.key is not None and self._keepable(flight, entry):
@@ -708,6 +720,7 @@ class AsyncTokenService:
         if self._state is not _State.OPEN:
             raise ServiceClosed
         self._check_home()
+        self._home = self._loop
 
     def _check_home(self) -> None:
         if self._loop is None:
@@ -735,10 +748,8 @@ class AsyncTokenService:
         self._state = _State.CLOSED
 
 
-def _key(request: TokenRequest, idempotency_key: str | None, fresh: bool) -> Identity | None:
-    """Return what calls must agree on to share a token; ``None``: they never do."""
-    if idempotency_key is None:
-        return None if fresh else request.identity
+def _key(request: TokenRequest, idempotency_key: str, fresh: bool) -> Identity:
+    """Return what the calls of one attempt have in common."""
     if fresh:
         raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
     if not isinstance(idempotency_key, str) or not 1 <= len(idempotency_key) <= _KEY_MAX_CHARACTERS:
