@@ -7,7 +7,7 @@ call ever clears up after a mass of entries.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -17,6 +17,10 @@ from aioivschat.errors import InvalidConfiguration
 
 _SWEEP = 2
 """Old entries looked at per insertion: more than come in, so that the sweep always catches up."""
+
+_SHARDS = 16
+"""Dictionaries that share the keys by hash. One that is full is laid out anew at once, which for
+50,000 entries would stop the loop for more than a millisecond."""
 
 _MAX_FENCES = 65_536
 """Invalidations remembered one by one; beyond that, everything older is forgotten at once."""
@@ -56,7 +60,14 @@ class CachePolicy:
 
 
 class Entry:
-    """A token with its two deadlines: the earlier one ends its life."""
+    """A token with its two deadlines: the earlier one ends its life.
+
+    Args:
+        token: the token.
+        monotonic_end: when it ends by the monotonic clock, in seconds.
+        wall_end: when it ends by the wall clock, in seconds.
+        generation: of the cache, at the start of the token's request.
+    """
 
     __slots__ = ("generation", "key", "monotonic_end", "token", "wall_end")
 
@@ -83,6 +94,16 @@ class Entry:
         return token
 
 
+class _Stocked:
+    """A place in the stock; its entry is gone once it was taken."""
+
+    __slots__ = ("entry", "identity")
+
+    def __init__(self, identity: Identity, entry: Entry) -> None:
+        self.identity = identity
+        self.entry: Entry | None = entry
+
+
 class TokenCache:
     """Delivered tokens by key and undelivered ones by identity.
 
@@ -95,14 +116,17 @@ class TokenCache:
 
     def __init__(self, policy: CachePolicy, clock: Clock) -> None:
         self._policy = policy
-        self._clock = clock
+        self._margin = policy.min_remaining
+        self._monotonic = clock.monotonic
+        self._wall = clock.wall
         # An entry that was replaced or removed keeps its place in the queue, and is skipped there.
-        self._delivered: dict[Hashable, Entry] = {}
+        self._delivered: tuple[dict[Hashable, Entry], ...] = tuple({} for _ in range(_SHARDS))
         self._delivered_order: deque[Entry] = deque()
-        # Serial numbers give the stock one order over all identities, and constant-time removal.
-        self._stock: OrderedDict[int, tuple[Identity, Entry]] = OrderedDict()
-        self._serials: dict[Identity, deque[int]] = {}
-        self._next_serial = 0
+        # The same for the stock: a place in both queues, emptied when it is taken.
+        self._stock: tuple[dict[Identity, deque[_Stocked]], ...]
+        self._stock = tuple({} for _ in range(_SHARDS))
+        self._stock_order: deque[_Stocked] = deque()
+        self._stocked = 0
         self.expired_unused = 0
         self._generation = 0
         self._oldest_valid = 0
@@ -117,26 +141,27 @@ class TokenCache:
     @property
     def delivered(self) -> int:
         """Delivered tokens held, expired ones that await their sweep included."""
-        return len(self._delivered)
+        return sum(map(len, self._delivered))
 
     @property
     def stocked(self) -> int:
         """Undelivered tokens held, expired ones that await their sweep included."""
-        return len(self._stock)
+        return self._stocked
 
     def get(self, key: Hashable, identity: Identity) -> Entry | None:
         """Return the delivered token of a key, if it may still be handed out."""
-        entry = self._delivered.get(key)
+        shard = self._delivered[hash(key) % _SHARDS]
+        entry = shard.get(key)
         if entry is None or self.usable(entry, identity):
             return entry
-        del self._delivered[key]
+        del shard[key]
         return None
 
     def put(self, key: Hashable, entry: Entry) -> None:
         """Keep a token that is being handed out; the oldest one makes room."""
         self._sweep_delivered()
         entry.key = key
-        self._delivered[key] = entry
+        self._delivered[hash(key) % _SHARDS][key] = entry
         self._delivered_order.append(entry)
         if len(self._delivered_order) > self._policy.max_tokens:
             self._drop_oldest_delivered()
@@ -144,27 +169,28 @@ class TokenCache:
     def stock(self, identity: Identity, entry: Entry) -> None:
         """Keep a token that nobody has been given; the oldest one makes room."""
         self._sweep_stock()
-        if len(self._stock) >= self._policy.max_stock:
+        while self._stocked >= self._policy.max_stock:
             self._drop_oldest_stock()
-        self._stock[self._next_serial] = identity, entry
-        self._serials.setdefault(identity, deque()).append(self._next_serial)
-        self._next_serial += 1
+        place = _Stocked(identity, entry)
+        self._stock_order.append(place)
+        self._stock[hash(identity) % _SHARDS].setdefault(identity, deque()).append(place)
+        self._stocked += 1
 
     def take(self, identity: Identity) -> Entry | None:
         """Remove and return a token that nobody has been given, the oldest if it is usable."""
-        serials = self._serials.get(identity)
-        if serials is None:
+        if not self._stocked:
+            return None
+        places = self._stock[hash(identity) % _SHARDS].get(identity)
+        if places is None:
             return None
         # If the oldest are dead, most are: the newest is the one to try then, and the rest is
         # cleared up a little at a time.
-        for next_serial in (*[serials.popleft] * _SWEEP, serials.pop):
-            _, entry = self._stock.pop(next_serial())
-            if not serials:
-                del self._serials[identity]
+        for next_place in (*[places.popleft] * _SWEEP, places.pop):
+            entry = self._vacate(next_place(), places)
             if self.usable(entry, identity):
                 return entry
             self.expired_unused += 1
-            if not serials:
+            if not places:
                 break
         return None
 
@@ -172,8 +198,9 @@ class TokenCache:
         """Keep a token whose callers left without it as stock, and as stock only."""
         if entry.handed_out:
             return
-        if self._delivered.get(key) is entry:
-            del self._delivered[key]
+        shard = self._delivered[hash(key) % _SHARDS]
+        if shard.get(key) is entry:
+            del shard[key]
         if self.usable(entry, identity):
             self.stock(identity, entry)
 
@@ -203,22 +230,26 @@ class TokenCache:
 
     def usable(self, entry: Entry, identity: Identity) -> bool:
         """Tell whether a token has the least remaining life and was not invalidated."""
-        return self.alive(entry) and not self.fenced(entry.generation, identity)
+        return (
+            entry.monotonic_end - self._monotonic() >= self._margin
+            and entry.wall_end - self._wall() >= self._margin
+            and not (self._fences and self.fenced(entry.generation, identity))
+        )
 
     def alive(self, entry: Entry) -> bool:
         """Tell whether a token has the least remaining life by both clocks."""
-        margin = self._policy.min_remaining
         return (
-            entry.monotonic_end - self._clock.monotonic() >= margin
-            and entry.wall_end - self._clock.wall() >= margin
+            entry.monotonic_end - self._monotonic() >= self._margin
+            and entry.wall_end - self._wall() >= self._margin
         )
 
     def clear(self) -> None:
         """Forget everything."""
-        self._delivered.clear()
+        for shard in (*self._delivered, *self._stock):
+            shard.clear()
         self._delivered_order.clear()
-        self._stock.clear()
-        self._serials.clear()
+        self._stock_order.clear()
+        self._stocked = 0
 
     def _sweep_delivered(self) -> None:
         order = self._delivered_order
@@ -230,22 +261,32 @@ class TokenCache:
     def _drop_oldest_delivered(self) -> None:
         entry = self._delivered_order.popleft()
         if self._is_delivered(entry):
-            del self._delivered[entry.key]
+            del self._delivered[hash(entry.key) % _SHARDS][entry.key]
 
     def _is_delivered(self, entry: Entry) -> bool:
-        return self._delivered.get(entry.key) is entry
+        return self._delivered[hash(entry.key) % _SHARDS].get(entry.key) is entry
 
     def _sweep_stock(self) -> None:
-        for _ in range(min(_SWEEP, len(self._stock))):
-            _, entry = next(iter(self._stock.values()))
-            if self.alive(entry):
+        order = self._stock_order
+        for _ in range(min(_SWEEP, len(order))):
+            entry = order[0].entry
+            if entry is not None and self.alive(entry):
                 return
             self._drop_oldest_stock()
 
     def _drop_oldest_stock(self) -> None:
-        _, (identity, _) = self._stock.popitem(last=False)
-        serials = self._serials[identity]
-        serials.popleft()
-        if not serials:
-            del self._serials[identity]
-        self.expired_unused += 1
+        place = self._stock_order.popleft()
+        if place.entry is not None:
+            places = self._stock[hash(place.identity) % _SHARDS][place.identity]
+            # First in both queues: places leave an identity's queue when they are emptied.
+            self._vacate(places.popleft(), places)
+            self.expired_unused += 1
+
+    def _vacate(self, place: _Stocked, places: deque[_Stocked]) -> Entry:
+        entry = place.entry
+        assert entry is not None
+        place.entry = None
+        self._stocked -= 1
+        if not places:
+            del self._stock[hash(place.identity) % _SHARDS][place.identity]
+        return entry
