@@ -31,6 +31,7 @@ _ROOM = re.compile(r"arn:aws:ivschat:([a-z0-9-]+):([0-9]+):room/([a-zA-Z0-9-]+)"
 _ROOM_LIMIT = "a room ARN, arn:aws:ivschat:<region>:<account>:room/<id>"
 
 _CAPABILITY = re.compile(r"[A-Z_]{1,32}")
+_CAPABILITIES_LIMIT = "a collection of SEND_MESSAGE, DELETE_MESSAGE, DISCONNECT_USER"
 
 _NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
@@ -302,20 +303,25 @@ def _is_text(value: object) -> bool:
 
 
 def _checked_capabilities(capabilities: Iterable[str]) -> frozenset[Capability]:
-    limit = "a collection of " + ", ".join(Capability)
     # The characters of text are not what was meant, nor the keys of {"SEND_MESSAGE": False}.
-    misread = isinstance(capabilities, str | bytes | Mapping)
-    if misread or not isinstance(capabilities, Iterable):
-        raise InvalidRequest("capabilities", limit, _kind(capabilities))
+    if isinstance(capabilities, str | bytes | Mapping) or not isinstance(capabilities, Iterable):
+        raise InvalidRequest("capabilities", _CAPABILITIES_LIMIT, _kind(capabilities))
     names = tuple(capabilities)
-    for name in names:
-        if not isinstance(name, str):
-            raise InvalidRequest("capabilities", limit, _kind(name))
-        if name not in Capability.__members__:
-            # Anything else may be a user id in the wrong place.
-            found = repr(name) if _CAPABILITY.fullmatch(name) else "other text"
-            raise InvalidRequest("capabilities", limit, found)
-    return _CAPABILITY_SETS[frozenset(names)]
+    try:
+        return _CAPABILITY_SETS[frozenset(names)]
+    except (KeyError, TypeError):
+        pass
+    wrong = next(name for name in names if not _is_capability(name))
+    if not isinstance(wrong, str):
+        found = _kind(wrong)
+    else:
+        # Anything else may be a user id in the wrong place.
+        found = repr(wrong) if _CAPABILITY.fullmatch(wrong) else "other text"
+    raise InvalidRequest("capabilities", _CAPABILITIES_LIMIT, found)
+
+
+def _is_capability(name: object) -> bool:
+    return isinstance(name, str) and name in Capability.__members__
 
 
 def _all_sets() -> dict[frozenset[str], frozenset[Capability]]:
