@@ -236,7 +236,7 @@ def test_no_body_breaks_the_model(body: bytes) -> None:
 
 def test_unknown_operation_is_refused(emulator: Emulator) -> None:
     """An operation that is not emulated is a validation error with that reason."""
-    refusal = answer(emulator, Request("SendEvent", b"{}"))
+    refusal = answer(emulator, Request("UpdateRoom", b"{}"))
     assert (400, "UNKNOWN_OPERATION") == (refusal.status, members(refusal)["reason"])
 
 

@@ -59,6 +59,20 @@ async def test_moto_serves_every_operation(server: MotoServer) -> None:
             await client.get_room(identifier=room["arn"])
 
 
+async def test_moto_reaches_chat_connections(server: MotoServer) -> None:
+    """Its control plane acts on whoever is connected to the model."""
+    chat = server.emulator.chat
+    async with client_of(server.url) as client:
+        token = (await client.create_chat_token(roomIdentifier=ROOM, userId="alice"))["token"]
+        connection = chat.connect(token, lambda _: None)
+        reply = await client.send_event(roomIdentifier=ROOM, eventName="app:go")
+        assert reply["id"] in str(connection.take())
+        await client.disconnect_user(roomIdentifier=ROOM, userId="alice")
+        assert connection.ending is not None
+        with pytest.raises(client.exceptions.ResourceNotFoundException):
+            await client.delete_message(roomIdentifier=ROOM, id="AbCdEf123456")
+
+
 async def test_moto_serves_other_services_beside(server: MotoServer) -> None:
     """IVS itself is still moto's own."""
     async with get_session().create_client(

@@ -149,7 +149,7 @@ async def test_client_parses_fault(
         await client.create_chat_token(**TOKEN_REQUEST)
 
 
-@pytest.mark.parametrize("path", ["/SendEvent", "/", "/CreateChatToken/"])
+@pytest.mark.parametrize("path", ["/UpdateRoom", "/", "/CreateChatToken/"])
 async def test_unknown_path_is_refused(http: aiohttp.ClientSession, path: str) -> None:
     """Whatever is not an operation is a modelled validation error."""
     async with http.post(path, json=TOKEN_REQUEST) as response:
@@ -506,9 +506,11 @@ def run(*arguments: str) -> subprocess.Popen[str]:
 async def test_process_says_where_it_is_and_ends_quietly(number: signal.Signals) -> None:
     """One line of JSON, the options in force, and exit status 0 on a signal."""
     options = ["--quota", "sliding:5", "--no-any-room", "--fault", "error_503:2", "--minute", "1"]
+    options += ["--refusal", "close"]
     with run(*options) as process:
         assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["url"]
+        urls = json.loads(process.stdout.readline())
+        url = urls["url"]
         async with aiohttp.ClientSession(url) as http:
             statuses = []
             for _ in range(3):
@@ -520,6 +522,8 @@ async def test_process_says_where_it_is_and_ends_quietly(number: signal.Signals)
         rest, complaints = process.communicate(timeout=10)
     assert [503, 503, 404] == statuses
     assert ("sliding:5", 1.0) == (settings["quota"], settings["minute"])
+    assert ("close", {"url", "edge_url"}) == (settings["refusal"], urls.keys())
+    assert url.replace("http", "ws") == urls["edge_url"]
     assert (0, "", "") == (process.returncode, rest, complaints)
 
 
@@ -531,6 +535,7 @@ async def test_process_says_where_it_is_and_ends_quietly(number: signal.Signals)
         ["--fault", "reset:-1"],
         ["--latency", "-1"],
         ["--port", "99999"],
+        ["--refusal", "nonsense"],
     ],
 )
 def test_process_refuses_bad_arguments(arguments: list[str]) -> None:

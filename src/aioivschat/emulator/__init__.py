@@ -1,14 +1,16 @@
-"""A local Amazon IVS Chat control plane, for tests, demos and benchmarks.
+"""A local Amazon IVS Chat, control plane and chat edge, for tests, demos and benchmarks.
 
 `Emulator` is the model, without I/O; `EmulatorServer` and `ThreadedEmulatorServer` serve it over
-HTTP. The same model is served by moto with `aioivschat.emulator.moto_backend`, which needs the
-extra ``[moto]``, and as a process with ``python -m aioivschat.emulator``.
+HTTP and WebSockets, and ``python -m aioivschat.emulator`` does so as a process. moto serves the
+control plane of the same model with `aioivschat.emulator.moto_backend`, which needs the extra
+``[moto]``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._chat import Chat, Close, Connection
 from ._faults import Fault, FaultKind
 from ._model import Counts, Emulator
 from ._quota import QuotaShape
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Chat",
+    "Close",
+    "Connection",
     "Counts",
     "Drop",
     "Emulator",

@@ -1,7 +1,7 @@
 """``python -m aioivschat.emulator``: the emulator's server as a process of its own.
 
-It prints one line of JSON, ``{"url": "http://127.0.0.1:PORT"}``, when it is ready, and serves until
-it gets SIGINT or SIGTERM.
+It prints one line of JSON, ``{"url": "http://127.0.0.1:PORT", "edge_url": "ws://127.0.0.1:PORT"}``,
+when it is ready, and serves until it gets SIGINT or SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import get_args
 
 from ._faults import Fault, FaultKind
 from ._model import Emulator
 from ._quota import QuotaShape
+from ._settings import Refusal
 from .server import ThreadedEmulatorServer
 
 
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             minute=options.minute,
             clock_skew=options.clock_skew,
             any_room=options.any_room,
+            refusal=options.refusal,
         )
         emulator.fail_next(*options.fault)
         server = ThreadedEmulatorServer(
@@ -54,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             verify_signatures=options.verify_signatures,
         )
         with server:
-            sys.stdout.write(json.dumps({"url": server.url}) + "\n")
+            urls = {"url": server.url, "edge_url": server.edge_url}
+            sys.stdout.write(json.dumps(urls) + "\n")
             sys.stdout.flush()
             stopped.wait()
     except (ValueError, OSError, OverflowError) as error:  # the last: no such port
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m aioivschat.emulator", description="A local Amazon IVS Chat control plane."
+        prog="python -m aioivschat.emulator", description="A local Amazon IVS Chat."
     )
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -98,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         dest="any_room",
         action="store_false",
         help="make tokens only for rooms that were created",
+    )
+    add(
+        "--refusal",
+        choices=get_args(Refusal),
+        default="http",
+        help="how the chat edge refuses a token: 403, a close frame, or an ERROR and a close frame",
     )
     add("--verify-signatures", action="store_true", help="for the credentials testing/testing")
     add(

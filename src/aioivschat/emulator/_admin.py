@@ -4,6 +4,7 @@
 - ``PATCH /_emulator``: changes settings; the same answer
 - ``POST /_emulator/faults``: queues a fault, or a list of them
 - ``DELETE /_emulator/faults``: clears them
+- ``POST /_emulator/drop``: cuts every chat connection, or those of ``{"user": ...}``; how many
 - ``POST /_emulator/reset``: the state and settings of the start
 """
 
@@ -46,6 +47,8 @@ def administer(emulator: Emulator, method: str, path: str, body: bytes) -> Answe
                 emulator.fail_next(*[Fault.from_json(fault) for fault in faults])
             case "DELETE", "/faults":
                 emulator.clear_faults()
+            case "POST", "/drop":
+                return _answer(HTTPStatus.OK, {"dropped": emulator.chat.drop(_user(body))})
             case "POST", "/reset":
                 emulator.reset()
             case _:
@@ -58,6 +61,14 @@ def administer(emulator: Emulator, method: str, path: str, body: bytes) -> Answe
 def _state(emulator: Emulator) -> Answer:
     state = {"settings": emulator.settings.to_json(), "counts": asdict(emulator.counts())}
     return _answer(HTTPStatus.OK, state)
+
+
+def _user(body: bytes) -> str | None:
+    members = _object(body)
+    user = members.pop("user", None)
+    if members or not isinstance(user, str | None):
+        raise ValueError("the body may hold a user id as user, and nothing else")
+    return user
 
 
 def _object(body: bytes) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The model: rooms, quota, tokens and faults of a local IVS Chat, without any I/O.
+"""The model: rooms, quota, tokens, chat and faults of a local IVS Chat, without any I/O.
 
 Everything the emulator knows and decides is here; a server around it only carries `Request` in and
 an `Answer` (or `Drop`, or `Hang`) out.
@@ -12,19 +12,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.utils import formatdate
 from random import random
 from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
+from ._chat import Chat
 from ._faults import SPOILING, Fault, FaultKind, FaultQueue, bare_throttle, modelled_error, spoil
 from ._quota import Meter
 from ._rooms import Rooms
 from ._settings import Settings
 from ._tokens import Grant, Tokens
-from ._validation import TokenMembers
+from ._validation import EventMembers, ModerationMembers, TokenMembers
 from ._wire import (
     DEFAULT_ACCOUNT,
     DEFAULT_REGION,
@@ -34,6 +34,7 @@ from ._wire import (
     Outcome,
     Request,
     ServiceError,
+    iso_time,
     parse_object,
 )
 
@@ -59,7 +60,12 @@ class Counts:
         redeemed: tokens spent.
         in_flight: requests of any operation being answered now.
         peak_in_flight: the most there have been at once.
-        connections: connections opened.
+        connections: connections opened, of HTTP and of chat.
+        chat_open: chat connections that are open now.
+        chat_opened: chat connections opened.
+        chat_refused: handshakes refused for their token.
+        messages: chat messages relayed, each counted once.
+        events: events sent to rooms, each counted once.
     """
 
     requests: int
@@ -72,6 +78,11 @@ class Counts:
     in_flight: int
     peak_in_flight: int
     connections: int
+    chat_open: int
+    chat_opened: int
+    chat_refused: int
+    messages: int
+    events: int
 
 
 class _Gauge:
@@ -100,11 +111,12 @@ class _Gauge:
 
 
 class Emulator:
-    """A local IVS Chat control plane as a pure model; safe to use from several threads.
+    """A local IVS Chat as a pure model; safe to use from several threads.
 
-    A request is judged in this order: signature (if a server checks it), faults, the service
-    model's constraints, the quota, whether the room exists. The order at AWS is not published. The
-    quota counts by the account and region of the room's ARN. A room exists in its own region only.
+    A request for a token is judged in this order: signature (if a server checks it), faults, the
+    service model's constraints, the quota, whether the room exists. The order at AWS is not
+    published. The quota counts by the account and region of the room's ARN. A room exists in its
+    own region only.
 
     Args:
         clock: wall seconds since the epoch.
@@ -119,6 +131,7 @@ class Emulator:
             decided; the status is 0 if there was no answer.
         minted_by_user: tokens minted for each user id, if ``track_users`` is set.
         flights: to be entered by a server while it answers a request.
+        chat: the connections to the rooms, for servers of the chat edge.
 
     Raises:
         ValueError: a setting is not valid.
@@ -129,6 +142,7 @@ class Emulator:
     outcomes: deque[tuple[float, int]]
     minted_by_user: dict[str, int]
     flights: _Gauge
+    chat: Chat
 
     def __init__(
         self,
@@ -143,11 +157,22 @@ class Emulator:
         self._uniform = uniform
         self._initial = Settings().changed(settings)
         self._lock = threading.RLock()
+        self.chat = Chat(
+            lock=self._lock,
+            redeem=self.redeem,
+            rules=lambda arn: self._rooms.rules(arn, any_room=self.settings.any_room),
+            clock=self.now,
+            monotonic=monotonic,
+        )
         self.reset()
 
     def reset(self) -> None:
-        """Return to the state, and the settings, that the emulator was made with."""
+        """Return to the state, and the settings, that the emulator was made with.
+
+        Every chat connection is closed.
+        """
         with self._lock:
+            self.chat.reset()
             self.settings = self._initial
             self.arrivals = deque(maxlen=_HISTORY)
             self.outcomes = deque(maxlen=_HISTORY)
@@ -193,6 +218,11 @@ class Emulator:
                 in_flight=self.flights.now,
                 peak_in_flight=self.flights.peak,
                 connections=self._connections,
+                chat_open=self.chat.connections,
+                chat_opened=self.chat.opened,
+                chat_refused=self.chat.refused,
+                messages=self.chat.messages,
+                events=self.chat.events,
             )
 
     def connection_opened(self) -> None:
@@ -226,7 +256,7 @@ class Emulator:
         """
         with self._lock:
             return self._rooms.create(
-                body or {}, region=region, account=account, now=_iso(self.now())
+                body or {}, region=region, account=account, now=iso_time(self.now())
             )
 
     def get_room(
@@ -314,8 +344,8 @@ class Emulator:
                 self.minted_by_user[grant.user_id] = minted + 1
         return {
             "token": token,
-            "tokenExpirationTime": _iso(grant.token_expires),
-            "sessionExpirationTime": _iso(grant.session_expires),
+            "tokenExpirationTime": iso_time(grant.token_expires),
+            "sessionExpirationTime": iso_time(grant.session_expires),
         }
 
     def redeem(self, token: str, now: float | None = None) -> Grant:
@@ -335,6 +365,75 @@ class Emulator:
             grant = self._tokens.redeem(token, self.now() if now is None else now)
             self._tally["redeemed"] += 1
             return grant
+
+    def send_event(
+        self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
+    ) -> dict[str, Any]:
+        """Send an event to everybody in a room.
+
+        Args:
+            body: the request's members in the service model.
+            region: where the request goes.
+            account: has no meaning: the ARN names the account.
+
+        Returns:
+            The reply's members: ``id``, of the event.
+
+        Raises:
+            ServiceError: a ``ValidationException``, ``ThrottlingException`` (100 requests a second)
+                or ``ResourceNotFoundException``.
+        """
+        members = EventMembers.of(body)
+        with self._lock:
+            self._rooms.admit(members.room, region=region, any_room=self.settings.any_room)
+            event_id = self.chat.send_event(members.room.text, members.name, members.attributes)
+            return {"id": event_id}
+
+    def delete_message(
+        self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
+    ) -> dict[str, Any]:
+        """Tell everybody in a room to delete a message.
+
+        Args:
+            body: the request's members in the service model.
+            region: where the request goes.
+            account: has no meaning: the ARN names the account.
+
+        Returns:
+            The reply's members: ``id``, of the event.
+
+        Raises:
+            ServiceError: a ``ValidationException``, ``ThrottlingException`` (100 requests a second)
+                or ``ResourceNotFoundException``, for a room or for a message.
+        """
+        members = ModerationMembers.of_deletion(body)
+        with self._lock:
+            self._rooms.admit(members.room, region=region, any_room=self.settings.any_room)
+            event_id = self.chat.delete_message(members.room.text, members.target, members.reason)
+            return {"id": event_id}
+
+    def disconnect_user(
+        self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
+    ) -> dict[str, Any]:
+        """Close every connection of a user to a room.
+
+        Args:
+            body: the request's members in the service model.
+            region: where the request goes.
+            account: has no meaning: the ARN names the account.
+
+        Returns:
+            The reply, which has no members.
+
+        Raises:
+            ServiceError: a ``ValidationException``, ``ThrottlingException`` (100 requests a second)
+                or ``ResourceNotFoundException``.
+        """
+        members = ModerationMembers.of_disconnection(body)
+        with self._lock:
+            self._rooms.admit(members.room, region=region, any_room=self.settings.any_room)
+            self.chat.disconnect_user(members.room.text, members.target, members.reason)
+            return {}
 
     def respond(self, request: Request) -> Outcome:
         """Decide what happens to a request.
@@ -467,13 +566,12 @@ _OPERATIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "GetRoom": Emulator.get_room,
     "ListRooms": Emulator.list_rooms,
     "DeleteRoom": Emulator.delete_room,
+    "SendEvent": Emulator.send_event,
+    "DeleteMessage": Emulator.delete_message,
+    "DisconnectUser": Emulator.disconnect_user,
 }
 OPERATIONS = tuple(_OPERATIONS)
 
 
 def _invalid(reason: str, message: str) -> ServiceError:
     return ServiceError(400, "ValidationException", message, reason=reason)
-
-
-def _iso(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-import secrets
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
 from ._validation import Arn, Members, room_arn, room_members
-from ._wire import ServiceError
+from ._wire import ServiceError, new_id
 
-_ID_ALPHABET = string.ascii_letters + string.digits
-_ID_LENGTH = 12
 _PAGE_LIMIT = 50
 _DIGITS = re.compile(r"[0-9]+")
 # A summary, as ListRooms gives it, has all members of a room but these.
 _NOT_IN_SUMMARY = frozenset({"maximumMessageRatePerSecond", "maximumMessageLength"})
+_DEFAULTS = room_members({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ class Rooms:
     ) -> dict[str, Any]:
         """Create a room and return its members; ``now`` is the time in ISO 8601."""
         found = room_members(body)
-        room_id = "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+        room_id = new_id()
         arn = f"arn:aws:ivschat:{region}:{account}:room/{room_id}"
         members = {"arn": arn, "id": room_id, "createTime": now, "updateTime": now, **found}
         self._rooms[arn] = _Room(next(self._serial), region, account, members)
@@ -99,6 +96,21 @@ class Rooms:
         exists = arn.text not in self._deleted if any_room else arn.text in self._rooms
         if not exists or arn.region != region:
             raise _not_found(arn, region)
+
+    def rules(self, arn: str, *, any_room: bool) -> Mapping[str, Any] | None:
+        """Return what holds for messages in a room, the limits among the room's members.
+
+        Args:
+            arn: the room's ARN.
+            any_room: every room exists that was not deleted, and has the defaults.
+
+        Returns:
+            None if the room does not exist.
+        """
+        room = self._rooms.get(arn)
+        if room is not None:
+            return room.members
+        return _DEFAULTS if any_room and arn not in self._deleted else None
 
     def _find(self, arn: Arn, region: str) -> _Room:
         room = self._rooms.get(arn.text)

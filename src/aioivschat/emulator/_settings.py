@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from ._quota import QuotaShape
 
 DateHeader = Literal["normal", "absent", "garbled"]
+Refusal = Literal["http", "close", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,10 @@ class Settings:
         clock_skew: seconds by which the service's wall clock is ahead; may be below 0.
         date_header: the ``Date`` header is as it should be, or not there, or no date at all.
         track_users: count the tokens minted for each user id.
+        refusal: how the chat edge refuses a token that is unknown, spent or expired: ``http``
+            answers the handshake with 403, ``close`` accepts it and closes with code 4401,
+            ``error`` accepts it, sends an ERROR with code 401 and closes. Which of them AWS does is
+            not published.
 
     Raises:
         ValueError: a value is not of its type or out of its range.
@@ -40,6 +45,7 @@ class Settings:
     clock_skew: float = 0.0
     date_header: DateHeader = "normal"
     track_users: bool = False
+    refusal: Refusal = "http"
 
     def __post_init__(self) -> None:
         if not isinstance(self.quota, QuotaShape):
@@ -55,6 +61,8 @@ class Settings:
                 raise ValueError(f"{name} must be true or false")
         if self.date_header not in get_args(DateHeader):
             raise ValueError(f"date_header must be one of {', '.join(get_args(DateHeader))}")
+        if self.refusal not in get_args(Refusal):
+            raise ValueError(f"refusal must be one of {', '.join(get_args(Refusal))}")
 
     def changed(self, changes: Mapping[str, Any]) -> Settings:
         """Return a copy with some settings changed.

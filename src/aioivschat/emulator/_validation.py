@@ -15,8 +15,9 @@ from ._wire import ServiceError
 
 _ROOM_ARN = re.compile(r"arn:aws:ivschat:([a-z0-9-]+):([0-9]+):room/([a-zA-Z0-9-]+)")
 _ROOM_NAME = re.compile(r"[a-zA-Z0-9-_]*")
+_ID = re.compile(r"[a-zA-Z0-9]+")
 _CAPABILITIES = frozenset({"SEND_MESSAGE", "DISCONNECT_USER", "DELETE_MESSAGE"})
-_ATTRIBUTES_LIMIT = 1024  # bytes over all keys and values (API reference, CreateChatToken)
+ATTRIBUTES_LIMIT = 1024  # bytes over all keys and values (CreateChatToken, SendEvent)
 _DEFAULT_MINUTES = 60
 
 
@@ -62,7 +63,7 @@ class Members:
             self._note(name, "must be a string")
         elif not shortest <= len(value) <= longest:
             self._note(name, f"must have {shortest} to {longest} characters")
-        elif _utf8_size(value) is None:
+        elif utf8_size(value) is None:
             self._note(name, "must be well-formed UTF-8")
         elif pattern is not None and pattern.fullmatch(value) is None:
             self._note(name, f"must match {pattern.pattern}")
@@ -114,7 +115,7 @@ class Members:
 
     def utf8_total(self, name: str, mapping: Mapping[str, str], limit: int) -> None:
         """Hold the keys and values of a map to a number of bytes in all."""
-        sizes = [_utf8_size(text) for entry in mapping.items() for text in entry]
+        sizes = [utf8_size(text) for entry in mapping.items() for text in entry]
         if None in sizes:
             self._note(name, "must be well-formed UTF-8")
         elif sum(filter(None, sizes)) > limit:
@@ -159,8 +160,8 @@ class TokenMembers:
         # The model sets no limit on the list: it is a list of an enumeration, repeats allowed.
         capabilities = members.texts("capabilities", most=1024, allowed=_CAPABILITIES)
         minutes = members.integer("sessionDurationInMinutes", 1, 180, _DEFAULT_MINUTES)
-        attributes = members.mapping("attributes", most=_ATTRIBUTES_LIMIT)
-        members.utf8_total("attributes", attributes, _ATTRIBUTES_LIMIT)
+        attributes = members.mapping("attributes", most=ATTRIBUTES_LIMIT)
+        members.utf8_total("attributes", attributes, ATTRIBUTES_LIMIT)
         members.close()
         return cls(room, user_id, frozenset(capabilities), attributes, minutes)
 
@@ -196,7 +197,69 @@ def room_members(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _utf8_size(text: str) -> int | None:
+@dataclass(frozen=True, slots=True)
+class EventMembers:
+    """A valid SendEvent request."""
+
+    room: Arn
+    name: str
+    attributes: Mapping[str, str]
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> Self:
+        """Read a request's body.
+
+        Raises:
+            ServiceError: a ``ValidationException``.
+        """
+        members = Members(body)
+        room = members.arn("roomIdentifier")
+        name = members.text("eventName", required=True, shortest=1, longest=100)
+        attributes = members.mapping("attributes", most=ATTRIBUTES_LIMIT)
+        members.utf8_total("attributes", attributes, ATTRIBUTES_LIMIT)
+        members.close()
+        return cls(room, name, attributes)
+
+
+@dataclass(frozen=True, slots=True)
+class ModerationMembers:
+    """A valid DeleteMessage or DisconnectUser request: its target is a message or a user."""
+
+    room: Arn
+    target: str
+    reason: str
+
+    @classmethod
+    def of_deletion(cls, body: Mapping[str, Any]) -> Self:
+        """Read the body of a DeleteMessage request.
+
+        Raises:
+            ServiceError: a ``ValidationException``.
+        """
+        members = Members(body)
+        target = members.text("id", required=True, shortest=12, longest=12, pattern=_ID)
+        return cls._of(members, target)
+
+    @classmethod
+    def of_disconnection(cls, body: Mapping[str, Any]) -> Self:
+        """Read the body of a DisconnectUser request.
+
+        Raises:
+            ServiceError: a ``ValidationException``.
+        """
+        members = Members(body)
+        target = members.text("userId", required=True, shortest=1, longest=128)
+        return cls._of(members, target)
+
+    @classmethod
+    def _of(cls, members: Members, target: str) -> Self:
+        room = members.arn("roomIdentifier")
+        reason = members.text("reason", shortest=1, longest=256)
+        members.close()
+        return cls(room, target, reason)
+
+
+def utf8_size(text: str) -> int | None:
     """Return a text's bytes in UTF-8, None if it has none: JSON can hold half a surrogate pair."""
     try:
         return len(text.encode())

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import secrets
+import string
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
 DEFAULT_REGION = "us-east-1"
 DEFAULT_ACCOUNT = "123456789012"
+
+_ID_ALPHABET = string.ascii_letters + string.digits
+_ID_LENGTH = 12  # service model, ID
 
 
 class ServiceError(Exception):
@@ -108,10 +114,20 @@ def region_of(authorization: str | None) -> str:
     return parts[2] if found and len(parts) == 5 else DEFAULT_REGION
 
 
-def parse_object(body: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that a body holds, or None if it holds none."""
+def parse_object(body: bytes | str) -> dict[str, Any] | None:
+    """Return the JSON object that a body holds, empty for no body; None if it holds none."""
     try:
         value = json.loads(body or b"{}")
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def new_id() -> str:
+    """Return an identifier as IVS Chat makes them: 12 letters and digits."""
+    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+
+
+def iso_time(seconds: float) -> str:
+    """Return wall seconds since the epoch in ISO 8601 with milliseconds and ``Z``."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

@@ -48,9 +48,10 @@ def install(
     """Put IVS Chat into moto; doing it again only changes the emulator.
 
     Afterwards every ``moto.server.ThreadedMotoServer``, and ``mock_aws`` for clients that are not
-    async, serves the five operations of the emulator, signatures checked. moto's reset resets the
+    async, serves the operations of the emulator, signatures checked. moto's reset resets the
     emulator too. Within ``mock_aws`` there is no connection: a reset or a black hole raises
-    `NotImplementedError` there, and moto's servers cannot be told of connections opened.
+    `NotImplementedError` there, and moto's servers cannot be told of connections opened. moto has
+    no chat edge: an `EmulatorServer` of the same emulator beside it has.
 
     Args:
         emulator: the model to serve; None for the one in place.

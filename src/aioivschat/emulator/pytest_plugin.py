@@ -31,7 +31,8 @@ def _ivschat_server() -> Iterator[ThreadedEmulatorServer]:
 def ivschat_emulator(_ivschat_server: ThreadedEmulatorServer) -> ThreadedEmulatorServer:
     """A running emulator as new: its ``url`` is the endpoint, its ``emulator`` the model.
 
-    One server serves the whole session; each test gets it reset, without open connections.
+    Chat clients connect to its ``edge_url``. One server serves the whole session; each test gets it
+    reset, without open connections.
     """
     _ivschat_server.reset_connections()
     _ivschat_server.emulator.reset()

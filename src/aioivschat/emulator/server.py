@@ -1,10 +1,8 @@
-"""The emulator's control plane over HTTP, on aiohttp."""
+"""The emulator's server on aiohttp: control plane, admin surface and chat edge on one port."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -14,15 +12,15 @@ from typing import TYPE_CHECKING, Self
 from aiohttp import web
 
 from ._admin import PREFIX, administer
+from ._edge import ChatEdge, is_handshake
 from ._model import Emulator
+from ._transport import reset
 from ._wire import Answer, Hang, Outcome, Request, region_of
 
 if TYPE_CHECKING:
     from ._sigv4 import SignatureVerifier
 
-# To linger for no time makes the kernel send a reset instead of an orderly end.
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-# aiohttp waits so many seconds for handlers; those of the emulator only sleep, and end at once.
+# aiohttp waits so many seconds for handlers; those of the emulator sleep, or say good-bye.
 _GRACE = 0.05
 
 
@@ -36,7 +34,7 @@ class _CountingServer(web.Server):
         super().connection_made(handler, transport)
 
 
-class _ControlPlane:
+class _Server:
     """What both servers are made of; one after the other may run, but not twice at once.
 
     Args:
@@ -63,6 +61,7 @@ class _ControlPlane:
         self._host = host
         self._port = port
         self._verifier = _verifier(access_keys) if verify_signatures else None
+        self._edge = ChatEdge(self.emulator)
         self._server: _CountingServer | None = None
         self._runner: web.ServerRunner | None = None
         self._url: str | None = None
@@ -77,6 +76,26 @@ class _ControlPlane:
         if self._url is None:
             raise RuntimeError("the emulator's server is not running")
         return self._url
+
+    @property
+    def edge_url(self) -> str:
+        """The chat edge's URL, as chat clients take it in place of a region.
+
+        Raises:
+            RuntimeError: the server is not running.
+        """
+        return self.url.replace("http", "ws", 1)
+
+    def drop_connections(self, user: str | None = None) -> int:
+        """Cut chat connections at once, without a close frame, as a lost network would.
+
+        Args:
+            user: the user id whose connections are cut; None for everybody's.
+
+        Returns:
+            How many there were.
+        """
+        return self.emulator.chat.drop(user)
 
     async def _start(self) -> None:
         self._closing = asyncio.Event()
@@ -96,6 +115,7 @@ class _ControlPlane:
     async def _stop(self) -> None:
         self._url = None
         self._closing.set()
+        self._edge.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -103,9 +123,11 @@ class _ControlPlane:
         if self._server is not None:
             for connection in self._server.connections:
                 if connection.transport is not None:
-                    _reset(connection.transport)
+                    reset(connection.transport)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if is_handshake(request):
+            return await self._edge.serve(request)
         if request.path.startswith(PREFIX):
             return _response(
                 administer(self.emulator, request.method, request.path, await request.read())
@@ -138,7 +160,7 @@ class _ControlPlane:
         )
 
 
-class EmulatorServer(_ControlPlane):
+class EmulatorServer(_Server):
     """Serves the emulator on the running event loop.
 
     ::
@@ -174,7 +196,7 @@ class EmulatorServer(_ControlPlane):
         self._reset_connections()
 
 
-class ThreadedEmulatorServer(_ControlPlane):
+class ThreadedEmulatorServer(_Server):
     """Serves the emulator on an event loop in a thread of its own.
 
     For code that is not async, and for fixtures: ``with ThreadedEmulatorServer() as server:``. The
@@ -232,7 +254,7 @@ def _send(request: web.BaseRequest, outcome: Outcome) -> web.StreamResponse:
     transport = request.transport
     if not isinstance(outcome, Answer):
         if transport is not None:
-            _reset(transport)
+            reset(transport)
         # aiohttp wants something to send; on a closed transport it goes nowhere.
         return web.Response()
     if "Date" not in outcome.headers:
@@ -246,13 +268,6 @@ def _send(request: web.BaseRequest, outcome: Outcome) -> web.StreamResponse:
 
 def _response(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
-
-
-def _reset(transport: asyncio.Transport) -> None:
-    connection = transport.get_extra_info("socket")
-    if connection is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-    transport.abort()
 
 
 def _verifier(access_keys: Mapping[str, str] | None) -> SignatureVerifier:
