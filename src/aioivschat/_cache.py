@@ -95,13 +95,14 @@ class Entry:
 
 
 class _Stocked:
-    """A place in the stock; its entry is gone once it was taken."""
+    """A place in the stock, which may outlast its taking in one of the queues."""
 
-    __slots__ = ("entry", "identity")
+    __slots__ = ("entry", "identity", "taken")
 
     def __init__(self, identity: Identity, entry: Entry) -> None:
         self.identity = identity
-        self.entry: Entry | None = entry
+        self.entry = entry
+        self.taken = False
 
 
 class TokenCache:
@@ -122,7 +123,7 @@ class TokenCache:
         # An entry that was replaced or removed keeps its place in the queue, and is skipped there.
         self._delivered: tuple[dict[Hashable, Entry], ...] = tuple({} for _ in range(_SHARDS))
         self._delivered_order: deque[Entry] = deque()
-        # The same for the stock: a place in both queues, emptied when it is taken.
+        # The same for the stock, whose places stand in two queues.
         self._stock: tuple[dict[Identity, deque[_Stocked]], ...]
         self._stock = tuple({} for _ in range(_SHARDS))
         self._stock_order: deque[_Stocked] = deque()
@@ -186,9 +187,10 @@ class TokenCache:
         # If the oldest are dead, most are: the newest is the one to try then, and the rest is
         # cleared up a little at a time.
         for next_place in (*[places.popleft] * _SWEEP, places.pop):
-            entry = self._vacate(next_place(), places)
-            if self.usable(entry, identity):
-                return entry
+            place = next_place()
+            self._vacate(place, places)
+            if self.usable(place.entry, identity):
+                return place.entry
             self.expired_unused += 1
             if not places:
                 break
@@ -245,8 +247,10 @@ class TokenCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        for shard in (*self._delivered, *self._stock):
-            shard.clear()
+        for delivered in self._delivered:
+            delivered.clear()
+        for stock in self._stock:
+            stock.clear()
         self._delivered_order.clear()
         self._stock_order.clear()
         self._stocked = 0
@@ -269,24 +273,21 @@ class TokenCache:
     def _sweep_stock(self) -> None:
         order = self._stock_order
         for _ in range(min(_SWEEP, len(order))):
-            entry = order[0].entry
-            if entry is not None and self.alive(entry):
+            if not order[0].taken and self.alive(order[0].entry):
                 return
             self._drop_oldest_stock()
 
     def _drop_oldest_stock(self) -> None:
         place = self._stock_order.popleft()
-        if place.entry is not None:
+        if not place.taken:
             places = self._stock[hash(place.identity) % _SHARDS][place.identity]
-            # First in both queues: places leave an identity's queue when they are emptied.
-            self._vacate(places.popleft(), places)
+            # First in both queues: what is taken leaves the identity's.
+            places.popleft()
+            self._vacate(place, places)
             self.expired_unused += 1
 
-    def _vacate(self, place: _Stocked, places: deque[_Stocked]) -> Entry:
-        entry = place.entry
-        assert entry is not None
-        place.entry = None
+    def _vacate(self, place: _Stocked, places: deque[_Stocked]) -> None:
+        place.taken = True
         self._stocked -= 1
         if not places:
             del self._stock[hash(place.identity) % _SHARDS][place.identity]
-        return entry

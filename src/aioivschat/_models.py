@@ -311,7 +311,7 @@ def _checked_capabilities(capabilities: Iterable[str]) -> frozenset[Capability]:
         return _CAPABILITY_SETS[frozenset(names)]
     except (KeyError, TypeError):
         pass
-    wrong = next(name for name in names if not _is_capability(name))
+    wrong: object = next(name for name in names if not _is_capability(name))
     if not isinstance(wrong, str):
         found = _kind(wrong)
     else:
