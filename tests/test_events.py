@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 from typing import Any, get_args, get_type_hints
 
@@ -96,7 +97,7 @@ def test_an_event_has_no_field_that_could_hold_a_secret(kind: type[Any]) -> None
 def test_every_field_of_an_event_is_documented(kind: type[Any]) -> None:
     """With its unit where it has one."""
     for field in dataclasses.fields(kind):
-        assert f"        {field.name}: " in str(kind.__doc__)
+        assert f"    {field.name}: " in inspect.cleandoc(str(kind.__doc__))
 
 
 def test_all_observers_are_told_in_their_order() -> None:
