@@ -7,10 +7,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from aioivschat.emulator import ThreadedEmulatorServer
+from endpoint_servers import running, running_asgi
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,6 +25,7 @@ def _blocks(language: str) -> list[str]:
 
 
 PROGRAMS = [block for block in _blocks("python") if "asyncio.run(" in block]
+APPS = [block for block in _blocks("python") if ".setup(app" in block]
 TESTS = [block for block in _blocks("python") if "def test_" in block]
 COMMANDS = [line[2:] for block in _blocks("console") for line in block.splitlines()]
 MAIN_JOB, TEST_RUN = (block.strip() for block in _blocks("bash"))
@@ -28,7 +33,7 @@ MAIN_JOB, TEST_RUN = (block.strip() for block in _blocks("bash"))
 
 def test_every_block_is_run_by_some_test() -> None:
     """No example escapes the tests below."""
-    assert len(_blocks("python")) == len(PROGRAMS) + len(TESTS)
+    assert len(_blocks("python")) == len(PROGRAMS) + len(TESTS) + len(APPS)
     assert all(line.startswith("$ ") for block in _blocks("console") for line in block.splitlines())
 
 
@@ -47,6 +52,24 @@ def test_a_program_of_the_readme_runs(
     if "NO_ROOM" in program:
         assert "ResourceNotFoundException 404" in result.stdout
         assert "capabilities: must be" in result.stdout
+
+
+@pytest.mark.usefixtures("ivschat_env")
+@pytest.mark.parametrize("source", APPS, ids=["aiohttp", "fastapi"])
+async def test_an_application_of_the_readme_serves_tokens(source: str) -> None:
+    """Mounted as shown: a token for a user, and none for nobody; the browsers' module beside it."""
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(source, "README.md", "exec"), names)
+    app = names["app"]
+    running_app = running(app) if isinstance(app, web.Application) else running_asgi(app)
+    async with running_app as url, aiohttp.ClientSession() as browser:
+        for headers, status in (({"X-User": "alice"}, 200), ({}, 403)):
+            async with browser.post(f"{url}/chat/token", json={}, headers=headers) as answer:
+                assert status == answer.status
+                assert ("token" in await answer.json(content_type=None)) == (status == 200)
+        (module,) = {line.split('"')[1] for line in "".join(_blocks("js")).splitlines()[:1]}
+        async with browser.get(url + module) as answer:
+            assert "export function createTokenProvider" in await answer.text()
 
 
 def test_the_test_of_the_readme_passes(pytester: pytest.Pytester) -> None:

@@ -25,13 +25,21 @@ LAYERS = {
     "__init__": 3,
     "onboarding": 4,
     "_attendees": 4,
+    "_endpoint": 4,
+    "aiohttp": 4,
+    "starlette": 4,
     "emulator": 4,
     "cli": 5,
     "__main__": 6,
 }
 
-# Neighbours in one layer that are one thing in two files: bulk, and the files it reads.
-FRIENDS = {("onboarding", "_attendees")}
+# Neighbours in one layer that are one thing in several files: bulk and the files it reads, the
+# endpoint and its web frameworks, a command and its module.
+FRIENDS = {
+    ("onboarding", "_attendees"),
+    ("aiohttp", "_endpoint"),
+    ("starlette", "_endpoint"),
+}
 
 # Who alone may import what.
 SOLE_IMPORTERS = {"tenacity": "_retry", "aiobotocore": "_clients"}

@@ -18,6 +18,7 @@ from aioivschat import (
     Priority,
     Quota,
     ResourceNotFound,
+    ServiceClosed,
     TokenRequest,
 )
 from aioivschat.emulator import Fault, ThreadedEmulatorServer
@@ -330,6 +331,29 @@ async def test_quotas_can_differ_by_account_and_region(open_service: OpenService
     await tokens.issue(TokenRequest(ROOM, "u"))
     assert 0.9 < tokens.estimate(slow) <= 1.1
     assert 0.0 == tokens.estimate(ROOM)
+
+
+async def test_ready_gives_what_is_there_without_waiting(
+    ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService
+) -> None:
+    """From the cache, from the attempt or from stock; never by a request."""
+    tokens = open_service()
+    request = TokenRequest(ROOM, "u")
+    async with tokens:
+        assert None is tokens.ready(request)
+        assert None is tokens.ready(request, idempotency_key="k")
+        plain = await tokens.issue(request)
+        keyed = await tokens.issue(request, idempotency_key="k")
+        await tokens.prewarm([request])
+        found = [tokens.ready(request), tokens.ready(request, idempotency_key="k")]
+        assert [plain.token, keyed.token] == [token and token.token for token in found]
+        stocked = tokens.ready(request, fresh=True)
+        assert stocked is not None
+        assert not stocked.reused
+        assert None is tokens.ready(request, fresh=True)
+    assert 3 == ivschat_emulator.emulator.counts().requests
+    with pytest.raises(ServiceClosed):
+        tokens.ready(request)
 
 
 async def test_a_reply_belongs_to_its_caller(open_service: OpenService) -> None:

@@ -344,13 +344,10 @@ class AsyncTokenService:
         # Whatever is not the loop of an open service is looked at more closely.
         if self._home is not asyncio._get_running_loop():
             self._check_usable()
-        if idempotency_key is None:
-            key = None if fresh else request.identity
-        else:
-            try:
-                key = _key(request, idempotency_key, fresh)
-            finally:
-                del idempotency_key  # out of tracebacks that show locals
+        try:
+            key = _key(request, idempotency_key, fresh)
+        finally:
+            del idempotency_key  # out of tracebacks that show locals
         token = self._ready(request, key)
         if token is not None:
             return token
@@ -366,6 +363,32 @@ class AsyncTokenService:
             if isinstance(error, ChatTokenError):
                 raise
         raise DeadlineExceeded(timeout)
+
+    def ready(
+        self, request: TokenRequest, *, idempotency_key: str | None = None, fresh: bool = False
+    ) -> ChatToken | None:
+        """Issue a token that is there already, or none: what :meth:`issue` does without waiting.
+
+        Args:
+            request: as for :meth:`issue`.
+            idempotency_key: as for :meth:`issue`.
+            fresh: as for :meth:`issue`.
+
+        Returns:
+            A token as :meth:`issue` gives it; ``None`` if one would have to be minted.
+
+        Raises:
+            InvalidRequest: an argument breaks a limit.
+            ServiceClosed: the service is closing or closed.
+            WrongLoop: the service was opened on another event loop or in another process.
+        """
+        if self._home is not asyncio._get_running_loop():
+            self._check_usable()
+        try:
+            key = _key(request, idempotency_key, fresh)
+        finally:
+            del idempotency_key  # out of tracebacks that show locals
+        return self._ready(request, key)
 
     async def prewarm(
         self, requests: Iterable[TokenRequest] | AsyncIterable[TokenRequest]
@@ -748,8 +771,10 @@ class AsyncTokenService:
         self._state = _State.CLOSED
 
 
-def _key(request: TokenRequest, idempotency_key: str, fresh: bool) -> Identity:
-    """Return what the calls of one attempt have in common."""
+def _key(request: TokenRequest, idempotency_key: str | None, fresh: bool) -> Identity | None:
+    """Return what calls must agree on to share a token; ``None``: they never do."""
+    if idempotency_key is None:
+        return None if fresh else request.identity
     if fresh:
         raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
     if not isinstance(idempotency_key, str) or not 1 <= len(idempotency_key) <= _KEY_MAX_CHARACTERS:

@@ -1,0 +1,198 @@
+"""The token endpoint for Starlette and FastAPI.
+
+::
+
+    app = FastAPI()
+    aioivschat.starlette.setup(app, authorize=authorize)
+
+or, piece by piece, ``Starlette(routes=[*routes(authorize=authorize)], lifespan=lifespan())``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from aioivschat._endpoint import (
+    BODY_MAX_BYTES,
+    NOBODY,
+    PATH,
+    Answer,
+    Ask,
+    Authorize,
+    Endpoint,
+    EndpointPolicy,
+    Provider,
+    Share,
+    missing_service,
+    openapi,
+    provider_path,
+)
+from aioivschat._service import AsyncTokenService
+
+__all__ = [
+    "Ask",
+    "EndpointPolicy",
+    "Share",
+    "get_service",
+    "lifespan",
+    "openapi",
+    "routes",
+    "setup",
+]
+
+_STATE = "aioivschat_service"
+
+_AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+_Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]
+
+
+def setup(
+    app: Starlette,
+    *,
+    authorize: Authorize[Request] | None = None,
+    service: AsyncTokenService | None = None,
+    path: str = PATH,
+    policy: EndpointPolicy = EndpointPolicy(),  # noqa: B008 (frozen)
+) -> None:
+    """Mount the token endpoint on a Starlette or FastAPI application.
+
+    It adds :func:`routes`, and puts :func:`lifespan` around the application's own. Servers do not
+    run the lifespan of a mounted application: give the outermost one the lifespan then, and the
+    mounted one the routes.
+
+    Args:
+        app: the application.
+        authorize: as for :func:`routes`.
+        service: as for :func:`lifespan`.
+        path: as for :func:`routes`.
+        policy: how callers are treated.
+
+    Raises:
+        InvalidConfiguration: there is no ``authorize``.
+    """
+    app.router.routes.extend(routes(authorize=authorize, path=path, policy=policy))
+    app.router.lifespan_context = lifespan(app.router.lifespan_context, service=service)
+
+
+def routes(
+    *,
+    authorize: Authorize[Request] | None = None,
+    path: str = PATH,
+    policy: EndpointPolicy = EndpointPolicy(),  # noqa: B008 (frozen)
+) -> list[Route]:
+    """Return the route of the endpoint and that of the browsers' module beside it.
+
+    CORS is the application's own affair. The endpoint uses the request headers ``Content-Type``,
+    ``Idempotency-Key`` and ``Prefer``, and answers with ``Retry-After``.
+
+    Args:
+        authorize: required: an async function that is given the request and an :class:`Ask`, and
+            returns the ``TokenRequest`` that the caller of the request is granted, or ``None`` to
+            refuse (403). To answer in its own way, 401 say, it raises a Starlette or FastAPI
+            ``HTTPException``. A request that asks for more than is granted is refused; one that
+            asks for less gets less. It runs again after a wait, so it must give the same caller
+            the same. The request's body has been read.
+        path: where the endpoint is; the module for browsers is at the same with ``-provider.js``.
+        policy: how callers are treated.
+
+    Raises:
+        InvalidConfiguration: there is no ``authorize``.
+    """
+    endpoint = Endpoint(authorize, policy, passed_on=HTTPException)
+    provider = Provider()
+
+    async def token(request: Request) -> Response:
+        watch = partial(_watch, request)
+        try:
+            body = await _read(request)
+            answer = await endpoint.respond(
+                get_service(request), request, request.headers, body, watch
+            )
+        except ClientDisconnect:
+            return _response(NOBODY)
+        except HTTPException as answer_of_rule:
+            answer_of_rule.headers = {**(answer_of_rule.headers or {}), "Cache-Control": "no-store"}
+            raise
+        return _response(answer)
+
+    async def module(request: Request) -> Response:
+        return _response(provider.respond(request.headers))
+
+    return [
+        Route(path, token, methods=["POST"], include_in_schema=False),
+        Route(provider_path(path), module, methods=["GET"], include_in_schema=False),
+    ]
+
+
+def lifespan(
+    own: _AnyLifespan | None = None, *, service: AsyncTokenService | None = None
+) -> _Lifespan:
+    """Return a lifespan that has the service open, around the application's own.
+
+    Args:
+        own: the application's own lifespan, which starts after the service and ends before it.
+        service: an open service, which is left open; by default one is opened when the application
+            starts and closed when it ends.
+    """
+
+    @asynccontextmanager
+    async def composed(app: Any) -> AsyncIterator[Mapping[str, Any]]:
+        async with AsyncExitStack() as stack:
+            opened = service or await stack.enter_async_context(AsyncTokenService())
+            state = await stack.enter_async_context(own(app)) if own is not None else None
+            yield {**(state or {}), _STATE: opened}
+
+    return composed
+
+
+def get_service(connection: HTTPConnection) -> AsyncTokenService:
+    """Return the open service: ``tokens: AsyncTokenService = Depends(get_service)``.
+
+    Args:
+        connection: a request, or a WebSocket, to the application or to one mounted under it.
+
+    Raises:
+        InvalidConfiguration: there is none: the lifespan is not set up, or was not run.
+    """
+    service: AsyncTokenService | None = getattr(connection.state, _STATE, None)
+    return service or missing_service("aioivschat.starlette")
+
+
+async def _read(request: Request) -> bytes | None:
+    """Return the body, or ``None`` as soon as it is too large."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_MAX_BYTES:
+            return None
+    return body
+
+
+def _watch(request: Request, leave: Callable[[], None]) -> Callable[[], None]:
+    """Call ``leave`` once when the client is gone; return what ends that."""
+
+    async def listen() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        leave()
+
+    listening = asyncio.create_task(listen())
+
+    def unwatch() -> None:
+        listening.cancel()
+
+    return unwatch
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, answer.headers)
