@@ -228,12 +228,14 @@ class ClientPool:
 def _client_factory(session: Any) -> Callable[..., Any]:
     if session is None:
         session = get_session()
+    create_client: Callable[..., Any]
     if isinstance(session, AioSession):
-        return session.create_client
+        create_client = session.create_client
+        return create_client
     # An aioboto3.Session, known by what it wraps: its package is an extra.
     if isinstance(getattr(session, "_session", None), AioSession):
-        client: Callable[..., Any] = session.client
-        return client
+        create_client = session.client
+        return create_client
     raise InvalidConfiguration(
         "session", "an AioSession, an aioboto3.Session or None", type(session).__qualname__
     )
