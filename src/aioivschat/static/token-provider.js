@@ -141,7 +141,7 @@ export function createTokenProvider({
         cache: "no-store",
         signal: end.signal,
       });
-      if (response.ok) return { token: parse(await response.json()) };
+      if (response.ok) return { token: parse(await response.json(), clockError(response)) };
       /** @type {Problem | undefined} */
       const problem = await response.json().catch(() => undefined);
       const retryAfter = seconds(response.headers.get("Retry-After")) ?? problem?.retryAfter;
@@ -184,12 +184,22 @@ function seconds(header) {
   return Number.isNaN(wait) ? undefined : Math.max(0, wait);
 }
 
-function parse({ token, sessionExpirationTime, tokenExpirationTime }) {
+/**
+ * By how many milliseconds this machine's clock is ahead of the server's, at least; 0 where the
+ * answer does not tell. The SDK compares a token's times with this machine's clock: if that is an
+ * hour ahead, or if a minute seems to have 60.1 seconds left, it reconnects without end.
+ */
+function clockError(response) {
+  // The header leaves out the fraction of its second.
+  return Date.now() - (Date.parse(response.headers.get("Date")) + 1000) || 0;
+}
+
+function parse({ token, sessionExpirationTime, tokenExpirationTime }, clockError) {
   if (typeof token !== "string" || !token) throw new TypeError("an answer without a token");
   return {
     token,
-    sessionExpirationTime: new Date(sessionExpirationTime),
-    tokenExpirationTime: new Date(tokenExpirationTime),
+    sessionExpirationTime: new Date(Date.parse(sessionExpirationTime) + clockError),
+    tokenExpirationTime: new Date(Date.parse(tokenExpirationTime) + clockError),
   };
 }
 

@@ -1,0 +1,34 @@
+// A chat page: `?user=` is who it is for, `?edge=` is the chat edge's URL.
+
+import { ChatRoom, SendMessageRequest } from "amazon-ivs-chat-messaging";
+import { createTokenProvider } from "/chat/token-provider.js";
+
+const wanted = new URLSearchParams(location.search);
+const state = document.querySelector("#state");
+const form = document.querySelector("form");
+
+const room = new ChatRoom({
+  regionOrUrl: wanted.get("edge"),
+  tokenProvider: createTokenProvider({
+    url: "/chat/token",
+    headers: { "X-User": wanted.get("user") },
+  }),
+});
+room.logLevel = "error";
+
+for (const name of ["connecting", "connect", "disconnect"]) {
+  room.addListener(name, () => {
+    state.value = room.state;
+  });
+}
+room.addListener("message", ({ content, sender }) => {
+  const item = document.createElement("li");
+  item.textContent = `${sender.userId}: ${content}`;
+  document.querySelector("#messages").append(item);
+});
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  await room.sendMessage(new SendMessageRequest(form.elements.text.value));
+  form.reset();
+});
+room.connect();
