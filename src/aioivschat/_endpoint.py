@@ -242,7 +242,7 @@ class Endpoint(Generic[R]):
         ask = self._asks.get(body) or self._parsed(body)
         wanted = await self._granted(request, ask)
         attempt = None if key is None else (wanted.identity, key)
-        served = None if attempt is None else self._served.get(attempt)
+        served = None if attempt is None else self._remembered(attempt)
         if served is None:
             self._shares.charge(wanted)
         token = service.ready(wanted, idempotency_key=key, fresh=key is None)
@@ -268,6 +268,12 @@ class Endpoint(Generic[R]):
         if attempt is not None:
             self._served[attempt] = token.token, answer
         return answer
+
+    def _remembered(self, attempt: tuple[Identity, str]) -> tuple[str, Answer] | None:
+        try:
+            return self._served[attempt]  # its get() would look twice
+        except KeyError:
+            return None
 
     def _parsed(self, body: bytes) -> Ask:
         ask = _parse(body)
@@ -436,22 +442,23 @@ def _narrowed(grant: TokenRequest, ask: Ask) -> TokenRequest:
         _Refusal: the ask names something that is not granted.
     """
     capabilities, minutes = grant.capabilities, grant.session_minutes
+    wanted = capabilities if ask.capabilities is None else ask.capabilities
+    fewer = wanted is not capabilities  # equal sets of capabilities are the same one
     if (
         (ask.room is not None and ask.room != grant.room)
         or (ask.user is not None and ask.user != grant.user)
-        or (ask.capabilities is not None and not ask.capabilities <= capabilities)
+        or (fewer and not wanted <= capabilities)
         or (ask.session_minutes is not None and ask.session_minutes > minutes)
         or (ask.attributes is not None and not ask.attributes.items() <= grant.attributes.items())
     ):
         raise _Refusal(_FORBIDDEN)
-    fewer = ask.capabilities is not None and ask.capabilities != capabilities
     shorter = ask.session_minutes is not None and ask.session_minutes != minutes
     if not (fewer or shorter):
         return grant
     return TokenRequest(
         grant.room,
         grant.user,
-        capabilities if ask.capabilities is None else ask.capabilities,
+        wanted,
         grant.attributes,
         minutes if ask.session_minutes is None else ask.session_minutes,
     )
