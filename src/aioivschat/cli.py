@@ -1,4 +1,4 @@
-"""The command ``aioivschat``: tokens for one user, or for a file of attendees.
+"""The command ``aioivschat``: tokens for one user, for a file of attendees, or for a demo.
 
 Exit status: 0 if all went well, 2 if a row failed or the command was used wrongly, 1 for any other
 failure, 130 after an interrupt (128 and the signal's number after another signal).
@@ -39,6 +39,7 @@ OK, FAILED, ROWS_FAILED, INTERRUPTED = 0, 1, 2, 130
 
 _QUOTA = 200.0  # requests a second for an account and region; not adjustable
 _WINDOW = 2.0  # seconds of the quota under way at once
+_DEMO_QUOTA = 10.0  # so small that a few dozen viewers have to wait
 _TOKEN_LIFE = 60.0
 
 _ONBOARD = """\
@@ -81,6 +82,12 @@ _ISSUE_EXAMPLE = """\
 example:
   aioivschat issue --room arn:aws:ivschat:us-east-1:123456789012:room/Lobby \\
     --user viewer-1 --capability SEND_MESSAGE --attribute displayName=Viewer
+"""
+
+_DEMO = """\
+Run a chat room on this machine and open its page: a host and a viewer who
+chat, lose their connection and come back, a crowd that wants in, and beside
+them what becomes of their tokens. Nothing goes to AWS. Ctrl-C ends it.
 """
 
 
@@ -144,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_onboard(commands)
     _add_issue(commands)
+    _add_demo(commands)
     return parser
 
 
@@ -236,6 +244,34 @@ def _add_issue(commands: Any) -> None:
     )
 
 
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="open a page with two people in one chat room",
+        description=_DEMO,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    demo.set_defaults(run=_run_demo, parser=demo)
+    add = demo.add_argument
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: %(default)s; any other lets others in)",
+    )
+    add(
+        "--port", type=_port, default=0, metavar="N", help="port to listen on (default: a free one)"
+    )
+    add(
+        "--rate",
+        type=_above_zero,
+        default=_DEMO_QUOTA,
+        metavar="N",
+        help="tokens a second that the emulator allows (default: %(default)g)",
+    )
+    add("--no-open", action="store_true", help="do not open the page in a browser")
+
+
 def _add_target(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--aws", action="store_true", help="ask AWS, with the credentials that boto3 would use"
@@ -262,6 +298,14 @@ def _whole(text: str) -> int:
         if number >= 1:
             return number
     raise argparse.ArgumentTypeError("must be a whole number, at least 1")
+
+
+def _port(text: str) -> int:
+    with suppress(ValueError):
+        number = int(text)
+        if 0 <= number <= 65535:
+            return number
+    raise argparse.ArgumentTypeError("must be a port, 0 to 65535")
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -379,6 +423,36 @@ async def _issue(options: argparse.Namespace) -> int:
         token = await tokens.issue(request, fresh=True, timeout=options.timeout)
     _write_to_standard_output(json.dumps(token_members(request, token)) + "\n")
     return OK
+
+
+# aioivschat demo
+
+
+def _run_demo(options: argparse.Namespace) -> int:
+    from aioivschat import _demo
+
+    def ready(url: str) -> None:
+        _say(f"aioivschat: the demo is at {url} (Ctrl-C ends it)")
+        # A program that started it reads its standard output, as it does of the other commands.
+        if sys.stdout is not None and not sys.stdout.isatty():
+            _write_to_standard_output(json.dumps({"url": url}) + "\n")
+        if not options.no_open and sys.stderr is not None and sys.stderr.isatty():
+            _open_in_browser(url)
+
+    session = _session_without_configuration()
+    _run(_demo.run(session, host=options.host, port=options.port, rate=options.rate, ready=ready))
+    return OK
+
+
+def _open_in_browser(url: str) -> None:
+    """Open a page, unless the only browser is one that would take over the terminal."""
+    import webbrowser
+    from threading import Thread
+
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        return
+    # Some browsers are waited for until they end.
+    Thread(target=webbrowser.open, args=[url], daemon=True).start()
 
 
 # aioivschat onboard
