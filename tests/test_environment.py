@@ -187,7 +187,7 @@ async def test_a_local_endpoint_is_not_reached_through_a_proxy(
 def test_a_pool_that_cannot_work_is_refused(option: str, value: float) -> None:
     """The error names the option."""
     with pytest.raises(InvalidConfiguration, match=rf"PoolPolicy\.{option}"):
-        PoolPolicy(**{option: value})  # type: ignore[arg-type]
+        PoolPolicy(**{option: value})  # type: ignore[arg-type]  # one is an int
 
 
 async def test_a_client_is_opened_once_and_connections_are_bounded(

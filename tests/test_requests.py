@@ -410,7 +410,7 @@ def test_a_request_does_not_follow_what_it_was_made_of() -> None:
     attributes["k"] = "w"
     assert TokenRequest(ROOM, "u", ["SEND_MESSAGE"], {"k": "v"}) == request
     with pytest.raises(TypeError):
-        request.attributes["k"] = "w"  # type: ignore[index]
+        request.attributes["k"] = "w"  # type: ignore[index]  # it must fail
     request.as_members()["attributes"]["k"] = "w"
     assert {"k": "v"} == dict(request.attributes)
 

@@ -21,7 +21,7 @@ from aioivschat import (
     ServiceClosed,
     TokenRequest,
 )
-from aioivschat.emulator import Fault, ThreadedEmulatorServer
+from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.emulator.moto_backend import MotoServer
 from conftest import ROOM, UNLIMITED, OpenService, Server, local_session, until
 
@@ -179,7 +179,7 @@ async def test_prewarm_takes_an_async_iterable_and_counts_failures(
 ) -> None:
     """A failure is named by its class and stops nobody else."""
     tokens = open_service()
-    ivschat_emulator.emulator.fail_next(Fault("access_denied"))  # type: ignore[arg-type]
+    ivschat_emulator.emulator.fail_next(Fault(FaultKind.ACCESS_DENIED))
 
     async def requests() -> Any:
         for number in range(3):

@@ -83,7 +83,7 @@ def virtual_time(
 
     # pytest-asyncio would take the wrapped coroutine function for its own; pytest needs its
     # parameters all the same.
-    run.__signature__ = inspect.signature(test)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.signature(test)  # type: ignore[attr-defined]  # pytest reads it
     del run.__wrapped__
     return run
 

@@ -100,7 +100,7 @@ async def run(
 
 def _url(host: str, port: int) -> str:
     # Where it listens everywhere, this machine is the one that surely reaches it.
-    name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (compared, not bound)
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/"
 
 

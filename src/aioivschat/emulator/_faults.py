@@ -40,7 +40,7 @@ class FaultKind(StrEnum):
     SLOW = "slow"  # an ordinary answer, later by the fault's latency
     TRUNCATE = "truncate"  # 200, the JSON cut off; Content-Length tells what is sent
     EMPTY_OBJECT = "empty_object"  # 200 {}
-    MISSING_TOKEN = "missing_token"  # 200 without token # noqa: S105
+    MISSING_TOKEN = "missing_token"  # 200  # noqa: S105 (a kind, no secret)
     MISSING_EXPIRY = "missing_expiry"  # 200 without tokenExpirationTime
     NAIVE_EXPIRY = "naive_expiry"  # 200, tokenExpirationTime without a time zone
     PAST_EXPIRY = "past_expiry"  # 200, tokenExpirationTime in 2001

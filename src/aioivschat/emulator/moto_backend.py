@@ -167,6 +167,7 @@ def _send(connection: socket.socket, outcome: Outcome) -> None:
         connection.shutdown(socket.SHUT_WR)
 
 
+# Its base is known at run time only: moto is imported by name.
 class _IvsChatBackend(_base_backend.BaseBackend):  # type: ignore[misc,name-defined]
     """What moto takes a service's addresses from, and resets."""
 
