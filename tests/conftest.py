@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from aiobotocore.session import AioSession
+from moto.core.models import botocore_stubber
 
 from aioivschat import AsyncTokenService, Clock, Quota
 from aioivschat.emulator import ThreadedEmulatorServer
@@ -50,10 +51,45 @@ class BentClock(Clock):
         self.ahead += seconds
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the suite run both ways in which requests are sent."""
+    parser.addoption(
+        "--general",
+        action="store_true",
+        help="every request of the tests goes the general way: none is prepared once per client",
+    )
+
+
+_general = False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take note of the way, for whoever opens a session."""
+    global _general
+    _general = config.getoption("--general")
+
+
+def bare_session(*credentials: str) -> AioSession:
+    """Return a session that nobody listens to, whichever way the suite runs.
+
+    Args:
+        credentials: key, secret and session token; none if the session is to find its own.
+    """
+    session: Any = AioSession()
+    if credentials:
+        session.set_credentials(*credentials)
+    # moto listens to every session from its import on, for mocks that are not used here.
+    session.unregister("before-send", botocore_stubber)
+    opened: AioSession = session
+    return opened
+
+
 def local_session() -> AioSession:
     """Return a session with the credentials that the servers know, whatever the host has."""
-    session = AioSession()
-    session.set_credentials("testing", "testing")
+    session = bare_session("testing", "testing")
+    if _general:
+        # Who listens is to hear of every request, so none can be prepared.
+        session.register("before-call.ivschat", lambda **_: None)
     return session
 
 

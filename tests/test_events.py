@@ -18,6 +18,7 @@ from aioivschat import (
     Joined,
     LoggingObserver,
     Minted,
+    NotPrepared,
     RateChanged,
     Retrying,
     Shed,
@@ -41,6 +42,7 @@ ONE_OF_EACH: list[Event] = [
     RateChanged("123456789012", "eu-west-1", 99.0),
     Invalidated(ROOM, one_user=True),
     ClientOpened("eu-west-1", 0.05),
+    NotPrepared("eu-west-1", "it uses a proxy"),
 ]
 
 KINDS: tuple[type[Any], ...] = get_args(Event)
@@ -53,6 +55,7 @@ HARMLESS = {
     "error": str,  # the name of a class, never a message
     "one_user": bool,
     "rate": float,
+    "reason": str,  # of a few fixed texts, or with the name of a class or of a header
     "region": str,
     "retry_after": float,
     "room": str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +22,16 @@ from aioivschat import (
     ServiceClosed,
     TokenRequest,
 )
-from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
+from aioivschat.emulator import (
+    Answer,
+    Drop,
+    Emulator,
+    Fault,
+    FaultKind,
+    Hang,
+    Request,
+    ThreadedEmulatorServer,
+)
 from aioivschat.emulator.moto_backend import MotoServer
 from conftest import ROOM, UNLIMITED, OpenService, Server, local_session, until
 
@@ -224,16 +234,36 @@ async def test_prewarming_waits_behind_live_calls(
     assert 0 == tokens.stats().waiting
 
 
+class Diary(Emulator):
+    """An emulator that writes down who it was asked for, in the order of arrival."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users: list[str] = []
+
+    def respond(self, request: Request) -> Answer | Drop | Hang:
+        """Answer a request."""
+        self.users.append(json.loads(request.body)["userId"])
+        return super().respond(request)
+
+
+@pytest.fixture
+def diary() -> Iterator[tuple[Diary, str]]:
+    """A diary, and the URL of its server."""
+    emulator = Diary()
+    with ThreadedEmulatorServer(emulator) as server:
+        yield emulator, server.url
+
+
 async def test_more_urgent_calls_go_first(
-    ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService
+    diary: tuple[Diary, str], open_service: OpenService
 ) -> None:
     """Moderators before viewers, first come first served within each."""
-    tokens = open_service(quota=Quota(rate=50.0, burst=1))
-    order: list[str] = []
+    emulator, url = diary
+    tokens = open_service(endpoint_url=url, quota=Quota(rate=50.0, burst=1))
 
     async def issue(user: str, priority: Priority) -> None:
         await tokens.issue(TokenRequest(ROOM, user), priority=priority)
-        order.append(user)
 
     await asyncio.gather(
         issue("first", Priority.NORMAL),
@@ -242,17 +272,18 @@ async def test_more_urgent_calls_go_first(
         issue("stock", Priority.BACKGROUND),
         issue("moderator", Priority.HIGH),
     )
-    assert ["first", "moderator", "viewer 1", "viewer 2", "stock"] == order
+    assert ["first", "moderator", "viewer 1", "viewer 2", "stock"] == emulator.users
 
 
-async def test_an_urgent_call_speeds_up_the_flight_it_joins(open_service: OpenService) -> None:
+async def test_an_urgent_call_speeds_up_the_flight_it_joins(
+    diary: tuple[Diary, str], open_service: OpenService
+) -> None:
     """The flight is as urgent as its most urgent caller."""
-    tokens = open_service(quota=Quota(rate=20.0, burst=1))
-    order: list[str] = []
+    emulator, url = diary
+    tokens = open_service(endpoint_url=url, quota=Quota(rate=20.0, burst=1))
 
     async def issue(user: str, priority: Priority) -> None:
         await tokens.issue(TokenRequest(ROOM, user), priority=priority)
-        order.append(user)
 
     await asyncio.gather(
         issue("first", Priority.NORMAL),
@@ -260,7 +291,7 @@ async def test_an_urgent_call_speeds_up_the_flight_it_joins(open_service: OpenSe
         issue("b", Priority.NORMAL),
         issue("b", Priority.HIGH),
     )
-    assert ["first", "b", "b", "a"] == order
+    assert ["first", "b", "a"] == emulator.users
 
 
 @pytest.mark.parametrize(

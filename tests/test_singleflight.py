@@ -48,7 +48,8 @@ class Airport:
 
     async def call(self, key: str, work: Work) -> str:
         """Join the flight of a key, or start it: what the service does."""
-        flight = await self.flights.find(key)
+        while (flight := self.flights.find(key)) is not None and flight.leaving:
+            await flight.ended()
         if flight is None:
             flight = self.start(key, work)
         return await self.flights.join(flight, self.take)
@@ -326,7 +327,7 @@ async def test_a_flight_lands_without_removing_the_one_that_took_its_key() -> No
         ]
         await asyncio.sleep(2)
         assert first.done
-        assert second is await airport.flights.find("key")
+        assert second is airport.flights.find("key")
         assert ["first", "second"] == await asyncio.gather(*joined)
 
 
@@ -366,7 +367,7 @@ async def test_each_caller_gets_a_failure_of_its_own() -> None:
             (type(error), error.args, error.__dict__["code"]) for error in errors
         }
         assert (1, 0) == (airport.started, len(airport.flights))
-        assert None is await airport.flights.find("key")
+        assert None is airport.flights.find("key")
         assert "value" == await airport.call("key", flies())
         assert 2 == airport.started
         del results, errors, tasks
@@ -398,7 +399,8 @@ async def test_attending_leaves_the_value_to_others() -> None:
     """Prewarming waits for its flight, and its value is nobody's yet."""
     airport = Airport()
     with nothing_left():
-        await airport.flights.attend(airport.start(None, flies()))
+        flight = airport.start(None, flies())
+        await airport.flights.join(flight, lambda value: None, claims=False)
     assert (["value"], []) == (airport.unclaimed, airport.taken)
 
 
@@ -411,7 +413,10 @@ async def test_a_value_that_one_takes_and_another_attends_is_not_offered(
     airport = Airport()
     with nothing_left():
         flight = airport.start("key", flies())
-        waits = [airport.flights.attend(flight), airport.flights.join(flight, airport.take)]
+        waits = [
+            airport.flights.join(flight, lambda value: None, claims=False),
+            airport.flights.join(flight, airport.take),
+        ]
         await asyncio.gather(*(waits if attends_first else reversed(waits)))
     assert ([], ["value"]) == (airport.unclaimed, airport.taken)
 
@@ -422,7 +427,8 @@ async def test_attending_a_failure_raises_it() -> None:
     airport = Airport()
     with nothing_left():
         with pytest.raises(Broken) as caught:
-            await airport.flights.attend(airport.start(None, fails(Broken())))
+            flight = airport.start(None, fails(Broken()))
+            await airport.flights.join(flight, lambda value: None, claims=False)
         assert isinstance(caught.value.__cause__, Broken)
         del caught
 
@@ -552,9 +558,9 @@ async def test_whatever_callers_do_no_value_is_lost_and_no_key_flies_twice(
         return work
 
     async def attend(key: str) -> str:
-        flight = await airport.flights.find(key)
+        flight = airport.flights.find(key)
         if flight is not None:
-            await airport.flights.attend(flight)
+            await airport.flights.join(flight, lambda value: None, claims=False)
         return ""
 
     with nothing_left(generation=0):

@@ -1,6 +1,6 @@
 """The way to AWS: one long-lived aiobotocore client a region, and its errors in our words.
 
-This is the only module that imports aiobotocore.
+This module and ``_prepared`` are the only ones that import aiobotocore.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import asyncio
 import ipaddress
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from botocore.parsers import ResponseParserError
 
 from aioivschat._clock import Clock
 from aioivschat._models import TOKEN_LIFE, ChatToken, TokenRequest
+from aioivschat._prepared import PreparedCalls
 from aioivschat.errors import (
     AccessDenied,
     AwsError,
@@ -77,6 +79,9 @@ class PoolPolicy:
             requests a second at half a second each.
         connect_timeout: seconds to open a connection, above 0.
         read_timeout: seconds to wait for an answer, above 0.
+        prepared: whether requests are prepared once per client, which takes a fifth of the
+            processor time; where that is not possible, aiobotocore builds each one anew all the
+            same. Switch it off to have every request go through all of aiobotocore.
 
     Raises:
         InvalidConfiguration: if a number is out of its range.
@@ -85,6 +90,7 @@ class PoolPolicy:
     max_connections: int = 100
     connect_timeout: float = 3.0
     read_timeout: float = 5.0
+    prepared: bool = True
 
     def __post_init__(self) -> None:
         if self.max_connections < 1:
@@ -111,6 +117,10 @@ class Minted:
     life: float
 
 
+_Call = Callable[[TokenRequest], Awaitable[Mapping[str, Any]]]
+"""Sends a request, once, and returns botocore's parsed answer."""
+
+
 class ClientPool:
     """Opens clients on first use, one opening at a time, and closes them in reverse order.
 
@@ -121,6 +131,8 @@ class ClientPool:
         policy: the connections.
         clock: where the time comes from.
         on_open: called with the region and the seconds it took when a client was opened.
+        on_general: called with the region and the reason, once, if a client's requests cannot be
+            prepared.
 
     Raises:
         InvalidConfiguration: if the session or the endpoint cannot be used.
@@ -132,7 +144,8 @@ class ClientPool:
         endpoint_url: str | None,
         policy: PoolPolicy,
         clock: Clock,
-        on_open: Callable[[str, float], None] | None = None,
+        on_open: Callable[[str, float], None],
+        on_general: Callable[[str, str], None],
     ) -> None:
         if endpoint_url is not None:
             _check_endpoint("endpoint_url", endpoint_url)
@@ -141,16 +154,17 @@ class ClientPool:
         self._policy = policy
         self._clock = clock
         self._on_open = on_open
-        self._clients: dict[str, Any] = {}
+        self._on_general = on_general
+        self._calls: dict[str, _Call] = {}
         self._opening = asyncio.Lock()
         self._open_clients = AsyncExitStack()
 
     def __len__(self) -> int:
-        return len(self._clients)
+        return len(self._calls)
 
     def is_open(self, region: str) -> bool:
         """Tell whether the client of a region is open."""
-        return region in self._clients
+        return region in self._calls
 
     async def open(self, region: str) -> None:
         """Open the client of a region, if it is not open.
@@ -160,7 +174,7 @@ class ClientPool:
                 HTTPS nor on this host.
         """
         async with self._opening:
-            if region in self._clients:
+            if region in self._calls:
                 return
             started = self._clock.monotonic()
             client = await self._open_clients.enter_async_context(
@@ -174,9 +188,8 @@ class ClientPool:
             # Only now is it known what AWS_ENDPOINT_URL_IVSCHAT or a profile said.
             _check_endpoint("the configured endpoint URL", client.meta.endpoint_url)
             _keep_secrets_out_of_debug_logs()
-            self._clients[region] = client
-            if self._on_open is not None:
-                self._on_open(region, self._clock.monotonic() - started)
+            self._calls[region] = self._call(region, client)
+            self._on_open(region, self._clock.monotonic() - started)
 
     async def mint(self, region: str, request: TokenRequest) -> Minted:
         """Send one request, once.
@@ -191,12 +204,12 @@ class ClientPool:
             MalformedResponse: the answer holds no usable token.
             botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
         """
-        create = self._clients[region].create_chat_token
+        call = self._calls[region]
         asked_at = self._clock.wall()
         minting = _minting.set(True)
         try:
-            return _checked(await create(**request.as_members()), asked_at)
-        except MalformedResponse as error:
+            return _checked(await call(request), asked_at)
+        except (ConnectionFailed, MalformedResponse) as error:
             failure: Exception = error
         except Exception as error:
             failure = _translated(error, request)
@@ -207,14 +220,21 @@ class ClientPool:
 
     async def aclose(self) -> None:
         """Close all clients."""
-        self._clients.clear()
+        self._calls.clear()
         await self._open_clients.aclose()
 
+    def _call(self, region: str, client: Any) -> _Call:
+        if self._policy.prepared:
+            return PreparedCalls(client, partial(self._on_general, region)).create_chat_token
+        return lambda request: client.create_chat_token(**request.as_members())
+
     def _config(self) -> AioConfig:
-        # HTTP_PROXY would carry what is meant to stay on this host to another, in the clear.
+        # HTTP_PROXY would carry what is meant to stay on this host to another, in the clear. Not to
+        # say anything leaves what the session's own configuration says.
         local = self._endpoint_url is not None and self._endpoint_url.startswith("http:")
+        proxies: dict[str, Any] = {"proxies": {}} if local else {}
         return AioConfig(
-            proxies={} if local else None,
+            **proxies,
             connect_timeout=self._policy.connect_timeout,
             read_timeout=self._policy.read_timeout,
             max_pool_connections=self._policy.max_connections,
@@ -272,7 +292,7 @@ def _checked(reply: Mapping[str, Any], asked_at: float) -> Minted:
     session_end = _future(reply, "sessionExpirationTime", answered, request_id)
     # Date has whole seconds, so the difference can be up to one too long.
     life = min((token_end - answered).total_seconds(), TOKEN_LIFE)
-    return Minted(ChatToken(token, token_end, session_end), life)
+    return Minted(ChatToken(token, token_end.astimezone(UTC), session_end.astimezone(UTC)), life)
 
 
 def _future(
@@ -297,6 +317,8 @@ def _date(metadata: Mapping[str, Any]) -> datetime | None:
     return _http_date(_headers(metadata).get("date", ""))
 
 
+# Answers of the same second have the same date.
+@lru_cache(maxsize=64)
 def _http_date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)

@@ -193,12 +193,15 @@ class LocalLimiter:
         """Take a place in the queue, or a permit at once if nobody waits and one is due."""
         now = self._clock.monotonic()
         self._learn(now)
+        # Without a timer nobody waits; with one, none is due yet.
+        if self._timer is None and self._due(now) <= now:
+            self._unused += 1
+            return _Place(self, priority, now, granted=True)
         place = _Place(self, priority, now + self.predicted_wait(priority))
         queue = self._queues[priority]
         queue[place] = None
         if again:
             queue.move_to_end(place, last=False)
-        # A running timer says that none is due yet, whoever waits.
         if self._timer is None:
             self._grant_due()
         return place
@@ -291,12 +294,14 @@ class _Place:
 
     __slots__ = ("_future", "_granted", "_limiter", "_over", "expected", "priority")
 
-    def __init__(self, limiter: LocalLimiter, priority: Priority, expected: float) -> None:
+    def __init__(
+        self, limiter: LocalLimiter, priority: Priority, expected: float, *, granted: bool = False
+    ) -> None:
         self._limiter = limiter
         self.priority = priority
         self.expected = expected
         self._future: asyncio.Future[None] | None = None
-        self._granted = False
+        self._granted = granted
         self._over = False
 
     async def granted(self) -> None:

@@ -78,6 +78,7 @@ class Retrier:
         self,
         attempt: Callable[[int], Awaitable[T]],
         *,
+        failed: Exception | None = None,
         worthwhile: Callable[[float], bool],
         before_sleep: Callable[[int, float], None],
     ) -> T:
@@ -85,6 +86,8 @@ class Retrier:
 
         Args:
             attempt: makes the attempt of a number, from 1.
+            failed: how the first attempt failed, if it was made already: nearly all succeed, and to
+                set up retries costs more than anything else that is done here for a token.
             worthwhile: asked before each sleep of so many seconds whether anybody would still be
                 there afterwards.
             before_sleep: told the number of the failed attempt and the seconds until the next.
@@ -105,7 +108,10 @@ class Retrier:
         )
         async for trial in retrying:
             with trial:
-                return await attempt(trial.retry_state.attempt_number)
+                number = trial.retry_state.attempt_number
+                if number == 1 and failed is not None:
+                    raise failed
+                return await attempt(number)
         raise AssertionError("tenacity either returns or raises")
 
 

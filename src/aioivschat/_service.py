@@ -10,10 +10,12 @@ import asyncio
 import os
 import random
 import warnings
+from asyncio import get_running_loop
 from collections import deque
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +29,7 @@ from aioivschat._events import (
     Invalidated,
     Joined,
     Minted,
+    NotPrepared,
     Observer,
     Observers,
     RateChanged,
@@ -43,8 +46,9 @@ from aioivschat._models import (
     Priority,
     RoomArn,
     TokenRequest,
+    unchecked_identity,
 )
-from aioivschat._retry import Retrier, RetryPolicy
+from aioivschat._retry import RETRIED, Retrier, RetryPolicy
 from aioivschat._singleflight import Flight, FlightStopped, SingleFlight
 from aioivschat.errors import (
     AwsError,
@@ -108,7 +112,6 @@ class _Counters:
     minted: int = 0
     throttled: int = 0
     failed: int = 0
-    cached: int = 0
     stock: int = 0
     joined: int = 0
     shed: int = 0
@@ -130,6 +133,8 @@ class Prewarmed:
 
 _NOWHERE = object()
 
+_NEVER = float("inf")
+
 
 class _State(Enum):
     OPEN = "open"
@@ -139,6 +144,8 @@ class _State(Enum):
 
 class _Mint(Flight[Entry]):
     """The flight that mints one token."""
+
+    __slots__ = ("deadline", "generation", "limiter", "priority", "request", "reservation")
 
     def __init__(
         self,
@@ -221,7 +228,15 @@ class AsyncTokenService:
         self._limiters: dict[tuple[str, str], Limiter] = {}
         jitter = rng or random.Random()  # noqa: S311 (no secret)
         self._retrier = Retrier(retry, self._clock, jitter)
-        self._pool = ClientPool(session, endpoint_url, pool, self._clock, self._client_opened)
+        self._pool = ClientPool(
+            session,
+            endpoint_url,
+            pool,
+            self._clock,
+            self._client_opened,
+            # No method of ours: a client that outlives the service must not hold it.
+            partial(_tell_not_prepared, self._observers),
+        )
         # Flights of `prewarm` that a caller who wants such a token may take over.
         self._prewarming: dict[Identity, deque[_Mint]] = {}
         self._counters = _Counters()
@@ -291,20 +306,33 @@ class AsyncTokenService:
             ChatTokenError: as :meth:`issue` does.
         """
         try:
+            # What is asked most often, and by the shortest way: a token that is held already.
+            entry = None
+            if idempotency_key is None and not fresh and self._home is get_running_loop():
+                try:
+                    identity = unchecked_identity(
+                        roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
+                    )
+                    if identity is not None:
+                        entry = self._cache.again(identity)
+                except TypeError:
+                    pass  # the checks below tell what is wrong with them
+            if entry is not None:
+                if self._observers:
+                    self._observers.tell(Delivered(roomIdentifier, Source.CACHE, 0.0))
+                return entry.reply()
             request = TokenRequest(
                 roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
             )
-            issuing = self.issue(
-                request,
-                idempotency_key=idempotency_key,
-                fresh=fresh,
-                timeout=timeout,
-                priority=priority,
-            )
+            key = self._enter(request, idempotency_key, fresh)
         finally:
             # A traceback that shows locals must not show these.
+            identity = None
             del roomIdentifier, userId, attributes, idempotency_key
-        return (await issuing).reply()
+        token = self._ready(request, key)
+        if token is None:
+            token = await self._wait(timeout, request, key, priority)
+        return token.reply()
 
     async def issue(
         self,
@@ -341,28 +369,22 @@ class AsyncTokenService:
             WrongLoop: the service was opened on another event loop or in another process.
             botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
         """
-        # Whatever is not the loop of an open service is looked at more closely.
-        if self._home is not asyncio._get_running_loop():
-            self._check_usable()
+        # As in `create_chat_token`.
+        if idempotency_key is None and not fresh and self._home is get_running_loop():
+            entry = self._cache.again(request.identity)
+            if entry is not None:
+                if self._observers:
+                    self._observers.tell(Delivered(request.room, Source.CACHE, 0.0))
+                again = entry.token
+                return again if again.reused else entry.hand_out()
         try:
-            key = _key(request, idempotency_key, fresh)
+            key = self._enter(request, idempotency_key, fresh)
         finally:
             del idempotency_key  # out of tracebacks that show locals
         token = self._ready(request, key)
-        if token is not None:
-            return token
-        if timeout is None:
-            return await self._wait_for_token(request, key, float("inf"), priority)
-        if not timeout > 0:
-            raise InvalidRequest("timeout", "above 0 s, or None", f"{timeout}")
-        deadline = self._clock.monotonic() + timeout
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._wait_for_token(request, key, deadline, priority)
-        except TimeoutError as error:
-            if isinstance(error, ChatTokenError):
-                raise
-        raise DeadlineExceeded(timeout)
+        if token is None:
+            token = await self._wait(timeout, request, key, priority)
+        return token
 
     def ready(
         self, request: TokenRequest, *, idempotency_key: str | None = None, fresh: bool = False
@@ -382,10 +404,8 @@ class AsyncTokenService:
             ServiceClosed: the service is closing or closed.
             WrongLoop: the service was opened on another event loop or in another process.
         """
-        if self._home is not asyncio._get_running_loop():
-            self._check_usable()
         try:
-            key = _key(request, idempotency_key, fresh)
+            key = self._enter(request, idempotency_key, fresh)
         finally:
             del idempotency_key  # out of tracebacks that show locals
         return self._ready(request, key)
@@ -478,6 +498,7 @@ class AsyncTokenService:
         """Return the counters and the state of the moment."""
         return Stats(
             **asdict(self._counters),
+            cached=self._cache.hits,
             expired_unused=self._cache.expired_unused,
             flights=len(self._flights),
             waiting=self._waiting,
@@ -509,24 +530,68 @@ class AsyncTokenService:
 
     # What a call needs from top to bottom.
 
+    def _enter(
+        self, request: TokenRequest, idempotency_key: str | None, fresh: bool
+    ) -> Identity | None:
+        """Return what calls must agree on to share a token; ``None``: they never do."""
+        # Whatever is not the loop of an open service is looked at more closely.
+        if self._home is not get_running_loop():
+            self._check_usable()
+        if idempotency_key is None:
+            return None if fresh else request.identity
+        if fresh:
+            raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
+        is_text = isinstance(idempotency_key, str)
+        if not is_text or not 1 <= len(idempotency_key) <= _KEY_MAX_CHARACTERS:
+            del idempotency_key
+            limit = f"1 to {_KEY_MAX_CHARACTERS} characters"
+            raise InvalidRequest("idempotency_key", limit, "other")
+        return Identity((request.identity, idempotency_key))
+
     def _ready(self, request: TokenRequest, key: Identity | None) -> ChatToken | None:
         """Return a token that is there already."""
-        cache, identity = self._cache, request.identity
-        entry = cache.get(key, identity) if key is not None else None
-        if entry is not None:
-            self._counters.cached += 1
-            source = Source.CACHE
-        else:
-            entry = cache.take(identity)
-            if entry is None:
-                return None
-            self._counters.stock += 1
-            source = Source.STOCK
-            if key is not None:
-                cache.put(key, entry)
+        entry = self._cache.get(key, request.identity) if key is not None else None
+        if entry is None:
+            return self._from_stock(request, key)
         if self._observers:
-            self._observers.tell(Delivered(request.room, source, 0.0))
+            self._observers.tell(Delivered(request.room, Source.CACHE, 0.0))
         return entry.hand_out()
+
+    def _from_stock(self, request: TokenRequest, key: Identity | None) -> ChatToken | None:
+        entry = self._cache.take(request.identity)
+        if entry is None:
+            return None
+        self._counters.stock += 1
+        if key is not None:
+            self._cache.put(key, entry)
+        if self._observers:
+            self._observers.tell(Delivered(request.room, Source.STOCK, 0.0))
+        return entry.hand_out()
+
+    def _wait(
+        self,
+        timeout: float | None,
+        request: TokenRequest,
+        key: Identity | None,
+        priority: Priority,
+    ) -> Awaitable[ChatToken]:
+        if timeout is None:
+            return self._wait_for_token(request, key, _NEVER, priority)
+        return self._wait_within(timeout, request, key, priority)
+
+    async def _wait_within(
+        self, timeout: float, request: TokenRequest, key: Identity | None, priority: Priority
+    ) -> ChatToken:
+        if not timeout > 0:
+            raise InvalidRequest("timeout", "above 0 s, or None", f"{timeout}")
+        deadline = self._clock.monotonic() + timeout
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._wait_for_token(request, key, deadline, priority)
+        except TimeoutError as error:
+            if isinstance(error, ChatTokenError):
+                raise
+        raise DeadlineExceeded(timeout)
 
     async def _wait_for_token(
         self, request: TokenRequest, key: Identity | None, deadline: float, priority: Priority
@@ -534,15 +599,18 @@ class AsyncTokenService:
         started = self._clock.monotonic()
         arn = RoomArn.parse(request.room)
         while True:
+            flight = self._flights.find(key) if key is not None else None
             # A permit is worth nothing until there is a client to use it.
-            if not self._pool.is_open(arn.region):
+            if not self._pool.is_open(arn.region) or (flight is not None and flight.leaving):
                 await self._pool.open(arn.region)
-            flight = await self._flights.find(key) if key is not None else None
-            # Either may have taken a while.
-            self._check_usable()
-            token = self._ready(request, key)
-            if token is not None:
-                return token
+                if flight is not None and flight.leaving:
+                    await flight.ended()
+                # Either may have taken a while.
+                self._check_usable()
+                token = self._ready(request, key)
+                if token is not None:
+                    return token
+                continue
             flight = self._board(flight, request, arn, key, deadline, priority)
             try:
                 token = await self._flights.join(flight, self._hand_out)
@@ -577,10 +645,11 @@ class AsyncTokenService:
         limiter = self._limiter(arn)
         flight = self._take_over(request.identity)
         if flight is None:
-            now = self._clock.monotonic()
             if limiter.full:
                 self._shed(request, "too many calls are waiting", limiter.predicted_wait(priority))
-            self._admit(request, now + limiter.predicted_wait(priority), deadline)
+            if deadline < _NEVER:
+                expected = self._clock.monotonic() + limiter.predicted_wait(priority)
+                self._admit(request, expected, deadline)
             flight = self._start(request, limiter, priority, deadline)
         else:
             flight.welcome(priority, deadline)
@@ -609,12 +678,20 @@ class AsyncTokenService:
         return entry.hand_out() if self._cache.alive(entry) else None
 
     async def _mint(self, flight: _Mint) -> Entry:
-        request = flight.request
+        await flight.reservation.granted()
+        try:
+            entry = await self._send(flight, 1)
+        except RETRIED as error:
+            entry = await self._try_again(flight, error)
+        # Without callers it becomes stock instead.
+        if flight.callers and flight.key is not None and self._keepable(flight, entry):
+            self._cache.put(flight.key, entry)
+        return entry
 
+    async def _try_again(self, flight: _Mint, failed: Exception) -> Entry:
         async def attempt(number: int) -> Entry:
-            if number > 1:
-                flight.reserve_again()
-                await flight.reservation.granted()
+            flight.reserve_again()
+            await flight.reservation.granted()
             return await self._send(flight, number)
 
         def worthwhile(delay: float) -> bool:
@@ -626,15 +703,11 @@ class AsyncTokenService:
 
         def before_sleep(number: int, delay: float) -> None:
             if self._observers:
-                self._observers.tell(Retrying(request.room, number, delay))
+                self._observers.tell(Retrying(flight.request.room, number, delay))
 
-        # Queue first: setting up the retries of all who rush in at once would stall the loop.
-        await flight.reservation.granted()
-        entry = await self._retrier.run(attempt, worthwhile=worthwhile, before_sleep=before_sleep)
-        # Without callers it becomes stock instead.
-        if flight.callers and flight.key is not None and self._keepable(flight, entry):
-            self._cache.put(flight.key, entry)
-        return entry
+        return await self._retrier.run(
+            attempt, failed=failed, worthwhile=worthwhile, before_sleep=before_sleep
+        )
 
     async def _send(self, flight: _Mint, number: int) -> Entry:
         """Send one request and keep account of it."""
@@ -686,13 +759,11 @@ class AsyncTokenService:
         try:
             await self._pool.open(arn.region)
             self._check_usable()
-            flight = self._start(
-                request, self._limiter(arn), Priority.BACKGROUND, deadline=float("inf")
-            )
+            flight = self._start(request, self._limiter(arn), Priority.BACKGROUND, deadline=_NEVER)
             line = self._prewarming.setdefault(request.identity, deque())
             line.append(flight)
             try:
-                await self._flights.attend(flight)
+                await self._flights.join(flight, lambda entry: None, claims=False)
             finally:
                 # A caller may have taken it over.
                 if flight in line:
@@ -771,16 +842,8 @@ class AsyncTokenService:
         self._state = _State.CLOSED
 
 
-def _key(request: TokenRequest, idempotency_key: str | None, fresh: bool) -> Identity | None:
-    """Return what calls must agree on to share a token; ``None``: they never do."""
-    if idempotency_key is None:
-        return None if fresh else request.identity
-    if fresh:
-        raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
-    if not isinstance(idempotency_key, str) or not 1 <= len(idempotency_key) <= _KEY_MAX_CHARACTERS:
-        del idempotency_key
-        raise InvalidRequest("idempotency_key", f"1 to {_KEY_MAX_CHARACTERS} characters", "other")
-    return Identity((request.identity, idempotency_key))
+def _tell_not_prepared(observers: Observers, region: str, reason: str) -> None:
+    observers.tell(NotPrepared(region, reason))
 
 
 async def _each(

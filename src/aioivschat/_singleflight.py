@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import copy
 from collections.abc import Callable, Coroutine, Hashable, Iterator
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 V = TypeVar("V")
@@ -32,6 +33,8 @@ class Flight(Generic[V]):
         committed: set by the work while it must not be cancelled for lack of callers.
         leaving: whether it is being cancelled.
     """
+
+    __slots__ = ("_claimed", "_task", "_waiters", "committed", "key", "leaving")
 
     _task: asyncio.Task[V]
 
@@ -81,16 +84,13 @@ class SingleFlight(Generic[V, F]):
     def __iter__(self) -> Iterator[F]:
         return iter(tuple(self._all))
 
-    async def find(self, key: Hashable) -> F | None:
+    def find(self, key: Hashable) -> F | None:
         """Return the flight under way for a key.
 
-        One that is being cancelled is waited for first: its successor must not fly beside it.
+        One that is being cancelled has to end first: its successor must not fly beside it.
         """
-        while (flight := self._by_key.get(key)) is not None and not flight.done:
-            if not flight.leaving:
-                return flight
-            await flight.ended()
-        return None
+        flight = self._by_key.get(key)
+        return None if flight is None or flight.done else flight
 
     def start(self, flight: F, work: Coroutine[Any, Any, V]) -> None:
         """Begin the work of a new flight.
@@ -100,19 +100,20 @@ class SingleFlight(Generic[V, F]):
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         flight._task = task
         self._all.add(flight)
-        task.add_done_callback(lambda _: self._land(flight))
+        task.add_done_callback(partial(self._land, flight))
 
     def share(self, flight: F, key: Hashable) -> None:
         """Let others join a flight by a key; it takes the place of an earlier one."""
         flight.key = key
         self._by_key[key] = flight
 
-    async def join(self, flight: F, take: Callable[[V], T]) -> T:
+    async def join(self, flight: F, take: Callable[[V], T], *, claims: bool = True) -> T:
         """Wait for a flight and take its value.
 
         Args:
             flight: a flight that is not done.
             take: called with the value at the moment this caller gets it.
+            claims: whether the value has found its taker then; if not, it is left to others.
 
         Returns:
             What ``take`` returned.
@@ -121,18 +122,6 @@ class SingleFlight(Generic[V, F]):
             FlightStopped: the owner stopped the flight.
             Exception: this caller's own copy of the work's failure, with the failure as cause.
         """
-
-        def claim() -> T:
-            flight._claimed = True
-            return take(flight._task.result())
-
-        return await self._wait(flight, claim)
-
-    async def attend(self, flight: F) -> None:
-        """Wait for a flight as :meth:`join` does, leaving its value to others."""
-        await self._wait(flight, lambda: None)
-
-    async def _wait(self, flight: F, landed: Callable[[], T]) -> T:
         waiter = asyncio.get_running_loop().create_future()
         flight._waiters.add(waiter)
         try:
@@ -141,7 +130,8 @@ class SingleFlight(Generic[V, F]):
                 raise FlightStopped
             failure = flight._task.exception()
             if failure is None:
-                return landed()
+                flight._claimed |= claims
+                return take(flight._task.result())
         finally:
             flight._waiters.discard(waiter)
             if not flight._waiters:
@@ -159,7 +149,7 @@ class SingleFlight(Generic[V, F]):
         else:
             self._offer(flight)
 
-    def _land(self, flight: F) -> None:
+    def _land(self, flight: F, _: asyncio.Task[V]) -> None:
         self._all.discard(flight)
         # A successor may stand in its place.
         if self._by_key.get(flight.key) is flight:
