@@ -1,47 +1,51 @@
 """Amazon IVS Chat tokens for live events, from asyncio."""
 
-from aioivschat._cache import CachePolicy
-from aioivschat._clients import PoolPolicy
-from aioivschat._clock import Clock
-from aioivschat._events import (
-    AttemptFailed,
-    ClientOpened,
-    Delivered,
-    Event,
-    Invalidated,
-    Joined,
-    LoggingObserver,
-    Minted,
-    NotPrepared,
-    Observer,
-    RateChanged,
-    Retrying,
-    Shed,
-    Source,
-    Stocked,
-)
-from aioivschat._limiter import Limiter, LocalLimiter, Quota, Reservation
-from aioivschat._models import Capability, ChatToken, Priority, RoomArn, TokenRequest
-from aioivschat._retry import RetryPolicy
-from aioivschat._service import AsyncTokenService, Prewarmed, Stats
-from aioivschat.errors import (
-    AccessDenied,
-    AwsError,
-    ChatTokenError,
-    ConnectionFailed,
-    DeadlineExceeded,
-    InvalidConfiguration,
-    InvalidRequest,
-    MalformedResponse,
-    Overloaded,
-    PendingVerification,
-    ResourceNotFound,
-    ServerFault,
-    ServiceClosed,
-    Throttled,
-    ValidationFailed,
-    WrongLoop,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aioivschat._cache import CachePolicy
+    from aioivschat._clients import PoolPolicy
+    from aioivschat._clock import Clock
+    from aioivschat._events import (
+        AttemptFailed,
+        ClientOpened,
+        Delivered,
+        Event,
+        Invalidated,
+        Joined,
+        LoggingObserver,
+        Minted,
+        NotPrepared,
+        Observer,
+        RateChanged,
+        Retrying,
+        Shed,
+        Source,
+        Stocked,
+    )
+    from aioivschat._limiter import Limiter, LocalLimiter, Quota, Reservation
+    from aioivschat._models import Capability, ChatToken, Priority, RoomArn, TokenRequest
+    from aioivschat._retry import RetryPolicy
+    from aioivschat._service import AsyncTokenService, Prewarmed, Stats
+    from aioivschat.errors import (
+        AccessDenied,
+        AwsError,
+        ChatTokenError,
+        ConnectionFailed,
+        DeadlineExceeded,
+        InvalidConfiguration,
+        InvalidRequest,
+        MalformedResponse,
+        Overloaded,
+        PendingVerification,
+        ResourceNotFound,
+        ServerFault,
+        ServiceClosed,
+        Throttled,
+        ValidationFailed,
+        WrongLoop,
+    )
 
 __all__ = [
     "AccessDenied",
@@ -92,3 +96,33 @@ __all__ = [
     "ValidationFailed",
     "WrongLoop",
 ]
+
+_MODULES = (
+    "errors",
+    "_clock",
+    "_models",
+    "_events",
+    "_cache",
+    "_limiter",
+    "_retry",
+    "_clients",
+    "_service",
+)
+"""Where names are looked for: each module imports only from those before it, the heaviest last."""
+
+if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
+
+    def __getattr__(name):
+        # A name is loaded at its first use: the command, the emulator and its pytest plugin are
+        # parts of this package too, and do without an HTTP client.
+        if name == "errors":
+            return import_module(f"{__name__}.errors")
+        if name in __all__:
+            for module in _MODULES:
+                names = vars(import_module(f"{__name__}.{module}"))
+                if name in names:
+                    return globals().setdefault(name, names[name])
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -1,0 +1,275 @@
+"""The command ``aioivschat``: tokens for one user, for a file of attendees, or for a demo.
+
+Exit status: 0 if all went well, 2 if a row failed or the command was used wrongly, 1 for any other
+failure, 130 after an interrupt (128 and the signal's number after another signal).
+
+Here is what reads the command line; a module beside it does what is asked for, and is imported only
+then: ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+OK, FAILED, ROWS_FAILED, INTERRUPTED = 0, 1, 2, 130
+
+_QUOTA = 200.0  # requests a second for an account and region; not adjustable
+_DEMO_QUOTA = 10.0  # so small that a few dozen viewers have to wait
+
+_ONBOARD = """\
+Issue a token for every attendee of a file, as fast as the quota allows, and
+print one JSON line for each as it comes:
+
+  {"line": 2, "room": "arn:...", "user": "viewer-0001", "token": "...",
+   "tokenExpirationTime": "...", "sessionExpirationTime": "..."}
+  {"line": 7, "error": {"code": "InvalidRequest", "message": "..."}}
+
+A token lives one minute and connects once: consume the output as it comes.
+A file made by --output appears when the last token is there, so it suits jobs
+of less than a minute (fewer than 12,000 attendees at 200 a second).
+
+Without --aws or --endpoint-url the tokens come from a local emulator.
+"""
+
+_FILE_HELP = """\
+the file of attendees:
+  CSV with a header (.csv), or JSON lines with the same keys (.jsonl, .ndjson);
+  otherwise a file that begins with { is JSON lines. A row is one line.
+
+    room              the room's ARN; may be left out with --room
+    user              the user's id, 1 to 128 characters
+    capabilities      SEND_MESSAGE DELETE_MESSAGE DISCONNECT_USER: any of these,
+                      separated by spaces (JSON: a list); none: may view
+    attributes        a JSON object, text to text, at most 1,024 bytes
+    session_minutes   1 to 180; 60 if it is left out
+
+  Rows that cannot be read are reported by line; all others are done.
+
+example:
+  printf 'user,capabilities\\nviewer-1,SEND_MESSAGE\\nviewer-2,\\n' |
+    aioivschat onboard - --room arn:aws:ivschat:us-east-1:123456789012:room/Lobby
+
+exit status: 0 all have a token; 2 a row failed; 1 another failure; 130 interrupted
+"""
+
+_ISSUE_EXAMPLE = """\
+example:
+  aioivschat issue --room arn:aws:ivschat:us-east-1:123456789012:room/Lobby \\
+    --user viewer-1 --capability SEND_MESSAGE --attribute displayName=Viewer
+"""
+
+_DEMO = """\
+Run a chat room on this machine and open its page: a host and a viewer who
+chat, lose their connection and come back, a crowd that wants in, and beside
+them what becomes of their tokens. Nothing goes to AWS. Ctrl-C ends it.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: the command line without the program's name; ``None``: that of the process.
+
+    Returns:
+        The exit status.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = import_module(options.module).run(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        from aioivschat.cli.process import explain
+
+        return explain(error)
+    return status
+
+
+class _Version(argparse.Action):
+    """Prints the version, which takes longer to find out than all of ``--help``."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"{parser.prog} {version('aioivschat')}")
+        parser.exit()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="aioivschat", description="Issue Amazon IVS Chat tokens at the pace AWS allows."
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="show program's version number and exit"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_onboard(commands)
+    _add_issue(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_onboard(commands: Any) -> None:
+    onboard = commands.add_parser(
+        "onboard",
+        help="issue a token for every attendee of a file",
+        description=_ONBOARD,
+        epilog=_FILE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    onboard.set_defaults(module="aioivschat.cli.onboard", parser=onboard)
+    add = onboard.add_argument
+    add("attendees", metavar="ATTENDEES", help="the file; - for standard input")
+    add(
+        "--output",
+        metavar="FILE",
+        help="write there instead of to standard output: readable by you only, and complete or "
+        "absent",
+    )
+    add("--force", action="store_true", help="replace FILE if it exists")
+    add("--format", choices=("csv", "jsonl"), help="instead of going by the file's extension")
+    add("--room", metavar="ARN", help="the room of rows that name none")
+    _add_target(onboard)
+    add(
+        "--rate",
+        type=_above_zero,
+        default=_QUOTA,
+        metavar="N",
+        help="requests a second allowed to an account and region (default: 200)",
+    )
+    add(
+        "--burst",
+        type=_whole,
+        metavar="N",
+        help="size of the quota's bucket, where it is known; the default never sends more than "
+        "--rate in any second",
+    )
+    add(
+        "--timeout",
+        type=_above_zero,
+        metavar="S",
+        help="seconds that one attendee's token may take (default: as long as it takes)",
+    )
+    add(
+        "--in-flight",
+        type=_whole,
+        metavar="N",
+        help="requests under way or waiting at once (default: two seconds of --rate)",
+    )
+    add("--quiet", action="store_true", help="no progress bar and no summary")
+
+
+def _add_issue(commands: Any) -> None:
+    issue = commands.add_parser(
+        "issue",
+        help="issue one token",
+        description="Issue one token and print it as a JSON line. Without --aws or\n"
+        "--endpoint-url it comes from a local emulator.",
+        epilog=_ISSUE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    issue.set_defaults(module="aioivschat.cli.issue", parser=issue, rate=_QUOTA, burst=None)
+    add = issue.add_argument
+    add("--room", required=True, metavar="ARN", help="the room's ARN")
+    add("--user", required=True, metavar="ID", help="the user's id, 1 to 128 characters")
+    add(
+        "--capability",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="SEND_MESSAGE, DELETE_MESSAGE or DISCONNECT_USER; may be repeated",
+    )
+    add(
+        "--attribute",
+        action="append",
+        default=[],
+        type=_pair,
+        metavar="KEY=VALUE",
+        help="what the room shows about the user; may be repeated",
+    )
+    add("--session-minutes", type=int, default=60, metavar="N", help="1 to 180 (default: 60)")
+    _add_target(issue)
+    add(
+        "--timeout",
+        type=_above_zero,
+        default=30.0,
+        metavar="S",
+        help="seconds that it may take (default: 30)",
+    )
+
+
+def _add_demo(commands: Any) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="open a page with two people in one chat room",
+        description=_DEMO,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    demo.set_defaults(module="aioivschat.cli.demo", parser=demo)
+    add = demo.add_argument
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen on (default: %(default)s; any other lets others in)",
+    )
+    add(
+        "--port", type=_port, default=0, metavar="N", help="port to listen on (default: a free one)"
+    )
+    add(
+        "--rate",
+        type=_above_zero,
+        default=_DEMO_QUOTA,
+        metavar="N",
+        help="tokens a second that the emulator allows (default: %(default)g)",
+    )
+    add("--no-open", action="store_true", help="do not open the page in a browser")
+
+
+def _add_target(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--aws", action="store_true", help="ask AWS, with the credentials that boto3 would use"
+    )
+    parser.add_argument(
+        "--endpoint-url",
+        metavar="URL",
+        help="ask this endpoint, with the credentials that boto3 would use",
+    )
+    parser.add_argument("--profile", metavar="NAME", help="profile of the AWS configuration")
+
+
+def _above_zero(text: str) -> float:
+    with suppress(ValueError):
+        number = float(text)
+        if number > 0 and math.isfinite(number):
+            return number
+    raise argparse.ArgumentTypeError("must be a number above 0")
+
+
+def _whole(text: str) -> int:
+    with suppress(ValueError):
+        number = int(text)
+        if number >= 1:
+            return number
+    raise argparse.ArgumentTypeError("must be a whole number, at least 1")
+
+
+def _port(text: str) -> int:
+    with suppress(ValueError):
+        number = int(text)
+        if 0 <= number <= 65535:
+            return number
+    raise argparse.ArgumentTypeError("must be a port, 0 to 65535")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError("must be KEY=VALUE")
+    return key, value

@@ -1,0 +1,58 @@
+"""Where a command's tokens come from: AWS, an endpoint, or an emulator of its own."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+
+from aiobotocore.session import AioSession
+
+from aioivschat._limiter import Quota
+from aioivschat._service import AsyncTokenService
+from aioivschat.cli.process import say
+
+
+def check_target(options: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, as the parser refuses wrong ones."""
+    if options.profile and not (options.aws or options.endpoint_url):
+        options.parser.error("--profile needs --aws or --endpoint-url")
+    if options.aws and options.endpoint_url:
+        options.parser.error("--aws and --endpoint-url exclude each other")
+
+
+@asynccontextmanager
+async def open_service(options: argparse.Namespace) -> AsyncIterator[AsyncTokenService]:
+    """Open the service on what the options ask for."""
+    with ExitStack() as stack:
+        if options.aws or options.endpoint_url:
+            session, url = AioSession(profile=options.profile), options.endpoint_url
+        else:
+            session = session_without_configuration()
+            url = stack.enter_context(_emulator(options.rate, options.burst))
+        quota = Quota(rate=options.rate, burst=options.burst)
+        async with AsyncTokenService(session=session, endpoint_url=url, quota=quota) as tokens:
+            yield tokens
+
+
+def session_without_configuration() -> AioSession:
+    """Make a session for the emulator: nothing of the user's is read or sent."""
+    nothing = (None, None, None, None)
+    session = AioSession({"profile": nothing, "config_file": nothing, "credentials_file": nothing})
+    session.set_credentials("testing", "testing")
+    return session
+
+
+@contextmanager
+def _emulator(rate: float, burst: int | None) -> Iterator[str]:
+    # Who asks AWS waits for no web server to load.
+    from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
+
+    shape = QuotaShape("bucket", rate, burst or max(1.0, rate))
+    # A thread of its own: the emulator answers while the service's loop is busy, as AWS would.
+    with ThreadedEmulatorServer(Emulator(quota=shape)) as server:
+        say(
+            "aioivschat: these tokens are from the local emulator and do not connect to AWS "
+            "(see --aws)"
+        )
+        yield server.url
