@@ -10,7 +10,7 @@ import nox
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
-OLDEST = PYTHONS[0]
+OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -52,7 +52,9 @@ def tests(session: nox.Session) -> None:
         session.run("pytest", *(session.posargs or ["-n", "auto"]))
         return
     session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-n", "auto")
+    # Once as requests are sent, and once as they are where they cannot be prepared.
+    for way in ([], ["--general"]):
+        session.run("coverage", "run", "-m", "pytest", "-n", "auto", *way)
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report")
 
@@ -113,11 +115,53 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
 
 
-@nox.session(python=OLDEST)
-def bench(session: nox.Session) -> None:
-    """Run the benchmarks; results go to ``benchmarks/results/``."""
-    session.install("-e", ".", *_group("bench"))
-    results = Path("benchmarks/results")
+SCRIPTS = ("hits", "cold", "coalesce", "rush", "memory", "endpoint", "startup")
+
+
+@nox.session
+@nox.parametrize(
+    "python,peers",
+    [(OLDEST, "peers"), (NEWEST, "peers"), (OLDEST, "peers-aioboto3")],
+    ids=["oldest", "newest", "aioboto3"],
+)
+def bench(session: nox.Session, peers: str) -> None:
+    """Measure all that is benchmarked, and render ``benchmarks/results/README.md``.
+
+    The oldest Python measures everything, the newest one what hits and new tokens cost. aioboto3
+    pins an aiobotocore of its own, so it has an environment of its own, where it runs beside the
+    library, a bare client and the floors. Arguments are names of scripts (default: all), and
+    options for each of them. With ``--quick`` it is a trial, whose page nobody keeps.
+    """
+    session.install("-e", ".", *_group(peers), *_group("plots"))
+    options = [argument for argument in session.posargs if argument.startswith("-")]
+    chosen = [name for name in session.posargs if name not in options] or list(SCRIPTS)
+    is_trial = "--quick" in options
+    results = Path(session.create_tmp()) if is_trial else Path("benchmarks/results")
     results.mkdir(exist_ok=True)
-    for name in session.posargs or ["hits", "coalesce", "memory", "rush"]:
-        session.run("python", f"benchmarks/{name}.py", "--json", str(results / f"{name}.json"))
+
+    def measure(script: str, variant: str = "", *more: str) -> None:
+        if script in chosen:
+            file = results / f"{script}{variant and '-'}{variant}.json"
+            command = ("python", f"benchmarks/{script}.py", "--json", str(file))
+            session.run(*command, *more, *options)
+
+    if peers == "peers-aioboto3":
+        beside = ("issue", "aiobotocore", "floor: aiohttp", "floor: protocol")
+        measure("cold", "aioboto3", "--contestants", "aioboto3", *beside)
+    else:
+        measure("hits", str(session.python))
+        measure("cold", str(session.python))
+    if peers == "peers" and session.python == OLDEST:
+        pacers = ("aiolimiter", "pyrate-limiter", "throttled-py")
+        measure("coalesce")
+        measure("memory")
+        measure("startup")
+        others = ("aioivschat-burst", "aiobotocore-standard", *pacers)
+        measure("rush", "", "--contestants", "aioivschat", *others)
+        measure("rush", "processes", "--processes", "4")
+        if shutil.which("wrk") is None:
+            session.warn("no wrk, so no benchmark of the endpoint")
+        else:
+            measure("endpoint")
+    into_readme = [] if is_trial else ["--readme", "README.md"]
+    session.run("python", "benchmarks/page.py", str(results), *into_readme)

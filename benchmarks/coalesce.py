@@ -1,4 +1,4 @@
-"""A thousand identical calls at once: one request, and what sharing it costs each caller.
+"""A thousand identical calls at once: how many requests, and what sharing costs each caller.
 
 Processor time is counted, and not the seconds on the wall: those are the server's.
 """
@@ -8,36 +8,85 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 from async_lru import alru_cache
+from cachetools import TTLCache
 
 import harness
 from aioivschat import AsyncTokenService, TokenRequest
 
 LIKE = "async-lru"
-LIMITS = (harness.Limit("requests", at_most=1, at_least=1, always=True),)
+LIMITS = {
+    "issue": (
+        harness.Limit("requests", at_most=1, at_least=1, always=True),
+        harness.Limit("of async-lru", at_most=1.2),
+    )
+}
 
-Call = Callable[[TokenRequest], Awaitable[object]]
+_LIFE = 50.0
+
+Call = Callable[[TokenRequest], Coroutine[Any, Any, object]]
 """Gets a token for a request."""
+
+
+def _by_async_lru(call: Call) -> Any:
+    return alru_cache(maxsize=None, ttl=_LIFE)(call)
+
+
+def _by_cachetools_async(call: Call) -> Any:
+    return harness.peer("cachetools_async").cached(TTLCache(10_000, _LIFE))(call)
+
+
+def _by_theine(call: Call) -> Any:
+    return harness.peer("theine").Memoize(10_000, timedelta(seconds=_LIFE))(call)
+
+
+def _by_aiocache(call: Call) -> Any:
+    # A key of its own: the default one is made of representations, and a request's hides the user.
+    return harness.peer("aiocache").cached_stampede(
+        ttl=int(_LIFE), lease=2, key_builder=lambda _, request: f"{request.room}:{request.user}"
+    )(call)
+
+
+def _by_cashews(call: Call) -> Any:
+    cache = harness.peer("cashews").Cache()
+    cache.setup("mem://")
+    return cache(ttl=int(_LIFE), key="{request.room}:{request.user}", protected=True)(call)
+
+
+PEERS: Mapping[str, tuple[str, Callable[[Call], Any]]] = {
+    LIKE: ("async_lru", _by_async_lru),
+    "cachetools-async": ("cachetools_async", _by_cachetools_async),
+    "theine": ("theine", _by_theine),
+    "aiocache, stampede": ("aiocache", _by_aiocache),
+    "cashews, protected": ("cashews", _by_cashews),
+}
+"""Module of each, and what it makes of a bare client's call."""
 
 
 @asynccontextmanager
 async def contestants(url: str) -> AsyncIterator[Mapping[str, Call]]:
-    """Open the contestants: the library, and async-lru around a bare client."""
+    """Open the contestants: the library, and the caches around a bare client."""
     session = harness.session()
     async with (
         AsyncTokenService(session=session, endpoint_url=url) as service,
         session.create_client("ivschat", region_name=harness.REGION, endpoint_url=url) as client,
     ):
 
-        @alru_cache(maxsize=None, ttl=50)
-        async def cached(request: TokenRequest) -> Any:
-            return await client.create_chat_token(**request.as_members())
+        def bare() -> Call:
+            async def create(request: TokenRequest) -> Any:
+                return await client.create_chat_token(**request.as_members())
 
-        yield {"issue": service.issue, LIKE: cached}
+            return create
+
+        calls: dict[str, Call] = {
+            name: wrap(bare()) for name, (module, wrap) in PEERS.items() if harness.peer(module)
+        }
+        yield {"issue": service.issue} | calls
 
 
 async def together(
@@ -59,7 +108,7 @@ async def together(
 async def measure(
     server: harness.Server, callers: int, repeats: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Measure both in turns, each round with a user of its own."""
+    """Measure all in turns, each round with a user of its own."""
     async with contestants(server.url) as calls:
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in calls}
         for call in calls.values():
@@ -76,7 +125,7 @@ def main() -> int:
     add = parser.add_argument
     add("--callers", type=int, default=1000, help="how many ask at once (default: %(default)s)")
     add("--latency", type=float, default=0.02, metavar="SECONDS", help="default: %(default)s")
-    options = parser.parse_args()
+    options = harness.parsed(parser, callers=20)
     with harness.server() as server:
         server.prepare("unlimited", options.latency)
         runs = asyncio.run(measure(server, options.callers, options.repeats))
@@ -88,11 +137,12 @@ def main() -> int:
                 {**run, "of async-lru": run["µs per caller"] / of}
                 for run, of in zip(results, base, strict=True)
             ],
-            LIMITS,
+            LIMITS.get(name, ()),
         )
         for name, results in runs.items()
     ]
-    return harness.report(options, rows)
+    left_out = [name for name, (module, _) in PEERS.items() if not harness.peer(module)]
+    return harness.report(options, rows, left_out)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def main() -> int:
     add("--seconds", type=int, default=1, help="of each load (default: %(default)s)")
     add("--connections", type=int, default=16, help="default: %(default)s")
     add("--serve", action="store_true", help="only serve, and print the URL")
-    options = parser.parse_args()
+    options = harness.parsed(parser)
     if options.serve:
         serve()
         return 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
+import importlib
 import json
 import os
 import platform
@@ -11,12 +13,12 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -26,21 +28,60 @@ from aiobotocore.session import AioSession
 from aioivschat import ChatToken
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 REGION = "us-east-1"
 ROOM = f"arn:aws:ivschat:{REGION}:123456789012:room/benchmark"
 WARM_UP_ROOM = f"arn:aws:ivschat:{REGION}:210987654321:room/benchmark"
 """A room of another account: what warms up the client leaves the measured quota untouched."""
 
+EMULATOR = ("-m", "aioivschat.emulator", "--port", "0")
+"""Minds quotas, signatures and members."""
+FAST = (str(Path(__file__).with_name("server.py")),)
+"""Minds nothing, and is fast."""
+
 _PACKAGES = (
+    "aioboto3",
     "aiobotocore",
+    "aiocache",
     "aiohttp",
     "aioivschat",
+    "aiolimiter",
     "async-lru",
+    "boto3",
     "botocore",
     "cachetools",
+    "cachetools-async",
+    "capo-ivschat",
+    "cashews",
+    "pyrate-limiter",
     "tenacity",
+    "theine",
+    "throttled-py",
+    "uvloop",
 )
+
+
+def peer(module: str) -> Any:
+    """Return the module of a peer, or ``None`` if it is not installed: peers are optional."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        return None
+
+
+def loops() -> list[str]:
+    """Return the names of the event loops that there are, the fastest one last."""
+    return ["asyncio", "uvloop"] if peer("uvloop") else ["asyncio"]
+
+
+def run(main: Coroutine[Any, Any, T], loop: str) -> T:
+    """Run a coroutine on one of the :func:`loops`."""
+    factory = peer("uvloop").new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(main)
 
 
 def session() -> AioSession:
@@ -64,7 +105,7 @@ def token(now: float) -> ChatToken:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """An emulator that runs in another process.
+    """A server that runs in another process.
 
     Args:
         url: its endpoint.
@@ -82,6 +123,10 @@ class Server:
         counts: dict[str, int] = self._admin("GET", "")["counts"]
         return counts
 
+    def processor(self) -> float:
+        """Return the seconds of processor time that the fast server has used."""
+        return float(self._admin("GET", "")["processor"])
+
     def _admin(self, method: str, path: str, settings: Mapping[str, object] | None = None) -> Any:
         # Not urllib: a proxy in the environment is none of our business.
         connection = HTTPConnection(urlsplit(self.url).netloc, timeout=10)
@@ -90,16 +135,20 @@ class Server:
             answer = connection.getresponse()
             body = answer.read()
             if answer.status >= 400:
-                raise RuntimeError(f"the emulator refused {method} {path}: {body.decode()}")
+                raise RuntimeError(f"the server refused {method} {path}: {body.decode()}")
             return json.loads(body or "{}")
         finally:
             connection.close()
 
 
 @contextmanager
-def server() -> Iterator[Server]:
-    """Run an emulator in a process of its own, where it takes no time from the client's loop."""
-    command = [sys.executable, "-m", "aioivschat.emulator", "--port", "0"]
+def server(program: Sequence[str] = EMULATOR) -> Iterator[Server]:
+    """Run a server in a process of its own, where it takes no time from the client's loop.
+
+    Args:
+        program: the interpreter's arguments, :data:`EMULATOR` or :data:`FAST`.
+    """
+    command = [sys.executable, *program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -150,8 +199,8 @@ class Spread:
 
     def __str__(self) -> str:
         if self.least == self.most:
-            return _short(self.median)
-        return f"{_short(self.median)} [{_short(self.least)}..{_short(self.most)}]"
+            return short(self.median)
+        return f"{short(self.median)} [{short(self.least)}..{short(self.most)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,27 +287,45 @@ def arguments(description: str | None, repeats: int) -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 if a figure is out of its limits"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="run little, to see that it runs: figures mean nothing"
+    )
     return parser
 
 
-def report(options: argparse.Namespace, rows: Sequence[Row]) -> int:
+def parsed(parser: argparse.ArgumentParser, **quick: object) -> argparse.Namespace:
+    """Parse the command line.
+
+    Args:
+        parser: what :func:`arguments` made, with the caller's own options.
+        quick: the defaults with ``--quick``.
+    """
+    if parser.parse_args().quick:
+        parser.set_defaults(repeats=1, **quick)
+    return parser.parse_args()
+
+
+def report(options: argparse.Namespace, rows: Sequence[Row], left_out: Sequence[str] = ()) -> int:
     """Print the table, write the JSON if asked to, and return the exit status.
 
     Args:
-        options: what :func:`arguments` and its caller's own options parsed.
+        options: what :func:`parsed` returned.
         rows: the lines of the table.
+        left_out: the contestants that are not installed.
     """
     settings = {
-        name: value for name, value in vars(options).items() if name not in ("json", "check")
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("json", "check", "quick")
     }
     environment = _environment()
     print(_sentence(environment))
     print(_sentence(settings))
+    if left_out:
+        print(f"left out, as they are not installed: {', '.join(left_out)}")
     print(_table([row.cells() for row in rows]))
     if options.json is not None:
-        lines = [{**asdict(row), "within": not row.broken} for row in rows]
-        content = {"environment": environment, "settings": settings, "rows": lines}
-        options.json.write_text(json.dumps(_finite(content), indent=2) + "\n")
+        options.json.write_text(_json(environment, settings, left_out, rows))
     return int(options.check and any(row.broken for row in rows))
 
 
@@ -268,28 +335,54 @@ def _environment() -> dict[str, str]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": platform.system(),
         "cores": str(os.cpu_count()),
-        **{name: version(name) for name in _PACKAGES},
+        **{name: version(name) for name in _PACKAGES if _is_installed(name)},
     }
 
 
-def _finite(value: Any) -> Any:
-    """Drop what JSON cannot carry: the side of a limit that is open."""
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _json(
+    environment: Mapping[str, str],
+    settings: Mapping[str, object],
+    left_out: Sequence[str],
+    rows: Sequence[Row],
+) -> str:
+    """Return what :mod:`page` reads, a line for each row: it is kept under version control."""
+    lines = [json.dumps(_plain({**asdict(row), "within": not row.broken})) for row in rows]
+    parts = {
+        "environment": json.dumps(environment, indent=2),
+        "settings": json.dumps(settings),
+        "left_out": json.dumps(left_out),
+        "rows": "[\n" + ",\n".join(lines) + "\n]",
+    }
+    return "{\n" + ",\n".join(f'"{name}": {text}' for name, text in parts.items()) + "\n}\n"
+
+
+def _plain(value: Any) -> Any:
+    """Drop what JSON cannot carry, a limit's open side, and the digits that say nothing."""
     if isinstance(value, Mapping):
         return {
-            key: _finite(each)
+            key: _plain(each)
             for key, each in value.items()
             if each not in (float("inf"), float("-inf"))
         }
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value
+        return [_plain(each) for each in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def _sentence(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Return a figure with four digits."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 

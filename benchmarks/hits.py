@@ -1,18 +1,24 @@
-"""The cost of a cache hit, beside a plain dictionary and async-lru.
+"""The cost of a cache hit, beside a plain dictionary and the caches that people use.
 
-All contestants are asked for the same users in the same random order, over and over. Ratios are to
-async-lru called the same way: with a request that is kept, or by keyword.
+All contestants are asked for the same users in the same random order, over and over: by the keyword
+arguments of ``create_chat_token``, by a request that is kept, or by a key that is ready. Ratios are
+to the same round of async-lru.
+
+``growth`` is to the contestant's own cost with the fewest entries. Asked for all of them, it is
+mostly the processor's: what is many does not fit its caches, and a plain dictionary grows most.
+Asked for the same few, it is the cache's own.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import random
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -20,21 +26,27 @@ from unittest import mock
 
 from aiobotocore.session import AioSession
 from async_lru import alru_cache
+from cachetools import TTLCache
 
 import harness
 from aioivschat import AsyncTokenService, CachePolicy, Clock, Quota, TokenRequest
 
 CAPABILITIES = ("SEND_MESSAGE",)
-BY_REQUEST = "async-lru, request"
-BY_KEYWORDS = "async-lru, keywords"
+BY_REQUEST, BY_KEYWORDS = "async-lru, request", "async-lru, keywords"
+ISSUE, CREATE = "issue, request", "create_chat_token, keywords"
 
-LIMITS = {"issue, request": (harness.Limit("of async-lru", at_most=1.0),)}
+OF_KEYWORDS, OF_REQUEST = "of async-lru", "of async-lru by request"
+GROWTH, GROWTH_OF_FEW = "growth", "growth, few asked"
+FLAT = harness.Limit(GROWTH_OF_FEW, at_most=1.5)
+LIMITS = {
+    ISSUE: (harness.Limit(OF_KEYWORDS, at_most=0.4), harness.Limit(OF_REQUEST, at_most=1.0), FLAT),
+    CREATE: (harness.Limit(OF_KEYWORDS, at_most=0.9), FLAT),
+}
 
 _HOUR = 3600.0
 _UNLIMITED = 1_000_000
 _FILLED_AT_ONCE = 1000
-_LEAST_HITS = 20_000
-"""Hits in one run: enough for a run to last long against the clock's grain."""
+_FEW = 100
 
 Keywords = dict[str, Any]
 
@@ -95,59 +107,136 @@ async def _fill(call: Callable[[Any], Awaitable[object]], users: Sequence[object
         await asyncio.gather(*map(call, users[start : start + _FILLED_AT_ONCE]))
 
 
-async def _mint(*_: object, **__: object) -> object:
-    return harness.token(time.time())
+class Origin:
+    """What the caches are filled from; it counts."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def issue(self, request: TokenRequest) -> object:
+        """Mint for a request."""
+        self.calls += 1
+        return harness.token(time.time())
+
+    def create_chat_token(self) -> Callable[..., Awaitable[object]]:
+        """Return a function that mints for keyword arguments; a new one, as some get marks."""
+
+        async def create_chat_token(
+            *,
+            roomIdentifier: str,  # noqa: N803 (boto3's)
+            userId: str,  # noqa: N803 (boto3's)
+            capabilities: Sequence[str],
+        ) -> object:
+            self.calls += 1
+            return harness.token(time.time())
+
+        return create_chat_token
 
 
-@dataclass(frozen=True, slots=True)
-class Contestant:
-    """A way to hit.
+# Each of these wraps a function by the means that its documentation gives first, for an hour and so
+# many entries.
 
-    Args:
-        ask_all: asks once for every user.
-        like: the name of the contestant that it is compared with.
-    """
+Wrapper = Callable[[Callable[..., Any], int], Callable[..., Any]]
 
-    ask_all: Callable[[], Awaitable[None]]
-    like: str
+
+def _by_async_lru(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    return alru_cache(maxsize=size, ttl=_HOUR)(function)
+
+
+def _by_cachetools_async(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    wrapped: Callable[..., Any] = harness.peer("cachetools_async").cached(TTLCache(size, _HOUR))(
+        function
+    )
+    return wrapped
+
+
+def _by_aiocache(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    # It has no bound.
+    wrapped: Callable[..., Any] = harness.peer("aiocache").cached(ttl=int(_HOUR))(function)
+    return wrapped
+
+
+def _by_cashews(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    cache = harness.peer("cashews").Cache()
+    cache.setup(f"mem://?size={size}")
+    key = "{roomIdentifier}:{userId}:{capabilities}"
+    wrapped: Callable[..., Any] = cache(ttl=int(_HOUR), key=key)(function)
+    return wrapped
+
+
+def _by_theine(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    memoize = harness.peer("theine").Memoize(size, timedelta(seconds=_HOUR))
+    wrapped: Callable[..., Any] = memoize(function)
+    return wrapped
+
+
+PEERS: Mapping[str, tuple[str, Wrapper]] = {
+    BY_KEYWORDS: ("async_lru", _by_async_lru),
+    "cachetools-async, keywords": ("cachetools_async", _by_cachetools_async),
+    "theine, keywords": ("theine", _by_theine),
+    "aiocache, keywords": ("aiocache", _by_aiocache),
+    "cashews, keywords": ("cashews", _by_cashews),
+}
+"""Module and wrapper of each."""
+
+
+Ask = Callable[[], Awaitable[None]]
+"""Asks once for each of many users."""
 
 
 @asynccontextmanager
-async def contestants(size: int) -> AsyncIterator[dict[str, Contestant]]:
+async def contestants(size: int) -> AsyncIterator[dict[str, tuple[Ask, Ask]]]:
     """Open the contestants, each with a token for every user.
 
     Args:
         size: how many users.
+
+    Yields:
+        For each a way to ask for all, and one to ask for a few of them.
     """
     requests = [TokenRequest(harness.ROOM, f"user-{n}", CAPABILITIES) for n in range(size)]
+    origin = Origin()
     table = {each.identity: harness.token(time.time()) for each in requests}
+    timed: TTLCache[Any, object] = TTLCache(2 * size, _HOUR)
+    timed.update(table)
+    by_request = _by_async_lru(origin.issue, 2 * size)
+    by_keywords = {
+        name: wrap(origin.create_chat_token(), 2 * size)
+        for name, (module, wrap) in PEERS.items()
+        if harness.peer(module)
+    }
     async with filled_service(requests) as service:
-        # Last: their entries live for less than a minute.
-        by_request = alru_cache(maxsize=2 * size, ttl=50)(_mint)
-        by_keywords = alru_cache(maxsize=2 * size, ttl=50)(_mint)
         await _fill(by_request, requests)
-        await _fill(lambda request: by_keywords(**_keywords(request)), requests)
+        for call in by_keywords.values():
+            await _fill(partial(_call_by_keywords, call), requests)
+        filled = origin.calls
         # From here on in another order: neighbours in memory must not be neighbours in time.
         random.shuffle(requests)
-        keys = [each.identity for each in requests]
-        keywords = [_keywords(each) for each in requests]
-        issue, create = service.issue, service.create_chat_token
-        yield {
-            "dict, ready key": Contestant(partial(_look_up, table, keys), BY_REQUEST),
-            BY_REQUEST: Contestant(partial(_ask, by_request, requests), BY_REQUEST),
-            "issue, request": Contestant(partial(_ask, issue, requests), BY_REQUEST),
-            BY_KEYWORDS: Contestant(partial(_ask_by_keywords, by_keywords, keywords), BY_KEYWORDS),
-            "create_chat_token, keywords": Contestant(
-                partial(_ask_by_keywords, create, keywords), BY_KEYWORDS
-            ),
-        }
-        misses = (
-            service.stats().requests,
-            by_request.cache_info().misses,
-            by_keywords.cache_info().misses,
-        )
-        if set(misses) != {size}:
-            raise RuntimeError(f"not only hits were measured: {misses} misses of {size} expected")
+
+        def asking(users: Sequence[TokenRequest]) -> dict[str, Ask]:
+            keys = [each.identity for each in users]
+            keywords = [_keywords(each) for each in users]
+            return {
+                "dict, ready key": partial(_look_up, table, keys),
+                "cachetools TTLCache, ready key": partial(_look_up, timed, keys),
+                BY_REQUEST: partial(_ask, by_request, users),
+                ISSUE: partial(_ask, service.issue, users),
+                CREATE: partial(_ask_by_keywords, service.create_chat_token, keywords),
+                **{
+                    name: partial(_ask_by_keywords, call, keywords)
+                    for name, call in by_keywords.items()
+                },
+            }
+
+        everybody, few = asking(requests), asking(requests[:_FEW])
+        yield {name: (everybody[name], few[name]) for name in everybody}
+        misses = (service.stats().requests - size, origin.calls - filled)
+        if any(misses):
+            raise RuntimeError(f"not only hits were measured: {misses} misses")
+
+
+def _call_by_keywords(call: Callable[..., Any], request: TokenRequest) -> Any:
+    return call(**_keywords(request))
 
 
 def _keywords(request: TokenRequest) -> Keywords:
@@ -178,38 +267,68 @@ async def _ask_by_keywords(
         await call(**keywords)
 
 
-async def microseconds(ask_all: Callable[[], Awaitable[None]], size: int) -> float:
+async def microseconds(ask: Ask, users: int, hits: int) -> float:
     """Return what one hit takes.
 
     Args:
-        ask_all: asks once for every user.
-        size: how many users.
+        ask: asks once for every user.
+        users: how many that are.
+        hits: how many to time at least.
     """
-    times = max(1, _LEAST_HITS // size)
+    times = max(1, hits // users)
     started = time.perf_counter()
     for _ in range(times):
-        await ask_all()
-    return 1e6 * (time.perf_counter() - started) / (times * size)
+        await ask()
+    return 1e6 * (time.perf_counter() - started) / (times * users)
 
 
-async def measure(size: int, repeats: int) -> list[harness.Row]:
-    """Measure all contestants with so many users."""
-    async with contestants(size) as ways:
-        runs: dict[str, list[float]] = {name: [] for name in ways}
+Case = tuple[int, str]
+"""So many entries, and a contestant."""
+Cost = tuple[float, float]
+"""Of a hit among all, and among few, in microseconds."""
+
+
+async def measure(options: argparse.Namespace) -> dict[Case, list[Cost]]:
+    """Measure all contestants with so many users, in turns."""
+    async with AsyncExitStack() as stack:
+        ways: dict[Case, tuple[Ask, Ask]] = {}
+        for size in options.entries:
+            opened = await stack.enter_async_context(contestants(size))
+            ways.update({(size, name): asks for name, asks in opened.items()})
+        runs: dict[Case, list[Cost]] = {case: [] for case in ways}
         with harness.collector_off():
-            for name in harness.rounds(ways, repeats):
-                runs[name].append(await microseconds(ways[name].ask_all, size))
-    return [
-        harness.Row.of(
-            {"contestant": name, "entries": str(size)},
-            [
-                {"µs": hit, "of async-lru": hit / base}
-                for hit, base in zip(runs[name], runs[way.like], strict=True)
-            ],
-            LIMITS.get(name, ()),
+            for size, name in harness.rounds(ways, options.repeats):
+                everybody, few = ways[size, name]
+                cost = (
+                    await microseconds(everybody, size, options.hits),
+                    await microseconds(few, min(size, _FEW), options.hits),
+                )
+                runs[size, name].append(cost)
+    return runs
+
+
+def row_of(runs: Mapping[Case, Sequence[Cost]], case: Case) -> harness.Row:
+    """Return the line of a case, with its ratios to others in the same round."""
+    size, name = case
+    least = min(size for size, _ in runs)
+    figures = [
+        {
+            "µs": own,
+            OF_KEYWORDS: own / by_keywords,
+            OF_REQUEST: own / by_request,
+            GROWTH: own / own_least,
+            GROWTH_OF_FEW: few / few_least,
+        }
+        for (own, few), (own_least, few_least), (by_keywords, _), (by_request, _) in zip(
+            runs[case],
+            runs[least, name],
+            runs[size, BY_KEYWORDS],
+            runs[size, BY_REQUEST],
+            strict=True,
         )
-        for name, way in ways.items()
     ]
+    labels = {"contestant": name, "entries": str(size)}
+    return harness.Row.of(labels, figures, LIMITS.get(name, ()))
 
 
 def main() -> int:
@@ -219,13 +338,18 @@ def main() -> int:
         "--entries",
         nargs="+",
         type=int,
-        default=[100, 100_000],
+        default=[100, 10_000, 100_000],
         metavar="N",
-        help="tokens cached (default: 100 and 100,000)",
+        help="tokens cached (default: 100, 10,000 and 100,000)",
     )
-    options = parser.parse_args()
-    rows = [row for size in options.entries for row in asyncio.run(measure(size, options.repeats))]
-    return harness.report(options, rows)
+    parser.add_argument(
+        "--hits", type=int, default=20_000, help="in one run at least (default: %(default)s)"
+    )
+    options = harness.parsed(parser, entries=[10, 100], hits=100)
+    runs = asyncio.run(measure(options))
+    rows = [row_of(runs, case) for case in runs]
+    left_out = [name for name, (module, _) in PEERS.items() if not harness.peer(module)]
+    return harness.report(options, rows, left_out)
 
 
 if __name__ == "__main__":

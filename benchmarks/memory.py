@@ -310,7 +310,7 @@ def _options() -> argparse.Namespace:
     add("--keys", type=int, default=1_000_000, help="that pass through")
     add("--capacity", type=int, default=10_000, help="of the cache they pass through")
     add("--expired", type=int, default=50_000, help="tokens that expire together")
-    return parser.parse_args()
+    return harness.parsed(parser, tokens=1000, keys=2000, capacity=100, expired=500)
 
 
 if __name__ == "__main__":

@@ -54,13 +54,57 @@ async def with_service(url: str, quota: Quota) -> AsyncIterator[Issue]:
 
 
 @asynccontextmanager
-async def with_client(url: str) -> AsyncIterator[Issue]:
+async def with_client(url: str, attempts: int = 3) -> AsyncIterator[Issue]:
     """Issue through a bare client and its own retries, as most backends do today."""
-    config = AioConfig(retries={"mode": "standard", "total_max_attempts": 3})
+    config = AioConfig(retries={"mode": "standard", "total_max_attempts": attempts})
     async with harness.session().create_client(
         "ivschat", region_name=harness.REGION, endpoint_url=url, config=config
     ) as client:
         yield lambda room, user: client.create_chat_token(roomIdentifier=room, userId=user)
+
+
+Permit = Callable[[], Awaitable[object]]
+"""Waits for a permit to send a request."""
+
+
+@asynccontextmanager
+async def paced(url: str, pacer: Callable[[], Permit]) -> AsyncIterator[Issue]:
+    """Issue through a bare client that a library paces, which makes retries superfluous.
+
+    Args:
+        url: the emulator's.
+        pacer: makes what to wait for; within the loop.
+    """
+    permit = pacer()
+    async with with_client(url, attempts=1) as bare:
+
+        async def issue(room: str, user: str) -> object:
+            # The warm-up's room has a quota of its own.
+            if room != harness.WARM_UP_ROOM:
+                await permit()
+            return await bare(room, user)
+
+        yield issue
+
+
+def _by_aiolimiter() -> Permit:
+    acquire: Permit = harness.peer("aiolimiter").AsyncLimiter(RATE, 1).acquire
+    return acquire
+
+
+def _by_pyrate_limiter() -> Permit:
+    pyrate_limiter = harness.peer("pyrate_limiter")
+    rate = pyrate_limiter.Rate(RATE, pyrate_limiter.Duration.SECOND)
+    acquire: Permit = partial(pyrate_limiter.Limiter(rate).try_acquire_async, "ivschat")
+    return acquire
+
+
+def _by_throttled() -> Permit:
+    throttled = harness.peer("throttled.asyncio")
+    # It gives up after its timeout, which is to be no sooner than the last one's turn.
+    pacer = throttled.Throttled(key="ivschat", quota=f"{RATE}/s burst {RATE}", timeout=60)
+    limit: Permit = pacer.limit
+    return limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +116,19 @@ class Contestant:
         known_burst: how much of the quota it knows to be there at once.
         shapes: the shapes of the quota that it is made for.
         promising: whether the limits are meant for it.
+        needs: the package it takes, if that is optional.
     """
 
     open: Callable[[str], AbstractAsyncContextManager[Issue]]
     known_burst: int = 0
     shapes: Sequence[str] = SHAPES
     promising: bool = True
+    needs: str | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be run."""
+        return self.needs is None or harness.peer(self.needs) is not None
 
     def ideal(self, users: int) -> float:
         """Return the seconds that the quota alone would take, for all it is told of it."""
@@ -92,6 +143,15 @@ CONTESTANTS = {
         shapes=(f"bucket:{RATE}:{BURST}",),
     ),
     "aiobotocore-standard": Contestant(with_client, promising=False),
+    "aiolimiter": Contestant(
+        partial(paced, pacer=_by_aiolimiter), promising=False, needs="aiolimiter"
+    ),
+    "pyrate-limiter": Contestant(
+        partial(paced, pacer=_by_pyrate_limiter), promising=False, needs="pyrate_limiter"
+    ),
+    "throttled-py": Contestant(
+        partial(paced, pacer=_by_throttled), promising=False, needs="throttled"
+    ),
 }
 
 
@@ -230,7 +290,7 @@ def main() -> int:
         (name, shape)
         for shape in SHAPES
         for name in options.contestants
-        if shape in CONTESTANTS[name].shapes
+        if CONTESTANTS[name].is_there and shape in CONTESTANTS[name].shapes
     ]
     runs: dict[tuple[str, str], list[dict[str, float]]] = {case: [] for case in cases}
     with harness.server() as server:
@@ -244,7 +304,8 @@ def main() -> int:
         )
         for (name, shape), results in runs.items()
     ]
-    return harness.report(options, rows)
+    left_out = [name for name in options.contestants if not CONTESTANTS[name].is_there]
+    return harness.report(options, rows, left_out)
 
 
 def _options() -> argparse.Namespace:
@@ -261,7 +322,7 @@ def _options() -> argparse.Namespace:
         metavar="NAME",
         help=f"any of {', '.join(CONTESTANTS)} (default: aioivschat)",
     )
-    return parser.parse_args()
+    return harness.parsed(parser, users=20)
 
 
 if __name__ == "__main__":

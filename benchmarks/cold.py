@@ -1,0 +1,493 @@
+"""What a new token costs: distinct users without a quota, through each way to AWS.
+
+``CPU µs`` is the processor time of the client's process per call, ``server µs`` that of the
+server's. Two contestants are floors: raw aiohttp with a signature made by hand, and a bare protocol
+with no HTTP client at all, whose requests were signed in advance. Ratios are to the same round of
+another contestant, under the same load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import hashlib
+import hmac
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiobotocore.config import AioConfig
+from yarl import URL
+
+import harness
+from aioivschat import AsyncTokenService, PoolPolicy, Quota, TokenRequest
+
+KEY, SECRET = "testing", "testing"  # as the session of the harness has
+CAPABILITIES = ["SEND_MESSAGE"]
+_UNLIMITED = 1_000_000
+
+Call = Callable[[str], Awaitable[object]]
+"""Gets a token for a user."""
+
+
+@asynccontextmanager
+async def with_service(url: str, connections: int, **options: Any) -> AsyncIterator[Call]:
+    """Issue through the whole library.
+
+    Args:
+        url: the server's.
+        connections: to keep open at most.
+        options: more of :class:`aioivschat.PoolPolicy`.
+    """
+    async with AsyncTokenService(
+        session=harness.session(),
+        endpoint_url=url,
+        quota=Quota(rate=_UNLIMITED, burst=_UNLIMITED),
+        pool=PoolPolicy(max_connections=connections, **options),
+    ) as service:
+        yield lambda user: service.issue(TokenRequest(harness.ROOM, user, CAPABILITIES))
+
+
+def _client_options(url: str, connections: int) -> dict[str, Any]:
+    return {
+        "region_name": harness.REGION,
+        "endpoint_url": url,
+        "config": AioConfig(max_pool_connections=connections, proxies={}),
+    }
+
+
+def _members(user: str) -> dict[str, Any]:
+    return {"roomIdentifier": harness.ROOM, "userId": user, "capabilities": CAPABILITIES}
+
+
+@asynccontextmanager
+async def with_aiobotocore(url: str, connections: int) -> AsyncIterator[Call]:
+    """Call a bare client."""
+    options = _client_options(url, connections)
+    async with harness.session().create_client("ivschat", **options) as client:
+        yield lambda user: client.create_chat_token(**_members(user))
+
+
+@asynccontextmanager
+async def with_aioboto3(url: str, connections: int) -> AsyncIterator[Call]:
+    """Call a bare client of aioboto3."""
+    session = harness.peer("aioboto3").Session(KEY, SECRET)
+    async with session.client("ivschat", **_client_options(url, connections)) as client:
+        yield lambda user: client.create_chat_token(**_members(user))
+
+
+@asynccontextmanager
+async def with_boto3(url: str, connections: int) -> AsyncIterator[Call]:
+    """Call a bare client of boto3, each call in a thread."""
+    session = harness.peer("boto3").Session(KEY, SECRET)
+    client = session.client("ivschat", **_client_options(url, connections))
+    loop = asyncio.get_running_loop()
+    with ThreadPoolExecutor(connections) as executor:
+        yield lambda user: loop.run_in_executor(
+            executor, partial(client.create_chat_token, **_members(user))
+        )
+    client.close()
+
+
+@asynccontextmanager
+async def with_capo(url: str, connections: int) -> AsyncIterator[Call]:
+    """Call a client that was generated from the service's model."""
+    handler = harness.peer("zapros").AsyncStdNetworkHandler(
+        http1={
+            "max_connections_per_host": connections,
+            "max_idle_connections_per_host": connections,
+        }
+    )
+    async with harness.peer("capo_ivschat").AsyncivschatClient(
+        handler,
+        region=harness.REGION,
+        endpoint=url,
+        credentials={"access_key": KEY, "secret_key": SECRET},
+    ) as client:
+        yield lambda user: client.create_chat_token(harness.ROOM, user, capabilities=CAPABILITIES)
+
+
+class Signer:
+    """Signs requests with Signature Version 4, as little as AWS accepts.
+
+    Args:
+        host: the server's name and port.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._day = ""
+        self._key = b""
+
+    def headers(self, body: bytes) -> dict[str, str]:
+        """Return what to send with a body."""
+        now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        day = now[:8]
+        if day != self._day:
+            self._day, self._key = day, _signing_key(day)
+        canonical = (
+            f"POST\n/CreateChatToken\n\nhost:{self._host}\nx-amz-date:{now}\n\n"
+            f"host;x-amz-date\n{hashlib.sha256(body).hexdigest()}"
+        )
+        scope = f"{day}/{harness.REGION}/ivschat/aws4_request"
+        digest = hashlib.sha256(canonical.encode()).hexdigest()
+        text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{digest}"
+        signature = _mac(self._key, text).hex()
+        return {
+            "Content-Type": "application/json",
+            "X-Amz-Date": now,
+            "Authorization": (
+                f"AWS4-HMAC-SHA256 Credential={KEY}/{scope}, "
+                f"SignedHeaders=host;x-amz-date, Signature={signature}"
+            ),
+        }
+
+
+def _signing_key(day: str) -> bytes:
+    key = f"AWS4{SECRET}".encode()
+    for part in (day, harness.REGION, "ivschat", "aws4_request"):
+        key = _mac(key, part)
+    return key
+
+
+def _mac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, text.encode(), "sha256")
+
+
+@asynccontextmanager
+async def with_aiohttp(url: str, connections: int) -> AsyncIterator[Call]:
+    """Send by hand: the least that an HTTP client library costs."""
+    signer = Signer(urlsplit(url).netloc)
+    target = URL(url) / "CreateChatToken"
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=connections), cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
+
+        async def call(user: str) -> object:
+            body = json.dumps(_members(user)).encode()
+            async with session.post(target, data=body, headers=signer.headers(body)) as response:
+                if response.status != 200:
+                    raise RuntimeError(f"the server answered {response.status}")
+                return json.loads(await response.read())
+
+        yield call
+
+
+class Line(asyncio.Protocol):
+    """A connection that carries one request at a time."""
+
+    _transport: asyncio.Transport
+    _answer: asyncio.Future[bytes]
+
+    def __init__(self) -> None:
+        self._received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Remember where to send."""
+        # Not asserted: uvloop's is one without being of the class.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def send(self, request: bytes) -> asyncio.Future[bytes]:
+        """Send a request; the future is its answer."""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return self._answer
+
+    def data_received(self, data: bytes) -> None:
+        """Look whether the answer is complete."""
+        self._received += data
+        head, _, body = self._received.partition(b"\r\n\r\n")
+        start = head.find(b"Content-Length: ") + len(b"Content-Length: ")
+        if len(body) == int(head[start : head.find(b"\r\n", start)]):
+            answer, self._received = self._received, b""
+            self._answer.set_result(answer)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transport.close()
+
+
+@asynccontextmanager
+async def with_protocol(url: str, connections: int) -> AsyncIterator[Call]:
+    """Send bytes: the least that a loop and its sockets cost."""
+    host = urlsplit(url)
+    loop = asyncio.get_running_loop()
+    # Every user's name is as long, so that the head is the same for all.
+    longest = "user-000000000"
+    head = "".join(
+        f"{name}: {value}\r\n"
+        for name, value in {
+            "Host": host.netloc,
+            "Content-Length": len(json.dumps(_members(longest))),
+            **Signer(host.netloc).headers(b""),
+        }.items()
+    )
+    before, after = json.dumps(_members(longest)).split(longest)
+    before = f"POST /CreateChatToken HTTP/1.1\r\n{head}\r\n{before}"
+    assert host.hostname is not None
+    assert host.port is not None
+    idle = [
+        (await loop.create_connection(Line, host.hostname, host.port))[1]
+        for _ in range(connections)
+    ]
+    lines = list(idle)
+
+    async def call(user: str) -> object:
+        line = idle.pop()
+        answer = await line.send(f"{before}{user.ljust(len(longest), '-')}{after}".encode())
+        idle.append(line)
+        if not answer.startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"the server answered {answer[:15]!r}")
+        return answer
+
+    yield call
+    for line in lines:
+        line.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """A way to get tokens.
+
+    Args:
+        open: opens it for a server and a number of connections.
+        needs: the package it takes, if that is optional.
+    """
+
+    open: Callable[[str, int], AbstractAsyncContextManager[Call]]
+    needs: str | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be run."""
+        return self.needs is None or harness.peer(self.needs) is not None
+
+
+ISSUE, BARE, CAPO = "issue", "aiobotocore", "capo-ivschat"
+AIOHTTP, PROTOCOL = "floor: aiohttp", "floor: protocol"
+CONTESTANTS = {
+    ISSUE: Contestant(with_service),
+    "issue, plain path": Contestant(partial(with_service, prepared=False)),
+    BARE: Contestant(with_aiobotocore),
+    "aioboto3": Contestant(with_aioboto3, "aioboto3"),
+    "boto3 in threads": Contestant(with_boto3, "boto3"),
+    CAPO: Contestant(with_capo, "capo_ivschat"),
+    AIOHTTP: Contestant(with_aiohttp),
+    PROTOCOL: Contestant(with_protocol),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A load.
+
+    Args:
+        in_flight: calls under way at once.
+        latency: seconds that the server waits before it answers.
+        limits: what is promised of ``issue`` under it.
+    """
+
+    in_flight: int
+    latency: float = 0.0
+    limits: Sequence[harness.Limit] = ()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What the table calls it."""
+        return {"in flight": str(self.in_flight), "latency": f"{1e3 * self.latency:g} ms"}
+
+
+_FAST = (
+    harness.Limit("rate of aiobotocore", at_least=3.5),
+    harness.Limit("rate of capo-ivschat", at_least=1.0),
+    harness.Limit("CPU of aiohttp", at_most=1.6),
+)
+FEW = Load(16, limits=_FAST)
+LOADS = (
+    FEW,
+    Load(64, limits=_FAST),
+    Load(256, limits=(harness.Limit("rate at 16", at_least=0.9),)),
+    Load(64, 0.02, limits=(harness.Limit("rate of aiohttp", at_least=0.95),)),
+)
+SERVER = (harness.Limit("of fastest", at_least=3.0),)
+
+Case = tuple[str, Load]
+Figures = dict[str, float]
+
+
+async def put_under(
+    load: Load, call: Call, users: Iterator[str], server: harness.Server, seconds: float
+) -> Figures:
+    """Keep as many calls in flight as a load has, for so many seconds."""
+    waits: list[float] = []
+    # Not only what follows is to be warm, but every connection that it needs: others had their turn
+    # since, and idle connections are closed.
+    await _call_on(load, call, users, seconds / 4, [])
+    minted, servers = server.counts()["requests"], server.processor()
+    processor, started = time.process_time(), time.perf_counter()
+    await _call_on(load, call, users, seconds, waits)
+    elapsed, processor = time.perf_counter() - started, time.process_time() - processor
+    servers = server.processor() - servers
+    if server.counts()["requests"] - minted != len(waits):
+        raise RuntimeError("not every call was a request")
+    centiles = statistics.quantiles(waits, n=100)
+    return {
+        "calls/s": len(waits) / elapsed,
+        "CPU µs": 1e6 * processor / len(waits),
+        "p50 ms": 1e3 * centiles[49],
+        "p99 ms": 1e3 * centiles[98],
+        "server µs": 1e6 * servers / len(waits),
+    }
+
+
+async def _call_on(
+    load: Load, call: Call, users: Iterator[str], seconds: float, waits: list[float]
+) -> None:
+    clock = time.perf_counter
+    end = clock() + seconds
+
+    async def visit() -> None:
+        now = clock()
+        while now < end:
+            await call(next(users))
+            came, now = now, clock()
+            waits.append(now - came)
+
+    await asyncio.gather(*(visit() for _ in range(load.in_flight)))
+
+
+async def measure(
+    server: harness.Server, cases: Sequence[Case], options: argparse.Namespace
+) -> dict[Case, list[Figures]]:
+    """Run the cases in turns, all contestants open."""
+    users = (f"user-{number}" for number in itertools.count())
+    connections = max(load.in_flight for _, load in cases)
+    runs: dict[Case, list[Figures]] = {case: [] for case in cases}
+    async with AsyncExitStack() as stack:
+        calls = {
+            name: await stack.enter_async_context(CONTESTANTS[name].open(server.url, connections))
+            for name in dict.fromkeys(name for name, _ in cases)
+        }
+        for call in calls.values():
+            await call(next(users))
+        # What the others hold is not for the one that runs to walk through; its own garbage is.
+        gc.collect()
+        gc.freeze()
+        for name, load in harness.rounds(cases, options.repeats):
+            server.prepare("unlimited", load.latency)
+            runs[name, load].append(
+                await put_under(load, calls[name], users, server, options.seconds)
+            )
+        gc.unfreeze()
+    return runs
+
+
+def with_ratios(runs: Mapping[Case, Sequence[Figures]], case: Case) -> list[Figures]:
+    """Return the figures of a case, with what they are of others' in the same round."""
+    name, load = case
+    ratios: dict[str, tuple[str, Case]] = {
+        "rate of aiobotocore": ("calls/s", (BARE, load)),
+        "rate of capo-ivschat": ("calls/s", (CAPO, load)),
+        "rate of aiohttp": ("calls/s", (AIOHTTP, load)),
+        "CPU of aiohttp": ("CPU µs", (AIOHTTP, load)),
+    }
+    if not load.latency:
+        ratios["rate at 16"] = ("calls/s", (name, FEW))
+    return [
+        own
+        | {
+            ratio: own[figure] / runs[base][number][figure]
+            for ratio, (figure, base) in ratios.items()
+            if base in runs
+        }
+        for number, own in enumerate(runs[case])
+    ]
+
+
+def rows_of(loop: str, runs: Mapping[Case, Sequence[Figures]]) -> list[harness.Row]:
+    """Return the lines of one event loop, and what its server can do beside its contestants."""
+    rows = []
+    for name, load in runs:
+        figures = with_ratios(runs, (name, load))
+        limits = [limit for limit in load.limits if name == ISSUE and limit.figure in figures[0]]
+        labels = {"contestant": name, "loop": loop, **load.labels}
+        rows.append(harness.Row.of(labels, figures, limits))
+    return rows
+
+
+def row_of_server(loop: str, runs: Mapping[Case, Sequence[Figures]]) -> list[harness.Row]:
+    """Return how far the server was driven, beside the fastest contestant that is no floor."""
+    loads = [load for name, load in runs if name == PROTOCOL and not load.latency]
+    if not loads:
+        return []
+    load = max(loads, key=lambda load: _rate(runs[PROTOCOL, load]))
+    clients = [name for name, _ in runs if name not in (AIOHTTP, PROTOCOL)]
+    if not clients:
+        return []
+    fastest = max(clients, key=lambda name: _rate(runs[name, load]))
+    figures = [
+        {
+            "calls/s": server["calls/s"],
+            "server µs": server["server µs"],
+            "of fastest": server["calls/s"] / client["calls/s"],
+        }
+        for server, client in zip(runs[PROTOCOL, load], runs[fastest, load], strict=True)
+    ]
+    labels = {"contestant": "server", "loop": loop, **load.labels}
+    return [harness.Row.of(labels, figures, SERVER)]
+
+
+def _rate(figures: Sequence[Figures]) -> float:
+    return statistics.median(run["calls/s"] for run in figures)
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    options = _options()
+    there = [name for name in options.contestants if CONTESTANTS[name].is_there]
+    cases = [(name, load) for load in LOADS for name in there]
+    rows = []
+    with harness.server(harness.FAST) as server:
+        for loop in options.loop:
+            runs = harness.run(measure(server, cases, options), loop)
+            rows += [*rows_of(loop, runs), *row_of_server(loop, runs)]
+    left_out = [name for name in options.contestants if name not in there]
+    return harness.report(options, rows, left_out)
+
+
+def _options() -> argparse.Namespace:
+    parser = harness.arguments(__doc__, repeats=7)
+    add = parser.add_argument
+    add("--seconds", type=float, default=0.5, help="of each load (default: %(default)s)")
+    add(
+        "--loop",
+        nargs="+",
+        choices=harness.loops(),
+        default=harness.loops(),
+        metavar="LOOP",
+        help=f"any of {', '.join(harness.loops())} (default: all)",
+    )
+    add(
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        default=list(CONTESTANTS),
+        metavar="NAME",
+        help=f"any of {', '.join(CONTESTANTS)} (default: all)",
+    )
+    return harness.parsed(parser, seconds=0.02, loop=["asyncio"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
