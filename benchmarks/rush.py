@@ -1,7 +1,9 @@
 """A rush: thousands of distinct users at once against the quota of 200 tokens a second.
 
 How AWS shapes its quota is not published, so every contestant meets several shapes of it. With
-``--processes`` the users come through as many processes that know nothing of each other.
+``--processes`` the users come through as many processes, which know nothing of each other or,
+with the contestant ``aioivschat-shared``, share a Valkey or Redis on this host; with ``--outage``
+that one is killed on the way and comes back empty.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import argparse
 import asyncio
 import multiprocessing
 import sys
+import threading
 import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.synchronize import Barrier
@@ -22,7 +26,7 @@ from statistics import correlation, fmean
 from aiobotocore.config import AioConfig
 
 import harness
-from aioivschat import AsyncTokenService, Quota, TokenRequest
+from aioivschat import AsyncTokenService, AttemptFailed, Event, Minted, Quota, TokenRequest
 
 RATE = 200
 BURST = 200
@@ -39,26 +43,74 @@ TOGETHER = (
     harness.Limit("of ideal", at_most=1.15),
     harness.Limit("least share", at_least=0.5),
 )
+AS_A_FLEET = (
+    harness.Limit("failed", at_most=0, always=True),
+    harness.Limit("of ideal", at_most=1.05),
+    harness.Limit("throttled %", at_most=1.0),
+    harness.Limit("least share", at_least=0.8),
+    harness.Limit("largest share", at_most=1.2),
+)
+THROUGH_AN_OUTAGE = (
+    harness.Limit("failed", at_most=0, always=True),
+    harness.Limit("of ideal", at_most=1.25),
+    harness.Limit("busiest second", at_most=1.1 * RATE),
+)
 
 Issue = Callable[[str, str], Awaitable[object]]
 """Gets a token for a user of a room."""
 
 
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Where the servers are.
+
+    Args:
+        url: the emulator's.
+        engine: the URL of what the processes share.
+    """
+
+    url: str
+    engine: str
+
+
+class Requests:
+    """An observer that notes when requests were sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[float] = []
+
+    def __call__(self, event: Event, /) -> None:
+        """Note it once the request has ended, which tells how long it took."""
+        if isinstance(event, Minted | AttemptFailed):
+            self.sent.append(time.monotonic() - event.seconds)
+
+
 @asynccontextmanager
-async def with_service(url: str, quota: Quota) -> AsyncIterator[Issue]:
+async def with_service(
+    where: Where, requests: Requests, quota: Quota, shared: bool = False
+) -> AsyncIterator[Issue]:
     """Issue through the library, with its defaults but for the quota."""
+    tier = (
+        harness.peer("aioivschat.redis").RedisTier(where.engine, keys=[bytes(32)])
+        if shared
+        else None
+    )
     async with AsyncTokenService(
-        session=harness.session(), endpoint_url=url, quota=quota
+        session=harness.session(),
+        endpoint_url=where.url,
+        quota=quota,
+        shared=tier,
+        observers=(requests,),
     ) as service:
         yield lambda room, user: service.issue(TokenRequest(room, user))
 
 
 @asynccontextmanager
-async def with_client(url: str, attempts: int = 3) -> AsyncIterator[Issue]:
+async def with_client(where: Where, requests: Requests, attempts: int = 3) -> AsyncIterator[Issue]:
     """Issue through a bare client and its own retries, as most backends do today."""
     config = AioConfig(retries={"mode": "standard", "total_max_attempts": attempts})
     async with harness.session().create_client(
-        "ivschat", region_name=harness.REGION, endpoint_url=url, config=config
+        "ivschat", region_name=harness.REGION, endpoint_url=where.url, config=config
     ) as client:
         yield lambda room, user: client.create_chat_token(roomIdentifier=room, userId=user)
 
@@ -68,15 +120,18 @@ Permit = Callable[[], Awaitable[object]]
 
 
 @asynccontextmanager
-async def paced(url: str, pacer: Callable[[], Permit]) -> AsyncIterator[Issue]:
+async def paced(
+    where: Where, requests: Requests, pacer: Callable[[], Permit]
+) -> AsyncIterator[Issue]:
     """Issue through a bare client that a library paces, which makes retries superfluous.
 
     Args:
-        url: the emulator's.
+        where: the servers.
+        requests: is told nothing.
         pacer: makes what to wait for; within the loop.
     """
     permit = pacer()
-    async with with_client(url, attempts=1) as bare:
+    async with with_client(where, requests, attempts=1) as bare:
 
         async def issue(room: str, user: str) -> object:
             # The warm-up's room has a quota of its own.
@@ -112,18 +167,20 @@ class Contestant:
     """A way to get tokens.
 
     Args:
-        open: opens it for an endpoint.
+        open: opens it.
         known_burst: how much of the quota it knows to be there at once.
         shapes: the shapes of the quota that it is made for.
         promising: whether the limits are meant for it.
         needs: the package it takes, if that is optional.
+        shared: whether its processes share the quota.
     """
 
-    open: Callable[[str], AbstractAsyncContextManager[Issue]]
+    open: Callable[[Where, Requests], AbstractAsyncContextManager[Issue]]
     known_burst: int = 0
     shapes: Sequence[str] = SHAPES
     promising: bool = True
     needs: str | None = None
+    shared: bool = False
 
     @property
     def is_there(self) -> bool:
@@ -141,6 +198,9 @@ CONTESTANTS = {
         partial(with_service, quota=Quota(burst=BURST)),
         known_burst=BURST,
         shapes=(f"bucket:{RATE}:{BURST}",),
+    ),
+    "aioivschat-shared": Contestant(
+        partial(with_service, quota=Quota(), shared=True), needs="redis", shared=True
     ),
     "aiobotocore-standard": Contestant(with_client, promising=False),
     "aiolimiter": Contestant(
@@ -169,6 +229,19 @@ class Visit:
         return self.left - self.came
 
 
+@dataclass(frozen=True, slots=True)
+class Crowd:
+    """What happened in one process.
+
+    Args:
+        visits: in the order of arrival.
+        sent: when its requests were sent, as far as it can tell.
+    """
+
+    visits: Sequence[Visit]
+    sent: Sequence[float]
+
+
 async def visit(issue: Issue, user: int) -> Visit:
     """Get one user a token."""
     came = time.monotonic()
@@ -180,28 +253,30 @@ async def visit(issue: Issue, user: int) -> Visit:
 
 
 async def rush(
-    contestant: str, url: str, users: Sequence[int], doors: Callable[[], object]
-) -> list[Visit]:
+    contestant: str, where: Where, users: Sequence[int], doors: Callable[[], object]
+) -> Crowd:
     """Let all users in at once.
 
     Args:
         contestant: the name of the way.
-        url: the emulator's.
+        where: the servers.
         users: their numbers.
         doors: returns when they open, after the warm-up.
-
-    Returns:
-        The visits, in the order of arrival.
     """
-    async with CONTESTANTS[contestant].open(url) as issue:
-        await issue(harness.WARM_UP_ROOM, "first")
+    requests = Requests()
+    async with CONTESTANTS[contestant].open(where, requests) as issue:
+        await issue(harness.WARM_UP_ROOM, f"first-{users[0]}")
+        requests.sent.clear()
         doors()
-        return await asyncio.gather(*(visit(issue, user) for user in users))
+        visits = await asyncio.gather(*(visit(issue, user) for user in users))
+    return Crowd(visits, requests.sent)
 
 
-def rush_of_one(contestant: str, url: str, users: int) -> list[list[Visit]]:
-    """Rush from this process alone."""
-    return [asyncio.run(rush(contestant, url, range(users), doors=lambda: None))]
+def rush_of_one(
+    contestant: str, where: Where, users: int, opened: Callable[[], object]
+) -> list[Crowd]:
+    """Rush from this process alone; ``opened`` is called when the doors open."""
+    return [asyncio.run(rush(contestant, where, range(users), opened))]
 
 
 _barrier: Barrier
@@ -212,32 +287,41 @@ def _share_barrier(barrier: Barrier) -> None:
     _barrier = barrier
 
 
-def _rush_of_worker(contestant: str, url: str, users: Sequence[int]) -> list[Visit]:
+def _rush_of_worker(contestant: str, where: Where, users: Sequence[int]) -> Crowd:
     # A minute is for a worker that died: the others must not wait for it for ever.
-    return asyncio.run(rush(contestant, url, users, doors=lambda: _barrier.wait(60)))
+    return asyncio.run(rush(contestant, where, users, doors=lambda: _barrier.wait(60)))
 
 
-def rush_of_many(contestant: str, url: str, users: int, processes: int) -> list[list[Visit]]:
-    """Rush from several processes that know nothing of each other, started together."""
+def rush_of_many(
+    contestant: str, where: Where, users: int, processes: int, opened: Callable[[], object]
+) -> list[Crowd]:
+    """Rush from several processes, started together; ``opened`` is called when they start."""
     context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(processes + 1)
     parts = [range(number, users, processes) for number in range(processes)]
     with ProcessPoolExecutor(
-        processes, context, initializer=_share_barrier, initargs=(context.Barrier(processes),)
+        processes, context, initializer=_share_barrier, initargs=(barrier,)
     ) as executor:
-        return list(executor.map(partial(_rush_of_worker, contestant, url), parts))
+        rushing = [executor.submit(_rush_of_worker, contestant, where, part) for part in parts]
+        # If it breaks, the results tell why.
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait(60)
+            opened()
+        return [worker.result() for worker in rushing]
 
 
 def figures(
-    crowds: Sequence[Sequence[Visit]], ideal: float, counts: Mapping[str, int]
+    crowds: Sequence[Crowd], ideal: float, counts: Mapping[str, int], script_calls: int
 ) -> dict[str, float]:
     """Return what one rush came to.
 
     Args:
-        crowds: the visits of each process.
+        crowds: what happened in each process.
         ideal: the seconds that it would take at best.
         counts: what the server saw.
+        script_calls: how many the engine saw; 0 if it was not used.
     """
-    visits = [visit for crowd in crowds for visit in crowd]
+    visits = [visit for crowd in crowds for visit in crowd.visits]
     seconds = max(visit.left for visit in visits) - min(visit.came for visit in visits)
     result = {
         "failed": float(sum(visit.failed for visit in visits)),
@@ -245,10 +329,20 @@ def figures(
         "of ideal": seconds / ideal,
         "throttled %": 100 * counts["throttled"] / counts["requests"],
     }
+    sent = sorted(moment for crowd in crowds for moment in crowd.sent)
+    if sent:
+        result["busiest second"] = _busiest_second(sent)
+    if script_calls:
+        result["script calls/s"] = script_calls / seconds
     if len(crowds) == 1:
-        return {**result, "rank": _rank_correlation(crowds[0])}
-    shares = _shares(crowds)
+        return {**result, "rank": _rank_correlation(crowds[0].visits)}
+    shares = _shares([crowd.visits for crowd in crowds])
     return {**result, "least share": min(shares), "largest share": max(shares)}
+
+
+def _busiest_second(sent: Sequence[float]) -> float:
+    """Return the largest number of requests in any second, of moments in order."""
+    return float(max(bisect_left(sent, moment + 1) - at for at, moment in enumerate(sent)))
 
 
 def _rank_correlation(visits: Sequence[Visit]) -> float:
@@ -271,38 +365,76 @@ def _shares(crowds: Sequence[Sequence[Visit]]) -> list[float]:
 
 
 def run_once(
-    server: harness.Server, options: argparse.Namespace, name: str, shape: str
+    server: harness.Server, engine: harness.Engine, options: argparse.Namespace, case: Case
 ) -> dict[str, float]:
     """Rush once with one contestant against one shape."""
-    server.prepare(shape, options.latency)
-    if options.processes == 1:
-        crowds = rush_of_one(name, server.url, options.users)
+    contestant, where = CONTESTANTS[case.name], Where(server.url, engine.url)
+    server.prepare(case.shape, options.latency)
+    if contestant.shared:
+        engine.restart()
+
+    def opened() -> None:
+        if contestant.shared and options.outage:
+            gone, back = options.outage
+            threading.Timer(gone, engine.kill).start()
+            threading.Timer(back, engine.start).start()
+
+    if case.processes == 1:
+        crowds = rush_of_one(case.name, where, options.users, opened)
     else:
-        crowds = rush_of_many(name, server.url, options.users, options.processes)
-    return figures(crowds, CONTESTANTS[name].ideal(options.users), server.counts())
+        crowds = rush_of_many(case.name, where, options.users, case.processes, opened)
+    # One that was killed has forgotten what it saw.
+    calls = engine.script_calls() if contestant.shared and not options.outage else 0
+    return figures(crowds, contestant.ideal(options.users), server.counts(), calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is run.
+
+    Args:
+        name: the contestant's.
+        shape: the shape of the quota.
+        processes: how many the users come through.
+    """
+
+    name: str
+    shape: str
+    processes: int
+
+    def limits(self, outage: bool) -> Sequence[harness.Limit]:
+        """Return what is promised."""
+        contestant = CONTESTANTS[self.name]
+        if not contestant.promising:
+            return ()
+        if contestant.shared:
+            fleet = THROUGH_AN_OUTAGE if outage else AS_A_FLEET
+            # A process alone has no shares.
+            return [each for each in fleet if self.processes > 1 or "share" not in each.figure]
+        return ALONE if self.processes == 1 else TOGETHER
 
 
 def main() -> int:
     """Run what the command line asks for."""
     options = _options()
-    limits = ALONE if options.processes == 1 else TOGETHER
     cases = [
-        (name, shape)
-        for shape in SHAPES
+        Case(name, shape, processes)
+        for processes in options.processes
+        for shape in options.shapes
         for name in options.contestants
         if CONTESTANTS[name].is_there and shape in CONTESTANTS[name].shapes
     ]
-    runs: dict[tuple[str, str], list[dict[str, float]]] = {case: [] for case in cases}
-    with harness.server() as server:
+    runs: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
+    with harness.server() as server, harness.engine() as engine:
         for case in harness.rounds(cases, options.repeats):
-            runs[case].append(run_once(server, options, *case))
+            runs[case].append(run_once(server, engine, options, case))
     rows = [
         harness.Row.of(
-            {"contestant": name, "shape": shape},
+            {"contestant": case.name, "processes": str(case.processes), "shape": case.shape},
             results,
-            limits if CONTESTANTS[name].promising else (),
+            case.limits(bool(options.outage)),
         )
-        for (name, shape), results in runs.items()
+        for case, results in runs.items()
     ]
     left_out = [name for name in options.contestants if not CONTESTANTS[name].is_there]
     return harness.report(options, rows, left_out)
@@ -312,7 +444,14 @@ def _options() -> argparse.Namespace:
     parser = harness.arguments(__doc__, repeats=3)
     add = parser.add_argument
     add("--users", type=int, default=2000, help="how many come (default: %(default)s)")
-    add("--processes", type=int, default=1, help="through how many (default: %(default)s)")
+    add(
+        "--processes",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="COUNT",
+        help="through how many; several are run after one another (default: 1)",
+    )
     add("--latency", type=float, default=0.02, metavar="SECONDS", help="default: %(default)s")
     add(
         "--contestants",
@@ -321,6 +460,21 @@ def _options() -> argparse.Namespace:
         default=["aioivschat"],
         metavar="NAME",
         help=f"any of {', '.join(CONTESTANTS)} (default: aioivschat)",
+    )
+    add(
+        "--shared",
+        action="store_const",
+        dest="contestants",
+        const=["aioivschat", "aioivschat-shared"],
+        help="what shares an engine against what does not",
+    )
+    add("--shapes", nargs="+", default=SHAPES, metavar="SHAPE", help="of the quota (default: all)")
+    add(
+        "--outage",
+        type=float,
+        nargs=2,
+        metavar=("GONE", "BACK"),
+        help="seconds after which the engine is killed, and started again",
     )
     return harness.parsed(parser, users=20)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from aiobotocore.session import AioSession
@@ -13,6 +13,9 @@ from moto.core.models import botocore_stubber
 from aioivschat import AsyncTokenService, Clock, Quota
 from aioivschat.emulator import ThreadedEmulatorServer
 from aioivschat.emulator.moto_backend import MotoServer
+
+if TYPE_CHECKING:
+    from engine import EngineServer  # needs redis-py
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/AbCdEfGhIjKl"
 
@@ -123,3 +126,45 @@ async def until(condition: Callable[[], bool], *, within: float = 10.0) -> None:
 async def outcomes(*calls: Awaitable[Any]) -> list[Any]:
     """Return what each of concurrent calls gave: its value or its exception."""
     return await asyncio.gather(*calls, return_exceptions=True)
+
+
+SEALING_KEY = b"k" * 32
+
+
+@pytest.fixture(scope="session")
+def _engine_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineServer]:
+    from engine import EngineServer
+
+    with EngineServer(tmp_path_factory.mktemp("engine")) as server:
+        yield server
+
+
+@pytest.fixture
+def engine_server(_engine_server: EngineServer) -> Iterator[EngineServer]:
+    """A running Valkey or Redis with nothing in it; it must find no fault with what it is told."""
+    with _engine_server.client() as client:
+        client.flushall()
+        client.script_flush()
+        client.config_resetstat()
+    yield _engine_server
+    with _engine_server.client() as client:
+        unknown = client.info("errorstats").get("errorstat_NOSCRIPT", {"count": 0})["count"]
+        calls = client.info("commandstats")
+    scripts = [calls.get(f"cmdstat_{name}", {"failed_calls": 0}) for name in ("evalsha", "eval")]
+    # A script that fails would look as if the engine was away.
+    assert unknown == sum(script["failed_calls"] for script in scripts)
+
+
+@pytest.fixture
+def open_member(open_service: OpenService, engine_server: EngineServer) -> OpenService:
+    """A factory of services that share the engine, each as a process of a fleet has one."""
+    from aioivschat.redis import RedisTier
+
+    def make(url: str = engine_server.url, **options: Any) -> AsyncTokenService:
+        # A busy machine must not look like an engine that is away.
+        tier: dict[str, Any] = {"keys": [SEALING_KEY], "timeout": 5.0} | {
+            name: options.pop(name) for name in ("keys", "namespace") if name in options
+        }
+        return open_service(shared=RedisTier(url, **tier), **options)
+
+    return make

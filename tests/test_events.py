@@ -21,6 +21,8 @@ from aioivschat import (
     NotPrepared,
     RateChanged,
     Retrying,
+    SharedChanged,
+    SharedState,
     Shed,
     Source,
     Stocked,
@@ -43,6 +45,7 @@ ONE_OF_EACH: list[Event] = [
     Invalidated(ROOM, one_user=True),
     ClientOpened("eu-west-1", 0.05),
     NotPrepared("eu-west-1", "it uses a proxy"),
+    SharedChanged(SharedState.LOCAL, "TimeoutError"),
 ]
 
 KINDS: tuple[type[Any], ...] = get_args(Event)
@@ -61,6 +64,7 @@ HARMLESS = {
     "room": str,
     "seconds": float,
     "source": Source,
+    "state": SharedState,
     "status": int,
     "waited": float,
 }
@@ -155,8 +159,8 @@ def test_an_observer_cannot_swallow_an_interrupt() -> None:
 def test_the_logging_observer_warns_of_what_somebody_should_see(
     event: Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Failures, sheds and changes of pace; everything else is for debugging."""
-    warned = isinstance(event, AttemptFailed | Shed | RateChanged)
+    """Failures, sheds, changes of pace and of the fleet; everything else is for debugging."""
+    warned = isinstance(event, AttemptFailed | Shed | RateChanged | SharedChanged)
     with caplog.at_level(logging.DEBUG, "aioivschat"):
         LoggingObserver()(event)
     expected = ("aioivschat", logging.WARNING if warned else logging.DEBUG, repr(event))

@@ -11,6 +11,7 @@ import pytest
 
 import aioivschat
 import aioivschat.emulator
+import aioivschat.redis
 
 
 def _python(code: str) -> tuple[int, str]:
@@ -43,6 +44,7 @@ def test_the_exported_names_are_sorted_and_complete() -> None:
     assert set(aioivschat.__all__) <= set(dir(aioivschat))
     # The emulator loads its servers when they are asked for.
     assert sorted(aioivschat.emulator.__all__) == aioivschat.emulator.__all__
+    assert sorted(aioivschat.redis.__all__) == aioivschat.redis.__all__
 
 
 @pytest.mark.parametrize(("name", "module"), _names_for_type_checkers().items())
@@ -95,7 +97,7 @@ def test_an_import_loads_no_more_than_it_needs(statement: str, does_without: set
 
 def test_every_exported_name_is_documented() -> None:
     """Each has a docstring of its own."""
-    for package in (aioivschat, aioivschat.emulator):
+    for package in (aioivschat, aioivschat.emulator, aioivschat.redis):
         for name in package.__all__:
             value = getattr(package, name)
             assert value.__doc__ or name == "Event", name
@@ -112,7 +114,7 @@ def test_the_core_imports_no_extra() -> None:
         "import sys\n"
         "import aioivschat.emulator\n"
         "from aioivschat import *\n"
-        "extras = {'aioboto3', 'moto', 'rich', 'werkzeug'}\n"
+        "extras = {'aioboto3', 'cryptography', 'moto', 'redis', 'rich', 'werkzeug'}\n"
         "found = extras & set(sys.modules)\n"
         "assert not found, found"
     )

@@ -19,6 +19,7 @@ LAYERS = {
     "_cache": 2,
     "_singleflight": 2,
     "_limiter": 2,
+    "_shared": 2,
     "_retry": 2,
     "_prepared": 2,
     "_clients": 2,
@@ -29,6 +30,7 @@ LAYERS = {
     "_endpoint": 4,
     "aiohttp": 4,
     "starlette": 4,
+    "redis": 4,
     "emulator": 4,
     "_demo": 5,
     "cli": 5,
@@ -36,9 +38,11 @@ LAYERS = {
 }
 
 # Neighbours in one layer that are one thing in several files: the clients and their requests, bulk
-# and the files it reads, the endpoint and its web frameworks, a command and its module.
+# and the files it reads, the endpoint and its web frameworks, a command and its module; and what a
+# fleet shares is made of the limiter's words.
 FRIENDS = {
     ("_clients", "_prepared"),
+    ("_shared", "_limiter"),
     ("onboarding", "_attendees"),
     ("aiohttp", "_endpoint"),
     ("starlette", "_endpoint"),
@@ -46,7 +50,12 @@ FRIENDS = {
 }
 
 # Who alone may import what.
-SOLE_IMPORTERS = {"tenacity": {"_retry"}, "aiobotocore": {"_clients", "_prepared"}}
+SOLE_IMPORTERS = {
+    "tenacity": {"_retry"},
+    "aiobotocore": {"_clients", "_prepared"},
+    "redis": {"redis"},
+    "cryptography": {"redis"},
+}
 
 ROOT = Path(str(resources.files(aioivschat)))
 MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

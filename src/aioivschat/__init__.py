@@ -20,6 +20,8 @@ if TYPE_CHECKING:
         Observer,
         RateChanged,
         Retrying,
+        SharedChanged,
+        SharedState,
         Shed,
         Source,
         Stocked,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from aioivschat._models import Capability, ChatToken, Priority, RoomArn, TokenRequest
     from aioivschat._retry import RetryPolicy
     from aioivschat._service import AsyncTokenService, Prewarmed, Stats
+    from aioivschat._shared import SharedTier
     from aioivschat.errors import (
         AccessDenied,
         AwsError,
@@ -87,6 +90,9 @@ __all__ = [
     "RoomArn",
     "ServerFault",
     "ServiceClosed",
+    "SharedChanged",
+    "SharedState",
+    "SharedTier",
     "Shed",
     "Source",
     "Stats",
@@ -104,6 +110,7 @@ _MODULES = (
     "_events",
     "_cache",
     "_limiter",
+    "_shared",
     "_retry",
     "_clients",
     "_service",

@@ -20,6 +20,15 @@ class Source(StrEnum):
     CACHE = "cache"  # handed out before: to the same attempt, or to the same plain call
     STOCK = "stock"  # minted before, given to nobody yet
     FLIGHT = "flight"  # minted while the caller waited
+    SHARED = "shared"  # minted by another process of the fleet, or for its stock
+
+
+class SharedState(StrEnum):
+    """What the processes of a fleet share at the moment."""
+
+    SHARED = "shared"  # the quota and the tokens
+    QUOTA_ONLY = "quota only"  # for want of a sealing key
+    LOCAL = "local"  # nothing: the engine is away, and each process uses its part of the quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +186,19 @@ class NotPrepared:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class SharedChanged:
+    """What the fleet shares changed, as this process sees it.
+
+    Args:
+        state: what is shared from now on.
+        reason: why, in fixed words or by the name of an error's class.
+    """
+
+    state: SharedState
+    reason: str
+
+
 Event = (
     Delivered
     | Joined
@@ -189,6 +211,7 @@ Event = (
     | Invalidated
     | ClientOpened
     | NotPrepared
+    | SharedChanged
 )
 
 
@@ -217,7 +240,9 @@ class Observers(tuple[Observer, ...]):
 
 
 class LoggingObserver:
-    """Writes events to a logger: failures, sheds and rate changes as warnings, the rest as debug.
+    """Writes events to a logger: what somebody should see as warnings, the rest as debug.
+
+    Warnings are failures, sheds, and changes of the pace and of what a fleet shares.
 
     Args:
         logger: where to; ``aioivschat`` by default.
@@ -228,5 +253,5 @@ class LoggingObserver:
 
     def __call__(self, event: Event, /) -> None:
         """Log the event; its repr holds nothing secret."""
-        noteworthy = isinstance(event, AttemptFailed | Shed | RateChanged)
+        noteworthy = isinstance(event, AttemptFailed | Shed | RateChanged | SharedChanged)
         self._logger.log(logging.WARNING if noteworthy else logging.DEBUG, "%r", event)

@@ -25,7 +25,7 @@ from aioivschat._clock import Clock
 from aioivschat._models import Priority
 from aioivschat.errors import InvalidConfiguration
 
-_HEADROOM = 0.01
+HEADROOM = 0.01
 """Share of the rate held back where the server's shape is unknown: a request that was delayed on
 its way lands closer to the ones behind it, and a window of the server's sees one more."""
 
@@ -33,7 +33,7 @@ _CATCH_UP = 0.05
 """Seconds of lost time that the pace makes up for. At 200 a second that is 10 permits, half of
 the smallest bucket that is known of such services, so a full one still takes them at once."""
 
-_BURST_HELD_BACK = 0.1
+BURST_HELD_BACK = 0.1
 """Share of a known bucket left unused: it fills later by the server's clock than by ours."""
 
 _EPOCH = 1.0
@@ -127,7 +127,60 @@ class Limiter(Protocol):
         """Take note that a request was throttled."""
 
 
-class LocalLimiter:
+class QueuedLimiter:
+    """What limiters of all kinds share: places, first in, first out within each priority.
+
+    Args:
+        max_waiting: as in :class:`Quota`.
+    """
+
+    def __init__(self, max_waiting: int) -> None:
+        self._max_waiting = max_waiting
+        self._queues: tuple[OrderedDict[Place, None], ...] = tuple(OrderedDict() for _ in Priority)
+
+    @property
+    def waiting(self) -> int:
+        """How many reservations wait."""
+        return sum(map(len, self._queues))
+
+    @property
+    def full(self) -> bool:
+        """Whether as many wait as may."""
+        return self.waiting >= self._max_waiting and self.predicted_wait() > 0
+
+    def predicted_wait(self, priority: Priority = Priority.NORMAL) -> float:
+        """Return the seconds that a new reservation would wait."""
+        raise NotImplementedError
+
+    def _ahead(self, priority: Priority) -> int:
+        """Return how many go before a new reservation."""
+        return sum(len(queue) for queue in self._queues[: priority + 1])
+
+    def _enqueue(self, place: Place, again: bool) -> None:
+        queue = self._queues[place.priority]
+        queue[place] = None
+        if again:
+            queue.move_to_end(place, last=False)
+
+    def _spend(self) -> None:
+        """Take note that a permit is being used."""
+        raise NotImplementedError
+
+    def _refund(self) -> None:
+        """Take a permit back that was given and not used."""
+        raise NotImplementedError
+
+    def _withdraw(self, place: Place) -> None:
+        self._queues[place.priority].pop(place, None)
+
+    def _promote(self, place: Place, priority: Priority) -> None:
+        if priority < place.priority and place in self._queues[place.priority]:
+            self._withdraw(place)
+            place.priority = priority
+            self._queues[priority][place] = None
+
+
+class LocalLimiter(QueuedLimiter):
     """The limiter of one process: first in, first out within each priority.
 
     Args:
@@ -139,19 +192,20 @@ class LocalLimiter:
     def __init__(
         self, quota: Quota, clock: Clock, on_rate: Callable[[float], None] | None = None
     ) -> None:
+        super().__init__(quota.max_waiting)
         self._clock = clock
         self._quota = quota
         self._on_rate = on_rate
         if quota.burst is None:
-            self._ceiling = quota.rate * (1 - _HEADROOM)
+            self._ceiling = quota.rate * (1 - HEADROOM)
             self._burst = max(1.0, quota.rate * _CATCH_UP)
             # Below one a second, the window is as long as one permit takes.
             self._per_window = max(1, math.floor(quota.rate))
-            self._window = max(1.0, self._per_window / quota.rate) / (1 - _HEADROOM)
+            self._window = max(1.0, self._per_window / quota.rate) / (1 - HEADROOM)
             self._recent: deque[float] = deque(maxlen=self._per_window)
         else:
             self._ceiling = quota.rate
-            self._burst = max(1.0, quota.burst * (1 - _BURST_HELD_BACK))
+            self._burst = max(1.0, quota.burst * (1 - BURST_HELD_BACK))
             # A bucket has no window: the pace alone bounds it.
             self._per_window = sys.maxsize
             self._window = 0.0
@@ -159,21 +213,10 @@ class LocalLimiter:
         self._rate = self._ceiling
         self._next = -math.inf  # when the next permit is due, were none owed from lost time
         self._unused = 0  # permits given to callers that have not run since
-        self._queues: tuple[OrderedDict[_Place, None], ...] = tuple(OrderedDict() for _ in Priority)
         self._timer: asyncio.TimerHandle | None = None
         self._epoch_end = clock.monotonic() + _EPOCH
         self._served = 0
         self._throttled = 0
-
-    @property
-    def waiting(self) -> int:
-        """How many reservations wait."""
-        return sum(map(len, self._queues))
-
-    @property
-    def full(self) -> bool:
-        """Whether as many wait as may."""
-        return self.waiting >= self._quota.max_waiting and self.predicted_wait() > 0
 
     @property
     def rate(self) -> float:
@@ -186,22 +229,18 @@ class LocalLimiter:
         It assumes that the rate stays, nobody more urgent comes and nobody leaves.
         """
         now = self._clock.monotonic()
-        ahead = sum(len(queue) for queue in self._queues[: priority + 1])
-        return max(self._due(now), self._paced(now, ahead), now) - now
+        return max(self._due(now), self._paced(now, self._ahead(priority)), now) - now
 
-    def reserve(self, priority: Priority = Priority.NORMAL, *, again: bool = False) -> _Place:
+    def reserve(self, priority: Priority = Priority.NORMAL, *, again: bool = False) -> Place:
         """Take a place in the queue, or a permit at once if nobody waits and one is due."""
         now = self._clock.monotonic()
         self._learn(now)
         # Without a timer nobody waits; with one, none is due yet.
         if self._timer is None and self._due(now) <= now:
             self._unused += 1
-            return _Place(self, priority, now, granted=True)
-        place = _Place(self, priority, now + self.predicted_wait(priority))
-        queue = self._queues[priority]
-        queue[place] = None
-        if again:
-            queue.move_to_end(place, last=False)
+            return Place(self, priority, now, granted=True)
+        place = Place(self, priority, now + self.predicted_wait(priority))
+        self._enqueue(place, again)
         if self._timer is None:
             self._grant_due()
         return place
@@ -261,15 +300,6 @@ class LocalLimiter:
             self._timer.cancel()
         self._grant_due()
 
-    def _withdraw(self, place: _Place) -> None:
-        self._queues[place.priority].pop(place, None)
-
-    def _promote(self, place: _Place, priority: Priority) -> None:
-        if priority < place.priority and place in self._queues[place.priority]:
-            self._withdraw(place)
-            place.priority = priority
-            self._queues[priority][place] = None
-
     def _learn(self, now: float) -> None:
         """Close the epochs that have passed and set the rate by what they showed."""
         if now < self._epoch_end:
@@ -289,13 +319,13 @@ class LocalLimiter:
             self._on_rate(self._rate)
 
 
-class _Place:
-    """A reservation at a :class:`LocalLimiter`."""
+class Place:
+    """A reservation at a limiter of this process or of a fleet."""
 
     __slots__ = ("_future", "_granted", "_limiter", "_over", "expected", "priority")
 
     def __init__(
-        self, limiter: LocalLimiter, priority: Priority, expected: float, *, granted: bool = False
+        self, limiter: QueuedLimiter, priority: Priority, expected: float, *, granted: bool = False
     ) -> None:
         self._limiter = limiter
         self.priority = priority

@@ -34,6 +34,8 @@ from aioivschat._events import (
     Observers,
     RateChanged,
     Retrying,
+    SharedChanged,
+    SharedState,
     Shed,
     Source,
     Stocked,
@@ -49,6 +51,7 @@ from aioivschat._models import (
     unchecked_identity,
 )
 from aioivschat._retry import RETRIED, Retrier, RetryPolicy
+from aioivschat._shared import Busy, Fenced, Held, SharedFlight, SharedTier, SharedTokens
 from aioivschat._singleflight import Flight, FlightStopped, SingleFlight
 from aioivschat.errors import (
     AwsError,
@@ -64,6 +67,10 @@ from aioivschat.errors import (
 )
 
 _KEY_MAX_CHARACTERS = 255
+
+_LEASE = 10.0
+"""Seconds beyond the expected wait that nobody else of a fleet may mint for the same key: a request
+with some retries. Whoever takes longer has lost nothing but a request."""
 
 _PREWARM_AHEAD = 2.0
 """Seconds' worth of permits that prewarming keeps in the queue: enough never to idle."""
@@ -82,6 +89,8 @@ class Stats:
         stock: calls served with a token that nobody had been given.
         joined: calls that joined a flight under way.
         shed: calls refused at once, as they could not be served in time.
+        shared: tokens that came from the fleet instead of from AWS.
+        rejected: values of the fleet that could not be opened, and were not used.
         stocked: tokens that went into the stock.
         expired_unused: stocked tokens that were dropped before anybody was given them.
         flights: flights under way.
@@ -98,6 +107,8 @@ class Stats:
     stock: int
     joined: int
     shed: int
+    shared: int
+    rejected: int
     stocked: int
     expired_unused: int
     flights: int
@@ -115,6 +126,7 @@ class _Counters:
     stock: int = 0
     joined: int = 0
     shed: int = 0
+    shared: int = 0
     stocked: int = 0
 
 
@@ -142,10 +154,46 @@ class _State(Enum):
     CLOSED = "closed"
 
 
-class _Mint(Flight[Entry]):
-    """The flight that mints one token."""
+class _NoPlace:
+    """The place of a flight that may find its token in the fleet, and needs no permit then."""
 
-    __slots__ = ("deadline", "generation", "limiter", "priority", "request", "reservation")
+    expected = float("-inf")
+
+    async def granted(self) -> None:
+        """Nothing to wait for."""
+
+    def promote(self, priority: Priority) -> None:
+        """Nothing to promote."""
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+
+_NO_PLACE = _NoPlace()
+
+
+class _Mint(Flight[Entry]):
+    """The flight that mints one token.
+
+    Attributes:
+        shared: the same flight as the fleet sees it.
+        began: when, by the monotonic clock; of a flight of a fleet.
+        published: whether its token is known to the fleet as the attempt's.
+        source: where its token came from.
+    """
+
+    __slots__ = (
+        "began",
+        "deadline",
+        "generation",
+        "limiter",
+        "priority",
+        "published",
+        "request",
+        "reservation",
+        "shared",
+        "source",
+    )
 
     def __init__(
         self,
@@ -154,6 +202,7 @@ class _Mint(Flight[Entry]):
         priority: Priority,
         deadline: float,
         generation: int,
+        reservation: Reservation,
     ) -> None:
         super().__init__(key=None)
         self.request = request
@@ -161,7 +210,11 @@ class _Mint(Flight[Entry]):
         self.priority = priority
         self.deadline = deadline
         self.generation = generation
-        self.reservation: Reservation = limiter.reserve(priority)
+        self.reservation = reservation
+        self.shared: SharedFlight | None = None
+        self.began = 0.0
+        self.published = False
+        self.source = Source.FLIGHT
 
     def welcome(self, priority: Priority, deadline: float) -> None:
         """Go on for one more caller: as long and as urgently as the most demanding one."""
@@ -194,6 +247,8 @@ class AsyncTokenService:
         retry: how often and how patiently failed requests are sent again.
         cache: how many tokens are kept, and the least life they are handed out with.
         pool: the connections to AWS.
+        shared: what several processes share, such as :class:`aioivschat.redis.RedisTier`; made for
+            this service alone.
         observers: told what happens; see :class:`Observer`.
         clock: where the time comes from.
         rng: where the jitter comes from.
@@ -214,6 +269,7 @@ class AsyncTokenService:
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
         cache: CachePolicy = CachePolicy(),  # noqa: B008 (frozen)
         pool: PoolPolicy = PoolPolicy(),  # noqa: B008 (frozen)
+        shared: SharedTier | None = None,
         observers: Iterable[Observer] = (),
         clock: Clock | None = None,
         rng: random.Random | None = None,
@@ -237,6 +293,8 @@ class AsyncTokenService:
             # No method of ours: a client that outlives the service must not hold it.
             partial(_tell_not_prepared, self._observers),
         )
+        self._shared = shared
+        self._tokens: SharedTokens | None = None  # known when the tier is open
         # Flights of `prewarm` that a caller who wants such a token may take over.
         self._prewarming: dict[Identity, deque[_Mint]] = {}
         self._counters = _Counters()
@@ -391,6 +449,8 @@ class AsyncTokenService:
     ) -> ChatToken | None:
         """Issue a token that is there already, or none: what :meth:`issue` does without waiting.
 
+        In a fleet, it is one that this process has; the engine is not asked.
+
         Args:
             request: as for :meth:`issue`.
             idempotency_key: as for :meth:`issue`.
@@ -417,7 +477,7 @@ class AsyncTokenService:
 
         Live calls go first: these requests wait at :attr:`Priority.BACKGROUND`. A call that comes
         for one of them while it is under way takes it over. As a token lives for a minute,
-        prewarm at most 12,000 a minute ahead.
+        prewarm at most 12,000 a minute ahead. In a fleet, any process may claim them.
 
         Args:
             requests: one token is minted for each, also for equal ones.
@@ -457,11 +517,16 @@ class AsyncTokenService:
         finally:
             for task in under_way:
                 task.cancel()
+        if self._tokens is not None:
+            await self._tokens.settled()
         self._check_usable()
         return Prewarmed(minted, failed)
 
     def invalidate(self, *, room: str | None = None, user: str | None = None) -> None:
         """Forget every cached and stocked token of a user, of a room, or of a user in a room.
+
+        In a fleet every process does, within a tenth of a second; while the engine is away, as
+        soon as it is back.
 
         Flights under way go on for those who wait for them already, and for nobody else: what
         they bring is not kept. To ban somebody, stop issuing to them first, then call this, then
@@ -473,14 +538,17 @@ class AsyncTokenService:
 
         Raises:
             InvalidRequest: neither was given, or the room is not a room's ARN.
+            ServiceClosed, WrongLoop: in a fleet, as for :meth:`issue`.
         """
         if room is None and user is None:
             raise InvalidRequest("invalidate", "given a room, a user or both", "neither")
         if room is not None:
             RoomArn.parse(room)
-        self._cache.invalidate(room, user)
-        if self._observers:
-            self._observers.tell(Invalidated(room, user is not None))
+        self._forget(room, user)
+        if self._shared is not None:
+            self._check_usable()
+            if self._tokens is not None:
+                self._tokens.invalidate(room, user)
 
     def estimate(self, room: str, *, priority: Priority = Priority.NORMAL) -> float:
         """Return the seconds that a new call for a room would wait for its turn now.
@@ -499,6 +567,7 @@ class AsyncTokenService:
         return Stats(
             **asdict(self._counters),
             cached=self._cache.hits,
+            rejected=self._tokens.rejected if self._tokens is not None else 0,
             expired_unused=self._cache.expired_unused,
             flights=len(self._flights),
             waiting=self._waiting,
@@ -519,6 +588,9 @@ class AsyncTokenService:
             WrongLoop: the service was opened on another event loop or in another process.
         """
         if self._state is _State.CLOSED:
+            return
+        if self._loop is None:  # it was never used
+            self._state = _State.CLOSED
             return
         self._check_home()
         if self._closing is None:
@@ -620,7 +692,7 @@ class AsyncTokenService:
             if token is not None:
                 if self._observers:
                     waited = self._clock.monotonic() - started
-                    self._observers.tell(Delivered(request.room, Source.FLIGHT, waited))
+                    self._observers.tell(Delivered(request.room, flight.source, waited))
                 return token
 
     def _board(
@@ -645,17 +717,28 @@ class AsyncTokenService:
         limiter = self._limiter(arn)
         flight = self._take_over(request.identity)
         if flight is None:
-            if limiter.full:
-                self._shed(request, "too many calls are waiting", limiter.predicted_wait(priority))
-            if deadline < _NEVER:
-                expected = self._clock.monotonic() + limiter.predicted_wait(priority)
-                self._admit(request, expected, deadline)
-            flight = self._start(request, limiter, priority, deadline)
+            # A token of the fleet needs no permit, so there the question comes first.
+            admit = self._tokens is None
+            if admit:
+                self._admit_new(request, limiter, priority, deadline)
+            flight = self._start(request, limiter, priority, deadline, reserve=admit)
         else:
             flight.welcome(priority, deadline)
+        if self._tokens is not None:
+            flight.shared = self._tokens.flight(request.identity, key)
         if key is not None:
             self._flights.share(flight, key)
         return flight
+
+    def _admit_new(
+        self, request: TokenRequest, limiter: Limiter, priority: Priority, deadline: float
+    ) -> None:
+        """Refuse what would have to wait for too long, or behind too many."""
+        if limiter.full:
+            self._shed(request, "too many calls are waiting", limiter.predicted_wait(priority))
+        if deadline < _NEVER:
+            expected = self._clock.monotonic() + limiter.predicted_wait(priority)
+            self._admit(request, expected, deadline)
 
     def _admit(self, request: TokenRequest, expected: float, deadline: float) -> None:
         if expected > deadline:
@@ -668,10 +751,21 @@ class AsyncTokenService:
         raise Overloaded(reason, retry_after)
 
     def _start(
-        self, request: TokenRequest, limiter: Limiter, priority: Priority, deadline: float
+        self,
+        request: TokenRequest,
+        limiter: Limiter,
+        priority: Priority,
+        deadline: float,
+        *,
+        reserve: bool = True,
     ) -> _Mint:
-        flight = _Mint(request, limiter, priority, deadline, self._cache.generation)
-        self._flights.start(flight, self._mint(flight))
+        place = limiter.reserve(priority) if reserve else _NO_PLACE
+        flight = _Mint(request, limiter, priority, deadline, self._cache.generation, place)
+        if self._tokens is None:
+            self._flights.start(flight, self._mint(flight))
+        else:
+            flight.began = self._clock.monotonic()
+            self._flights.start(flight, self._fly_in_fleet(flight))
         return flight
 
     def _hand_out(self, entry: Entry) -> ChatToken | None:
@@ -683,9 +777,9 @@ class AsyncTokenService:
             entry = await self._send(flight, 1)
         except RETRIED as error:
             entry = await self._try_again(flight, error)
-        # Without callers it becomes stock instead.
-        if flight.callers and flight.key is not None and self._keepable(flight, entry):
-            self._cache.put(flight.key, entry)
+        # Without callers it becomes stock instead; in a fleet, the fleet is told first.
+        if self._tokens is None:
+            self._keep(flight, entry)
         return entry
 
     async def _try_again(self, flight: _Mint, failed: Exception) -> Entry:
@@ -741,17 +835,114 @@ class AsyncTokenService:
             minted.token, started + minted.life, started_wall + minted.life, flight.generation
         )
 
+    def _keep(self, flight: _Mint, entry: Entry) -> None:
+        """Keep a token for those who will ask for the same."""
+        if flight.callers and flight.key is not None and self._keepable(flight, entry):
+            self._cache.put(flight.key, entry)
+
+    # In a fleet.
+
+    async def _fly_in_fleet(self, flight: _Mint) -> Entry:
+        """Bring a token that the fleet has, or mint one for the fleet."""
+        try:
+            while True:
+                entry = await self._claim(flight)
+                if entry is None:
+                    entry = await self._mint(flight)
+                elif entry.handed_out:
+                    self._keep(flight, entry)
+                    return entry
+                # A call may have taken a flight of prewarming over since.
+                if flight.shared is None or flight.key is None or not flight.callers:
+                    return entry
+                asked = self._clock.monotonic()
+                life, age = entry.monotonic_end - asked, asked - flight.began
+                answer = await flight.shared.publish(entry.token, life, age)
+                if answer is None or isinstance(answer, Fenced):
+                    flight.published = True
+                    if answer is None:
+                        self._keep(flight, entry)
+                    return entry
+                # Another process was faster: its token is the attempt's, and ours is nobody's.
+                self._give(flight, entry)
+                if isinstance(answer, Held):
+                    entry = self._taken(flight, answer, asked)
+                    self._keep(flight, entry)
+                    return entry
+                flight.committed = False
+                flight.reservation = _NO_PLACE
+                await flight.shared.landed()
+        finally:
+            if flight.shared is not None:
+                flight.shared.close()
+
+    async def _claim(self, flight: _Mint) -> Entry | None:
+        """Ask the fleet for a token; without one, take a place in the queue to mint it."""
+        # Prewarming means to mint, and has its place.
+        if flight.shared is None or flight.reservation is not _NO_PLACE:
+            return None
+        limiter, priority = flight.limiter, flight.priority
+        while True:
+            asked = self._clock.monotonic()
+            # What a trip brings must not be lost: nobody's leaving cancels it.
+            flight.committed = True
+            answer = await flight.shared.claim(limiter.predicted_wait(priority) + _LEASE)
+            if isinstance(answer, Held):
+                return self._taken(flight, answer, asked)
+            flight.committed = False
+            if not flight.callers or self._state is not _State.OPEN:
+                flight.stop()
+            # Here a stopped flight ends.
+            await (flight.shared.landed() if isinstance(answer, Busy) else asyncio.sleep(0))
+            if answer is None:
+                self._admit_new(flight.request, limiter, flight.priority, flight.deadline)
+                flight.reservation = limiter.reserve(flight.priority)
+                return None
+
+    def _taken(self, flight: _Mint, held: Held, asked: float) -> Entry:
+        """Take a token of the fleet, which lives so long from the moment it was asked for."""
+        self._counters.shared += 1
+        flight.source = Source.SHARED
+        behind = self._clock.monotonic() - asked
+        wall_end = self._clock.wall() - behind + held.life
+        return Entry(held.token, asked + held.life, wall_end, flight.generation)
+
+    def _give(self, flight: _Mint, entry: Entry) -> None:
+        """Put a token that nobody was given into the stock: the fleet's, if it can be reached."""
+        identity = flight.request.identity
+        if self._tokens is None:
+            self._cache.restock(flight.key, identity, entry)
+        else:
+            now = self._clock.monotonic()
+            self._tokens.stock(
+                identity,
+                entry.token,
+                life=entry.monotonic_end - now,
+                age=now - flight.began,
+                refused=lambda: self._cache.restock(None, identity, entry),
+            )
+        self._counters.stocked += 1
+        if self._observers:
+            self._observers.tell(Stocked(flight.request.room))
+
+    def _changed(self, state: SharedState, reason: str) -> None:
+        if self._observers:
+            self._observers.tell(SharedChanged(state, reason))
+
+    def _forget(self, room: str | None, user: str | None) -> None:
+        self._cache.invalidate(room, user)
+        if self._observers:
+            self._observers.tell(Invalidated(room, user is not None))
+
     # Tokens without a caller.
 
     def _keepable(self, flight: _Mint, entry: Entry) -> bool:
         return not self._cache.fenced(entry.generation, flight.request.identity)
 
     def _keep_unclaimed(self, flight: _Mint, entry: Entry) -> None:
-        if self._state is _State.OPEN:
-            self._cache.restock(flight.key, flight.request.identity, entry)
-            self._counters.stocked += 1
-            if self._observers:
-                self._observers.tell(Stocked(flight.request.room))
+        # What the fleet knows as an attempt's stays so, whoever of its callers is left.
+        if self._state is _State.OPEN and not (flight.published or entry.handed_out):
+            self._give(flight, entry)
 
     async def _prewarm_one(self, request: TokenRequest) -> str | None:
         """Mint one token into the stock; return the name of the error's class if that fails."""
@@ -792,11 +983,17 @@ class AsyncTokenService:
         limiter = self._limiters.get(place)
         if limiter is None:
             quota = self._quota if isinstance(self._quota, Quota) else self._quota.get(place)
-            limiter = self._limiters[place] = LocalLimiter(
-                quota or Quota(),
-                self._clock,
-                lambda rate: self._observers.tell(RateChanged(*place, rate)),
-            )
+            quota = quota or Quota()
+
+            def changed(rate: float) -> None:
+                self._observers.tell(RateChanged(*place, rate))
+
+            if self._shared is None:
+                limiter = LocalLimiter(quota, self._clock, changed)
+            else:
+                self._check_usable()  # the tier is opened with the service
+                limiter = self._shared.limiter(*place, quota, changed)
+            self._limiters[place] = limiter
         return limiter
 
     def _quota_of(self, request: TokenRequest) -> float:
@@ -818,6 +1015,9 @@ class AsyncTokenService:
 
     def _check_home(self) -> None:
         if self._loop is None:
+            if self._shared is not None:
+                self._shared.open(self._clock, self._min_remaining, self._forget, self._changed)
+                self._tokens = self._shared.tokens
             self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         elif self._pid != os.getpid():
             raise WrongLoop("process")
@@ -838,6 +1038,8 @@ class AsyncTokenService:
             for flight in self._flights:
                 await flight.ended()
         await self._pool.aclose()
+        if self._shared is not None:
+            await self._shared.aclose()
         self._cache.clear()
         self._state = _State.CLOSED
 

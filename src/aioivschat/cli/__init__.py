@@ -1,4 +1,4 @@
-"""The command ``aioivschat``: tokens for one user, for a file of attendees, or for a demo.
+"""The command ``aioivschat``: tokens for a user, a file or a demo, and the engine of a fleet.
 
 Exit status: 0 if all went well, 2 if a row failed or the command was used wrongly, 1 for any other
 failure, 130 after an interrupt (128 and the signal's number after another signal).
@@ -69,6 +69,20 @@ chat, lose their connection and come back, a crowd that wants in, and beside
 them what becomes of their tokens. Nothing goes to AWS. Ctrl-C ends it.
 """
 
+_FLEET_CHECK = """\
+Look at a Valkey or Redis as a fleet would use it, and say what to change: version,
+role, eviction, memory, persistence, rights, latency, and a cluster's slots.
+"""
+
+_FLEET_EXAMPLE = """\
+addresses:
+  redis://user:password@host:6379/0   a single server; rediss:// with TLS
+  redis+cluster://host:port,host:port a cluster
+  redis+sentinel://host:port/name     the master of that name
+
+exit status: 0 it suits; 1 it does not
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -112,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_onboard(commands)
     _add_issue(commands)
     _add_demo(commands)
+    _add_fleet(commands)
     return parser
 
 
@@ -230,6 +245,26 @@ def _add_demo(commands: Any) -> None:
         help="tokens a second that the emulator allows (default: %(default)g)",
     )
     add("--no-open", action="store_true", help="do not open the page in a browser")
+
+
+def _add_fleet(commands: Any) -> None:
+    fleet = commands.add_parser("fleet", help="look at the engine that a fleet shares")
+    checks = fleet.add_subparsers(required=True, metavar="COMMAND")
+    check = checks.add_parser(
+        "check",
+        help="say whether a Valkey or Redis suits, and what to change",
+        description=_FLEET_CHECK,
+        epilog=_FLEET_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    check.set_defaults(module="aioivschat.cli.fleet", parser=check)
+    check.add_argument("url", metavar="URL", help="its address, as RedisTier takes it")
+    check.add_argument(
+        "--namespace",
+        default="aioivschat",
+        metavar="NAME",
+        help="the fleet's (default: %(default)s)",
+    )
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

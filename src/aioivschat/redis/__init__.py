@@ -1,0 +1,161 @@
+"""The shared tier for fleets: one quota, one stock and one token for each attempt.
+
+The 200 tokens a second belong to an account and region, not to a process. Processes that share a
+Valkey or Redis pace themselves as one::
+
+    tier = RedisTier("rediss://user:password@engine:6379/0", keys=[key])
+    async with AsyncTokenService(shared=tier) as tokens:
+        ...
+
+The engine is a help, not a need: while it is away, each process goes on by itself with its part of
+the quota. It needs the extra ``[redis]``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from aioivschat._clock import Clock
+from aioivschat._events import SharedState
+from aioivschat._limiter import Limiter, Quota
+from aioivschat.errors import InvalidConfiguration
+from aioivschat.redis._engine import TIMEOUT, Engine, EngineState
+from aioivschat.redis._quota import SharedLimiter
+from aioivschat.redis._sealing import Sealer
+from aioivschat.redis._tokens import RedisTokens
+
+__all__ = ["RedisTier"]
+
+_log = logging.getLogger("aioivschat")
+
+_NO_KEY = "no sealing key"
+
+
+class RedisTier:
+    """What the processes of a fleet share through a Valkey or Redis.
+
+    Make one for each service: ``AsyncTokenService(shared=RedisTier(…))``.
+
+    Args:
+        engine: where it is: ``redis://user:password@host:port/db``, ``rediss://`` with TLS,
+            ``redis+cluster://host:port,host:port``, ``redis+sentinel://host:port/name/db``,
+            ``unix:///path``; or an asyncio client of redis-py or valkey-py, which stays yours to
+            close.
+        keys: of 32 random bytes each. The first one seals what is stored, all of them open it.
+            Without a key no token is stored, and the fleet shares its quota only. To change a
+            key, add the new one at the end in every process, then move it to the front in every
+            process, then drop the old one; twice a year is often enough.
+        namespace: who shares; the same for the whole fleet, another for each other fleet on the
+            same engine. 1 to 64 characters, no braces.
+        members: processes that share the quota, for as long as the engine has not told.
+        timeout: seconds that a call waits for the engine at most, above 0.
+
+    Raises:
+        InvalidConfiguration: an option cannot work.
+        ImportError: the extra is not installed.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        *,
+        keys: Sequence[bytes] = (),
+        namespace: str = "aioivschat",
+        members: int = 1,
+        timeout: float = TIMEOUT,
+    ) -> None:
+        if not 1 <= len(namespace) <= 64 or set(namespace) & set("{}"):
+            raise InvalidConfiguration(
+                "RedisTier.namespace", "1 to 64 characters without braces", "other text"
+            )
+        if members < 1:
+            raise InvalidConfiguration("RedisTier.members", "at least 1", members)
+        if not timeout > 0:
+            raise InvalidConfiguration("RedisTier.timeout", "above 0 s", timeout)
+        try:
+            self._sealer = Sealer(keys) if keys else None
+        finally:
+            del keys  # out of tracebacks that show locals
+        self._engine = Engine(engine, self._engine_changed, timeout=timeout, namespace=namespace)
+        self._namespace = namespace
+        self._members = members
+        self._limiters: list[SharedLimiter] = []
+        self._tokens: RedisTokens | None = None
+        self._clock: Clock | None = None
+        self._changed: Callable[[SharedState, str], None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<RedisTier {self._namespace!r}, {self._engine.state}>"
+
+    @property
+    def tokens(self) -> RedisTokens | None:
+        """The tokens; ``None``: the fleet shares its quota only."""
+        return self._tokens
+
+    def open(
+        self,
+        clock: Clock,
+        min_remaining: float,
+        invalidated: Callable[[str | None, str | None], None],
+        changed: Callable[[SharedState, str], None],
+    ) -> None:
+        """Begin, on the running event loop; called by the service.
+
+        Args:
+            clock: where the time comes from.
+            min_remaining: seconds that a token must have left to be of use.
+            invalidated: called with room and user when another process invalidated.
+            changed: called with the new state and the reason.
+
+        Raises:
+            InvalidConfiguration: it serves another service already.
+        """
+        if self._clock is not None:
+            raise InvalidConfiguration("shared", "a tier of this service alone", "one in use")
+        self._clock, self._changed = clock, changed
+        if self._sealer is None:
+            _log.warning("%s: the fleet shares its quota, and not its tokens", _NO_KEY)
+            return
+        self._tokens = RedisTokens(
+            self._engine, self._sealer, self._namespace, clock, min_remaining, invalidated
+        )
+
+    def limiter(
+        self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]
+    ) -> Limiter:
+        """Return a limiter that shares the quota of an account and region; called by the service.
+
+        Args:
+            account: the AWS account's id.
+            region: the AWS region.
+            quota: what is allowed to the fleet as a whole.
+            on_rate: called with the fleet's new rate when what was learnt changes it.
+        """
+        assert self._clock is not None, "the service opens the tier first"  # noqa: S101
+        # Nothing of the sealing keys is in the name: changing them must not split the quota.
+        name = f"{self._namespace}:{account}:{region}"
+        limiter = SharedLimiter(
+            self._engine, name, quota, self._clock, on_rate, members=self._members
+        )
+        self._limiters.append(limiter)
+        return limiter
+
+    async def aclose(self) -> None:
+        """End it; a client of the user's own stays open."""
+        if self._tokens is not None:
+            await self._tokens.aclose()
+        for limiter in self._limiters:
+            await limiter.aclose()
+        await self._engine.aclose()
+
+    def _engine_changed(self, state: EngineState, reason: str) -> None:
+        if self._changed is None:
+            return
+        if state is EngineState.AWAY:
+            self._changed(SharedState.LOCAL, reason)
+        elif state is EngineState.SHARED and self._sealer is None:
+            self._changed(SharedState.QUOTA_ONLY, _NO_KEY)
+        elif state is EngineState.SHARED:
+            self._changed(SharedState.SHARED, "connected")

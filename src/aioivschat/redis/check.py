@@ -1,0 +1,228 @@
+"""Does an engine suit a fleet, and what should be changed?"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import median
+from typing import Any
+from urllib.parse import urlsplit
+
+from aioivschat.redis._engine import TIMEOUT, _close, connect
+
+__all__ = ["Finding", "Grade", "check"]
+
+_OLDEST = 6, 2  # of Redis, which Valkey goes by too: access lists, and scripts that may read clocks
+_SLOTS = 16_384
+_PROBES = 50
+_SLOW = TIMEOUT / 5  # an engine as far away as that costs every call a tenth of the room for delays
+_PATIENCE = 5.0  # seconds that connecting and each question may take
+_ENOUGH_MEMORY = 128 * 2**20
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+_SCRIPT = """
+redis.call('SET', KEYS[1], redis.call('TIME')[1], 'PX', 1000)
+redis.call('PUBLISH', ARGV[1], 'check')
+return redis.call('GET', KEYS[1])
+"""
+
+
+class Grade(StrEnum):
+    """What a finding means for a fleet."""
+
+    OK = "ok"
+    CHANGE = "change"  # works, and should be changed
+    FAIL = "fail"  # does not work
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        grade: what it means.
+        topic: what was looked at.
+        found: what was found.
+        advice: what to change; empty if nothing.
+    """
+
+    grade: Grade
+    topic: str
+    found: str
+    advice: str = ""
+
+
+async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Finding]:
+    """Look at an engine as a fleet would use it.
+
+    Args:
+        url: as for :class:`aioivschat.redis.RedisTier`.
+        namespace: the fleet's.
+
+    Yields:
+        What was found, one thing after the other; nothing more after one that makes looking on
+        pointless.
+
+    Raises:
+        InvalidConfiguration: the URL is none.
+    """
+    client = connect(url)
+    try:
+        try:
+            nodes = await asyncio.wait_for(_info(client, url), _PATIENCE)
+        except Exception as error:
+            # The message of a client's error may hold the address with its password.
+            name = type(error).__name__
+            yield Finding(
+                Grade.FAIL, "connection", name, "check the address, the user and its rights"
+            )
+            return
+        findings = [_transport(url)]
+        for info in nodes:
+            findings += _node(info)
+        if "+cluster" in url:
+            findings.append(_slots(await client.cluster_info()))
+        elif any(int(info.get("cluster_enabled", 0)) for info in nodes):
+            findings.append(
+                Finding(
+                    Grade.FAIL,
+                    "cluster",
+                    "a node of a cluster",
+                    "use redis+cluster:// for its address",
+                )
+            )
+        # What is the same on every node is said once.
+        for finding in dict.fromkeys(findings):
+            yield finding
+        if not any(finding.grade is Grade.FAIL for finding in findings):
+            async for finding in _use(client, namespace):
+                yield finding
+    finally:
+        await _close(client)
+
+
+async def _info(client: Any, url: str) -> list[Mapping[str, Any]]:
+    """Return what every node that takes writes says of itself."""
+    if "+cluster" in url:
+        return list((await client.info(target_nodes="primaries")).values())
+    info = await client.info()
+    with suppress(Exception):  # not every user may, and not every service lets anybody
+        info |= await client.config_get("appendfsync")
+    return [info]
+
+
+def _transport(url: str) -> Finding:
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2].partition(":")[0]
+    if parts.scheme.startswith(("rediss", "valkeys")):
+        return Finding(Grade.OK, "transport", "TLS")
+    if parts.scheme == "unix" or host in _LOOPBACK:
+        return Finding(Grade.OK, "transport", "this host")
+    return Finding(
+        Grade.CHANGE,
+        "transport",
+        "unencrypted",
+        "use rediss://: values are sealed, the password is not",
+    )
+
+
+def _node(info: Mapping[str, Any]) -> Iterator[Finding]:
+    """Look at what one node says of itself."""
+    name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
+    version = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
+    numbers = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
+    if numbers >= _OLDEST:
+        yield Finding(Grade.OK, "version", f"{name} {version}")
+    else:
+        yield Finding(
+            Grade.FAIL, "version", f"{name} {version}", "use Valkey, or Redis 6.2 or later"
+        )
+
+    if info.get("role", "master") == "master":
+        yield Finding(Grade.OK, "role", "takes writes")
+    else:
+        yield Finding(
+            Grade.FAIL, "role", "a replica", "use the address of the master, or redis+sentinel://"
+        )
+
+    policy = str(info.get("maxmemory_policy", "unknown"))
+    if policy == "noeviction":
+        yield Finding(Grade.OK, "eviction", policy)
+    else:
+        yield Finding(
+            Grade.CHANGE,
+            "eviction",
+            policy,
+            "set maxmemory-policy noeviction: what is evicted is a lease, an invalidation or a "
+            "token; a full engine is noticed instead",
+        )
+
+    limit = int(info.get("maxmemory", 0))
+    if limit == 0:
+        yield Finding(
+            Grade.CHANGE, "memory", "no limit", "set maxmemory, to 128 MB or more for the fleet"
+        )
+    elif limit < _ENOUGH_MEMORY:
+        yield Finding(
+            Grade.CHANGE, "memory", f"{limit / 2**20:.0f} MB", "set maxmemory to 128 MB or more"
+        )
+    else:
+        yield Finding(Grade.OK, "memory", f"{limit / 2**20:.0f} MB")
+
+    if not int(info.get("aof_enabled", 0)):
+        yield Finding(Grade.OK, "persistence", "no append-only file; none is needed")
+    elif info.get("appendfsync") == "always":
+        yield Finding(
+            Grade.CHANGE,
+            "persistence",
+            "every write waits for the disk",
+            "set appendfsync everysec, or appendonly no: tokens live for a minute",
+        )
+    else:
+        yield Finding(Grade.OK, "persistence", "append-only file, not waited for")
+
+
+async def _use(client: Any, namespace: str) -> AsyncIterator[Finding]:
+    """Do what a fleet does, and take the time."""
+    took: list[float] = []
+    try:
+        for _ in range(_PROBES):
+            started = time.perf_counter()
+            await asyncio.wait_for(
+                client.eval(_SCRIPT, 1, f"{{{namespace}}}:check", f"{namespace}:events"),
+                _PATIENCE,
+            )
+            took.append(time.perf_counter() - started)
+    except Exception as error:
+        yield Finding(
+            Grade.FAIL,
+            "scripts",
+            type(error).__name__,
+            f"let the user run EVAL and EVALSHA, write ~{{{namespace}*}}:* and publish to "
+            f"&{namespace}:events; see the docs for the whole rule",
+        )
+        return
+    yield Finding(Grade.OK, "scripts", "run, write and publish")
+    typical, longest = median(took), max(took[1:])
+    found = f"{typical * 1000:.1f} ms, at most {longest * 1000:.1f} ms"
+    if typical >= TIMEOUT:
+        yield Finding(Grade.FAIL, "latency", found, "a call may take 50 ms: put the engine nearer")
+    elif typical >= _SLOW or longest >= TIMEOUT:
+        yield Finding(
+            Grade.CHANGE, "latency", found, "put the engine into the processes' own region"
+        )
+    else:
+        yield Finding(Grade.OK, "latency", found)
+
+
+def _slots(info: Mapping[str, Any]) -> Finding:
+    served = int(info.get("cluster_slots_ok", 0))
+    if info.get("cluster_state") == "ok" and served == _SLOTS:
+        return Finding(Grade.OK, "cluster", f"all {_SLOTS} slots are served")
+    return Finding(
+        Grade.FAIL, "cluster", f"{served} of {_SLOTS} slots are served", "repair the cluster first"
+    )

@@ -1,0 +1,90 @@
+"""However the engine is reached, a fleet shares its tokens through it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+import valkey.asyncio
+
+from aioivschat import Event, SharedChanged, SharedState, TokenRequest
+from aioivschat.redis import RedisTier
+from conftest import ROOM, SEALING_KEY, OpenService, until
+from engine import EngineServer, cluster, replicated
+
+REQUEST = TokenRequest(ROOM, "alice")
+
+
+@asynccontextmanager
+async def _addresses(kind: str, folder: Path) -> AsyncIterator[Callable[[], Any]]:
+    """Run an engine, and give a way to make what one process reaches it by."""
+    async with AsyncExitStack() as stack:
+
+        def single(library: Any, **options: Any) -> Callable[[], Any]:
+            server = stack.enter_context(EngineServer(folder))
+
+            def make() -> Any:
+                client = library(port=server.port, **options)
+                stack.push_async_callback(client.aclose)
+                return client
+
+            return make
+
+        if kind == "cluster":
+            nodes = stack.enter_context(cluster(folder))
+            yield lambda: "redis+cluster://" + ",".join(node.address for node in nodes)
+        elif kind == "sentinel":
+            _, _, sentinel = stack.enter_context(replicated(folder))
+            yield lambda: f"redis+sentinel://{sentinel.address}/fleet"
+        elif kind == "cluster client":
+            nodes = stack.enter_context(cluster(folder))
+
+            def make() -> Any:
+                client = redis.asyncio.RedisCluster(host="127.0.0.1", port=nodes[0].port)
+                stack.push_async_callback(client.aclose)
+                return client
+
+            yield make
+        elif kind == "decoding client":
+            yield single(redis.asyncio.Redis, decode_responses=True)
+        elif kind == "valkey-py":
+            yield single(valkey.asyncio.Valkey)
+        else:
+            server = stack.enter_context(EngineServer(folder, requirepass="pw"))
+            yield lambda: f"valkey://:pw@{server.address}/3"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["password", "cluster", "cluster client", "sentinel", "decoding client", "valkey-py"],
+)
+async def test_a_fleet_shares_its_tokens(
+    open_service: OpenService, tmp_path: Path, kind: str
+) -> None:
+    """Attempts, stock and invalidations; and it is never thought to be away."""
+    events: list[Event] = []
+    async with _addresses(kind, tmp_path) as address:
+        here, there = (
+            open_service(
+                shared=RedisTier(address(), keys=[SEALING_KEY], timeout=5.0),
+                observers=[events.append],
+            )
+            for _ in range(2)
+        )
+        first = await here.issue(REQUEST, idempotency_key="attempt")
+        assert first.token == (await there.issue(REQUEST, idempotency_key="attempt")).token
+        await here.prewarm([REQUEST])
+        assert not (await there.issue(REQUEST, fresh=True)).reused
+        assert 2 == there.stats().shared
+        await there.issue(REQUEST)
+        here.invalidate(user=REQUEST.user)
+        await until(lambda: there.ready(REQUEST) is None)
+        assert first.token != (await there.issue(REQUEST, idempotency_key="attempt")).token
+        for member in (here, there):
+            await member.aclose()
+    told = [event for event in events if isinstance(event, SharedChanged)]
+    assert [SharedChanged(SharedState.SHARED, "connected")] * 2 == told
