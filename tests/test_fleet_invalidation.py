@@ -11,6 +11,7 @@ import pytest
 from aioivschat import Event, Invalidated, SharedState, TokenRequest
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.redis import RedisTier
+from aioivschat.redis._tokens import RedisTokens
 from conftest import ROOM, SEALING_KEY, OpenService, until
 from engine import EngineServer
 
@@ -142,7 +143,9 @@ async def test_what_was_missed_is_asked_for_until_the_engine_tells(
         here.invalidate(user="alice")
         await until(lambda: bool(client.exists("{aioivschat}:log")))
         await _listening(server, 2)
-        await until(lambda: there._tokens._gaps > 0)  # type: ignore[union-attr]  # it is a tier's
+        tokens = there._minter.tokens
+        assert isinstance(tokens, RedisTokens)
+        await until(lambda: tokens._gaps > 0)
         assert there.ready(REQUEST) is not None
         client.execute_command("ACL", "SETUSER", "there", "+eval", "+evalsha")
         await until(lambda: there.ready(REQUEST) is None, within=20.0)

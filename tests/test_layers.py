@@ -23,6 +23,7 @@ LAYERS = {
     "_retry": 2,
     "_prepared": 2,
     "_clients": 2,
+    "_minting": 3,
     "_service": 3,
     "__init__": 3,
     "onboarding": 4,
@@ -37,11 +38,12 @@ LAYERS = {
     "__main__": 6,
 }
 
-# Neighbours in one layer that are one thing in several files: the clients and their requests, bulk
-# and the files it reads, the endpoint and its web frameworks, a command and its module; and what a
-# fleet shares is made of the limiter's words.
+# Neighbours in one layer that are one thing in several files: the clients and their requests, the
+# service and its flights, bulk and the files it reads, the endpoint and its web frameworks, a
+# command and its module; and what a fleet shares is made of the limiter's words.
 FRIENDS = {
     ("_clients", "_prepared"),
+    ("_service", "_minting"),
     ("_shared", "_limiter"),
     ("onboarding", "_attendees"),
     ("aiohttp", "_endpoint"),

@@ -1,7 +1,7 @@
 """``AsyncTokenService``: the one place where the parts meet.
 
-A call goes straight down, once: validate, cache or stock, single flight, admission, limiter,
-client, retry, parse and check, cache, the caller.
+A call goes straight down, once: validate, cache or stock, single flight and admission here, and
+from there on in ``_minting``: limiter, client, retry, parse and check, cache, the caller.
 """
 
 from __future__ import annotations
@@ -19,28 +19,24 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from aioivschat._cache import CachePolicy, Entry, TokenCache
+from aioivschat._cache import CachePolicy, TokenCache
 from aioivschat._clients import ClientPool, PoolPolicy
 from aioivschat._clock import Clock
 from aioivschat._events import (
-    AttemptFailed,
     ClientOpened,
     Delivered,
     Invalidated,
     Joined,
-    Minted,
     NotPrepared,
     Observer,
     Observers,
     RateChanged,
-    Retrying,
     SharedChanged,
     SharedState,
-    Shed,
     Source,
-    Stocked,
 )
-from aioivschat._limiter import Limiter, LocalLimiter, Quota, Reservation
+from aioivschat._limiter import Limiter, LocalLimiter, Quota
+from aioivschat._minting import NEVER, Mint, Minter
 from aioivschat._models import (
     SESSION_DEFAULT_MINUTES,
     ChatToken,
@@ -50,27 +46,19 @@ from aioivschat._models import (
     TokenRequest,
     unchecked_identity,
 )
-from aioivschat._retry import RETRIED, Retrier, RetryPolicy
-from aioivschat._shared import Busy, Fenced, Held, SharedFlight, SharedTier, SharedTokens
-from aioivschat._singleflight import Flight, FlightStopped, SingleFlight
+from aioivschat._retry import Retrier, RetryPolicy
+from aioivschat._shared import SharedTier
+from aioivschat._singleflight import FlightStopped
 from aioivschat.errors import (
-    AwsError,
     ChatTokenError,
     DeadlineExceeded,
     Exceptions,
     InvalidRequest,
-    MalformedResponse,
-    Overloaded,
     ServiceClosed,
-    Throttled,
     WrongLoop,
 )
 
 _KEY_MAX_CHARACTERS = 255
-
-_LEASE = 10.0
-"""Seconds beyond the expected wait that nobody else of a fleet may mint for the same key: a request
-with some retries. Whoever takes longer has lost nothing but a request."""
 
 _PREWARM_AHEAD = 2.0
 """Seconds' worth of permits that prewarming keeps in the queue: enough never to idle."""
@@ -117,19 +105,6 @@ class Stats:
     stock_held: int
 
 
-@dataclass(slots=True)
-class _Counters:
-    requests: int = 0
-    minted: int = 0
-    throttled: int = 0
-    failed: int = 0
-    stock: int = 0
-    joined: int = 0
-    shed: int = 0
-    shared: int = 0
-    stocked: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Prewarmed:
     """What came of :meth:`AsyncTokenService.prewarm`.
@@ -145,92 +120,11 @@ class Prewarmed:
 
 _NOWHERE = object()
 
-_NEVER = float("inf")
-
 
 class _State(Enum):
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
-
-
-class _NoPlace:
-    """The place of a flight that may find its token in the fleet, and needs no permit then."""
-
-    expected = float("-inf")
-
-    async def granted(self) -> None:
-        """Nothing to wait for."""
-
-    def promote(self, priority: Priority) -> None:
-        """Nothing to promote."""
-
-    def release(self) -> None:
-        """Nothing to give back."""
-
-
-_NO_PLACE = _NoPlace()
-
-
-class _Mint(Flight[Entry]):
-    """The flight that mints one token.
-
-    Attributes:
-        shared: the same flight as the fleet sees it.
-        began: when, by the monotonic clock; of a flight of a fleet.
-        published: whether its token is known to the fleet as the attempt's.
-        source: where its token came from.
-    """
-
-    __slots__ = (
-        "began",
-        "deadline",
-        "generation",
-        "limiter",
-        "priority",
-        "published",
-        "request",
-        "reservation",
-        "shared",
-        "source",
-    )
-
-    def __init__(
-        self,
-        request: TokenRequest,
-        limiter: Limiter,
-        priority: Priority,
-        deadline: float,
-        generation: int,
-        reservation: Reservation,
-    ) -> None:
-        super().__init__(key=None)
-        self.request = request
-        self.limiter = limiter
-        self.priority = priority
-        self.deadline = deadline
-        self.generation = generation
-        self.reservation = reservation
-        self.shared: SharedFlight | None = None
-        self.began = 0.0
-        self.published = False
-        self.source = Source.FLIGHT
-
-    def welcome(self, priority: Priority, deadline: float) -> None:
-        """Go on for one more caller: as long and as urgently as the most demanding one."""
-        self.deadline = max(self.deadline, deadline)
-        if priority < self.priority:
-            self.priority = priority
-            self.reservation.promote(priority)
-
-    def reserve_again(self) -> None:
-        """Take a place for a retry."""
-        self.reservation = self.limiter.reserve(self.priority, again=True)
-
-    def stop(self) -> None:
-        """Cancel the work and give its place back, even if it has not begun to run."""
-        self.reservation.release()
-        super().stop()
 
 
 class AsyncTokenService:
@@ -280,10 +174,7 @@ class AsyncTokenService:
         self._quota = quota
         self._min_remaining = cache.min_remaining
         self._cache = TokenCache(cache, self._clock)
-        self._flights = SingleFlight[Entry, _Mint](self._keep_unclaimed)
         self._limiters: dict[tuple[str, str], Limiter] = {}
-        jitter = rng or random.Random()  # noqa: S311 (no secret)
-        self._retrier = Retrier(retry, self._clock, jitter)
         self._pool = ClientPool(
             session,
             endpoint_url,
@@ -293,11 +184,19 @@ class AsyncTokenService:
             # No method of ours: a client that outlives the service must not hold it.
             partial(_tell_not_prepared, self._observers),
         )
+        self._minter = Minter(
+            self._pool,
+            self._cache,
+            Retrier(retry, self._clock, rng or random.Random()),  # noqa: S311 (no secret)
+            self._clock,
+            cache.min_remaining,
+            self._observers,
+        )
+        self._flights = self._minter.flights
+        self._counters = self._minter.counters
         self._shared = shared
-        self._tokens: SharedTokens | None = None  # known when the tier is open
         # Flights of `prewarm` that a caller who wants such a token may take over.
-        self._prewarming: dict[Identity, deque[_Mint]] = {}
-        self._counters = _Counters()
+        self._prewarming: dict[Identity, deque[Mint]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._home: object = _NOWHERE  # the loop, while the service is open
@@ -517,8 +416,8 @@ class AsyncTokenService:
         finally:
             for task in under_way:
                 task.cancel()
-        if self._tokens is not None:
-            await self._tokens.settled()
+        if self._minter.tokens is not None:
+            await self._minter.tokens.settled()
         self._check_usable()
         return Prewarmed(minted, failed)
 
@@ -547,8 +446,8 @@ class AsyncTokenService:
         self._forget(room, user)
         if self._shared is not None:
             self._check_usable()
-            if self._tokens is not None:
-                self._tokens.invalidate(room, user)
+            if self._minter.tokens is not None:
+                self._minter.tokens.invalidate(room, user)
 
     def estimate(self, room: str, *, priority: Priority = Priority.NORMAL) -> float:
         """Return the seconds that a new call for a room would wait for its turn now.
@@ -567,7 +466,7 @@ class AsyncTokenService:
         return Stats(
             **asdict(self._counters),
             cached=self._cache.hits,
-            rejected=self._tokens.rejected if self._tokens is not None else 0,
+            rejected=self._minter.tokens.rejected if self._minter.tokens is not None else 0,
             expired_unused=self._cache.expired_unused,
             flights=len(self._flights),
             waiting=self._waiting,
@@ -596,6 +495,7 @@ class AsyncTokenService:
         if self._closing is None:
             self._state = _State.CLOSING
             self._home = _NOWHERE
+            self._minter.closing = True
             self._closing = asyncio.create_task(self._close(grace))
         # Whoever is cancelled while closing leaves the closing to go on.
         await asyncio.shield(self._closing)
@@ -648,7 +548,7 @@ class AsyncTokenService:
         priority: Priority,
     ) -> Awaitable[ChatToken]:
         if timeout is None:
-            return self._wait_for_token(request, key, _NEVER, priority)
+            return self._wait_for_token(request, key, NEVER, priority)
         return self._wait_within(timeout, request, key, priority)
 
     async def _wait_within(
@@ -685,7 +585,7 @@ class AsyncTokenService:
                 continue
             flight = self._board(flight, request, arn, key, deadline, priority)
             try:
-                token = await self._flights.join(flight, self._hand_out)
+                token = await self._flights.join(flight, self._minter.hand_out)
             except FlightStopped:
                 raise ServiceClosed from None
             # None: the host slept between the answer and now, and the token died of it.
@@ -697,18 +597,18 @@ class AsyncTokenService:
 
     def _board(
         self,
-        flight: _Mint | None,
+        flight: Mint | None,
         request: TokenRequest,
         arn: RoomArn,
         key: Identity | None,
         deadline: float,
         priority: Priority,
-    ) -> _Mint:
+    ) -> Mint:
         """Find a place on the flight of the key, on one of prewarming's, or on a new one."""
         if flight is not None and self._cache.fenced(flight.generation, request.identity):
             flight = None
         if flight is not None:
-            self._admit(request, flight.reservation.expected, deadline)
+            self._minter.admit(request, flight.reservation.expected, deadline)
             self._counters.joined += 1
             if self._observers:
                 self._observers.tell(Joined(request.room))
@@ -718,212 +618,17 @@ class AsyncTokenService:
         flight = self._take_over(request.identity)
         if flight is None:
             # A token of the fleet needs no permit, so there the question comes first.
-            admit = self._tokens is None
+            admit = self._minter.tokens is None
             if admit:
-                self._admit_new(request, limiter, priority, deadline)
-            flight = self._start(request, limiter, priority, deadline, reserve=admit)
+                self._minter.admit_new(request, limiter, priority, deadline)
+            flight = self._minter.start(request, limiter, priority, deadline, reserve=admit)
         else:
             flight.welcome(priority, deadline)
-        if self._tokens is not None:
-            flight.shared = self._tokens.flight(request.identity, key)
+        if self._minter.tokens is not None:
+            flight.shared = self._minter.tokens.flight(request.identity, key)
         if key is not None:
             self._flights.share(flight, key)
         return flight
-
-    def _admit_new(
-        self, request: TokenRequest, limiter: Limiter, priority: Priority, deadline: float
-    ) -> None:
-        """Refuse what would have to wait for too long, or behind too many."""
-        if limiter.full:
-            self._shed(request, "too many calls are waiting", limiter.predicted_wait(priority))
-        if deadline < _NEVER:
-            expected = self._clock.monotonic() + limiter.predicted_wait(priority)
-            self._admit(request, expected, deadline)
-
-    def _admit(self, request: TokenRequest, expected: float, deadline: float) -> None:
-        if expected > deadline:
-            self._shed(request, "the wait would be longer than the timeout", expected - deadline)
-
-    def _shed(self, request: TokenRequest, reason: str, retry_after: float) -> None:
-        self._counters.shed += 1
-        if self._observers:
-            self._observers.tell(Shed(request.room, retry_after))
-        raise Overloaded(reason, retry_after)
-
-    def _start(
-        self,
-        request: TokenRequest,
-        limiter: Limiter,
-        priority: Priority,
-        deadline: float,
-        *,
-        reserve: bool = True,
-    ) -> _Mint:
-        place = limiter.reserve(priority) if reserve else _NO_PLACE
-        flight = _Mint(request, limiter, priority, deadline, self._cache.generation, place)
-        if self._tokens is None:
-            self._flights.start(flight, self._mint(flight))
-        else:
-            flight.began = self._clock.monotonic()
-            self._flights.start(flight, self._fly_in_fleet(flight))
-        return flight
-
-    def _hand_out(self, entry: Entry) -> ChatToken | None:
-        return entry.hand_out() if self._cache.alive(entry) else None
-
-    async def _mint(self, flight: _Mint) -> Entry:
-        await flight.reservation.granted()
-        try:
-            entry = await self._send(flight, 1)
-        except RETRIED as error:
-            entry = await self._try_again(flight, error)
-        # Without callers it becomes stock instead; in a fleet, the fleet is told first.
-        if self._tokens is None:
-            self._keep(flight, entry)
-        return entry
-
-    async def _try_again(self, flight: _Mint, failed: Exception) -> Entry:
-        async def attempt(number: int) -> Entry:
-            flight.reserve_again()
-            await flight.reservation.granted()
-            return await self._send(flight, number)
-
-        def worthwhile(delay: float) -> bool:
-            return (
-                flight.callers > 0
-                and self._state is _State.OPEN
-                and self._clock.monotonic() + delay < flight.deadline
-            )
-
-        def before_sleep(number: int, delay: float) -> None:
-            if self._observers:
-                self._observers.tell(Retrying(flight.request.room, number, delay))
-
-        return await self._retrier.run(
-            attempt, failed=failed, worthwhile=worthwhile, before_sleep=before_sleep
-        )
-
-    async def _send(self, flight: _Mint, number: int) -> Entry:
-        """Send one request and keep account of it."""
-        request, clock, counters = flight.request, self._clock, self._counters
-        started, started_wall = clock.monotonic(), clock.wall()
-        counters.requests += 1
-        # From here on AWS may have minted: to cancel would waste the token.
-        flight.committed = True
-        try:
-            minted = await self._pool.mint(RoomArn.parse(request.room).region, request)
-            if minted.life < self._min_remaining:
-                raise MalformedResponse(f"the token lives {minted.life:.1f} s only")
-        except ChatTokenError as error:
-            flight.committed = False
-            if isinstance(error, Throttled):
-                counters.throttled += 1
-                flight.limiter.throttled()
-            else:
-                counters.failed += 1
-            if self._observers:
-                status = error.status if isinstance(error, AwsError) else 0
-                seconds = clock.monotonic() - started
-                name = type(error).__name__
-                self._observers.tell(AttemptFailed(request.room, number, name, status, seconds))
-            raise
-        counters.minted += 1
-        flight.limiter.served()
-        if self._observers:
-            self._observers.tell(Minted(request.room, number, clock.monotonic() - started))
-        return Entry(
-            minted.token, started + minted.life, started_wall + minted.life, flight.generation
-        )
-
-    def _keep(self, flight: _Mint, entry: Entry) -> None:
-        """Keep a token for those who will ask for the same."""
-        if flight.callers and flight.key is not None and self._keepable(flight, entry):
-            self._cache.put(flight.key, entry)
-
-    # In a fleet.
-
-    async def _fly_in_fleet(self, flight: _Mint) -> Entry:
-        """Bring a token that the fleet has, or mint one for the fleet."""
-        try:
-            while True:
-                entry = await self._claim(flight)
-                if entry is None:
-                    entry = await self._mint(flight)
-                elif entry.handed_out:
-                    self._keep(flight, entry)
-                    return entry
-                # A call may have taken a flight of prewarming over since.
-                if flight.shared is None or flight.key is None or not flight.callers:
-                    return entry
-                asked = self._clock.monotonic()
-                life, age = entry.monotonic_end - asked, asked - flight.began
-                answer = await flight.shared.publish(entry.token, life, age)
-                if answer is None or isinstance(answer, Fenced):
-                    flight.published = True
-                    if answer is None:
-                        self._keep(flight, entry)
-                    return entry
-                # Another process was faster: its token is the attempt's, and ours is nobody's.
-                self._give(flight, entry)
-                if isinstance(answer, Held):
-                    entry = self._taken(flight, answer, asked)
-                    self._keep(flight, entry)
-                    return entry
-                flight.committed = False
-                flight.reservation = _NO_PLACE
-                await flight.shared.landed()
-        finally:
-            if flight.shared is not None:
-                flight.shared.close()
-
-    async def _claim(self, flight: _Mint) -> Entry | None:
-        """Ask the fleet for a token; without one, take a place in the queue to mint it."""
-        # Prewarming means to mint, and has its place.
-        if flight.shared is None or flight.reservation is not _NO_PLACE:
-            return None
-        limiter, priority = flight.limiter, flight.priority
-        while True:
-            asked = self._clock.monotonic()
-            # What a trip brings must not be lost: nobody's leaving cancels it.
-            flight.committed = True
-            answer = await flight.shared.claim(limiter.predicted_wait(priority) + _LEASE)
-            if isinstance(answer, Held):
-                return self._taken(flight, answer, asked)
-            flight.committed = False
-            if not flight.callers or self._state is not _State.OPEN:
-                flight.stop()
-            # Here a stopped flight ends.
-            await (flight.shared.landed() if isinstance(answer, Busy) else asyncio.sleep(0))
-            if answer is None:
-                self._admit_new(flight.request, limiter, flight.priority, flight.deadline)
-                flight.reservation = limiter.reserve(flight.priority)
-                return None
-
-    def _taken(self, flight: _Mint, held: Held, asked: float) -> Entry:
-        """Take a token of the fleet, which lives so long from the moment it was asked for."""
-        self._counters.shared += 1
-        flight.source = Source.SHARED
-        behind = self._clock.monotonic() - asked
-        wall_end = self._clock.wall() - behind + held.life
-        return Entry(held.token, asked + held.life, wall_end, flight.generation)
-
-    def _give(self, flight: _Mint, entry: Entry) -> None:
-        """Put a token that nobody was given into the stock: the fleet's, if it can be reached."""
-        identity = flight.request.identity
-        if self._tokens is None:
-            self._cache.restock(flight.key, identity, entry)
-        else:
-            now = self._clock.monotonic()
-            self._tokens.stock(
-                identity,
-                entry.token,
-                life=entry.monotonic_end - now,
-                age=now - flight.began,
-                refused=lambda: self._cache.restock(None, identity, entry),
-            )
-        self._counters.stocked += 1
-        if self._observers:
-            self._observers.tell(Stocked(flight.request.room))
 
     def _changed(self, state: SharedState, reason: str) -> None:
         if self._observers:
@@ -936,21 +641,15 @@ class AsyncTokenService:
 
     # Tokens without a caller.
 
-    def _keepable(self, flight: _Mint, entry: Entry) -> bool:
-        return not self._cache.fenced(entry.generation, flight.request.identity)
-
-    def _keep_unclaimed(self, flight: _Mint, entry: Entry) -> None:
-        # What the fleet knows as an attempt's stays so, whoever of its callers is left.
-        if self._state is _State.OPEN and not (flight.published or entry.handed_out):
-            self._give(flight, entry)
-
     async def _prewarm_one(self, request: TokenRequest) -> str | None:
         """Mint one token into the stock; return the name of the error's class if that fails."""
         arn = RoomArn.parse(request.room)
         try:
             await self._pool.open(arn.region)
             self._check_usable()
-            flight = self._start(request, self._limiter(arn), Priority.BACKGROUND, deadline=_NEVER)
+            flight = self._minter.start(
+                request, self._limiter(arn), Priority.BACKGROUND, deadline=NEVER
+            )
             line = self._prewarming.setdefault(request.identity, deque())
             line.append(flight)
             try:
@@ -967,7 +666,7 @@ class AsyncTokenService:
             return type(error).__name__
         return None
 
-    def _take_over(self, identity: Identity) -> _Mint | None:
+    def _take_over(self, identity: Identity) -> Mint | None:
         line = self._prewarming.get(identity)
         while line:
             flight = line.popleft()
@@ -1017,7 +716,7 @@ class AsyncTokenService:
         if self._loop is None:
             if self._shared is not None:
                 self._shared.open(self._clock, self._min_remaining, self._forget, self._changed)
-                self._tokens = self._shared.tokens
+                self._minter.tokens = self._shared.tokens
             self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
         elif self._pid != os.getpid():
             raise WrongLoop("process")
