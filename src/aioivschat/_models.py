@@ -164,7 +164,7 @@ class TokenRequest:
             "sessionDurationInMinutes": self.session_minutes,
         }
         if self.capabilities:
-            members["capabilities"] = list(_SORTED_NAMES[self.capabilities])
+            members["capabilities"] = list(SORTED_NAMES[self.capabilities])
         if self.attributes:
             members["attributes"] = dict(self.attributes)
         return members
@@ -363,7 +363,8 @@ def _all_sets() -> dict[frozenset[str], frozenset[Capability]]:
 
 # All eight, so that a hundred thousand cached requests share them and a check is one look-up.
 _CAPABILITY_SETS = _all_sets()
-_SORTED_NAMES = {chosen: sorted(map(str, chosen)) for chosen in _CAPABILITY_SETS}
+SORTED_NAMES = {chosen: sorted(map(str, chosen)) for chosen in _CAPABILITY_SETS}
+"""The names of each set, as the API takes them."""
 
 
 def _checked_attributes(attributes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
