@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from aioivschat import Event, SharedChanged, SharedState, TokenRequest
 from aioivschat.redis import RedisTier
 from conftest import ROOM, SEALING_KEY, OpenService, until
 from engine import EngineServer, cluster, replicated
+from raw_servers import certificate, tls
 
 REQUEST = TokenRequest(ROOM, "alice")
 
@@ -53,14 +55,39 @@ async def _addresses(kind: str, folder: Path) -> AsyncIterator[Callable[[], Any]
             yield single(redis.asyncio.Redis, decode_responses=True)
         elif kind == "valkey-py":
             yield single(valkey.asyncio.Valkey)
+        elif kind == "TLS":
+            server = stack.enter_context(EngineServer(folder))
+            file = certificate(folder)
+            port = await stack.enter_async_context(_behind_tls(server.port, file))
+            yield lambda: f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={file}"
         else:
             server = stack.enter_context(EngineServer(folder, requirepass="pw"))
             yield lambda: f"valkey://:pw@{server.address}/3"
 
 
+@asynccontextmanager
+async def _behind_tls(port: int, file: Path) -> AsyncIterator[int]:
+    """Take TLS off what comes for a port, as a load balancer would; give the port for that."""
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_engine, to_engine = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(
+            forward(reader, to_engine), forward(from_engine, writer), return_exceptions=True
+        )
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls(file))
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
 @pytest.mark.parametrize(
     "kind",
-    ["password", "cluster", "cluster client", "sentinel", "decoding client", "valkey-py"],
+    ["password", "TLS", "cluster", "cluster client", "sentinel", "decoding client", "valkey-py"],
 )
 async def test_a_fleet_shares_its_tokens(
     open_service: OpenService, tmp_path: Path, kind: str
