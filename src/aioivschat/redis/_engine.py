@@ -13,7 +13,7 @@ import hashlib
 import importlib
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -122,6 +122,7 @@ class Engine:
         self._failed_at = 0.0
         self._reason = "Connecting"
         self._first_wait_over = 0.0
+        self._known = asyncio.Event()
         # Probed where the last failure was: in a cluster other nodes may be well.
         self._probed = f"{{{namespace}}}:probe"
         self._probing: asyncio.Task[None] | None = None
@@ -143,14 +144,16 @@ class Engine:
         self._on_state.append(on_state)
 
     async def open(self) -> None:
-        """Begin to connect, and wait for it for as long as for an answer."""
+        """Begin to connect, and wait for as long as for an answer until it shows how it is."""
         if self._state is EngineState.CONNECTING and not self._closed:
             loop = asyncio.get_running_loop()
             if self._probing is None:
                 self._first_wait_over = loop.time() + self._timeout
-            waited_for = self._probe_from_now_on()
+            self._probe_from_now_on()
             if loop.time() < self._first_wait_over:
-                await asyncio.wait((waited_for,), timeout=self._first_wait_over - loop.time())
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(self._first_wait_over):
+                        await self._known.wait()
 
     async def call(
         self,
@@ -277,14 +280,14 @@ class Engine:
 
     def _become(self, state: EngineState, reason: str = "") -> None:
         self._state, self._reason = state, reason
+        self._known.set()
         self._failures = 0
         for told in self._on_state:
             told(state, reason)
 
-    def _probe_from_now_on(self) -> asyncio.Task[None]:
+    def _probe_from_now_on(self) -> None:
         if self._probing is None or self._probing.done():
             self._probing = asyncio.get_running_loop().create_task(self._probe())
-        return self._probing
 
     async def _probe(self) -> None:
         """Look for the engine until it is there, and quick."""
