@@ -73,7 +73,7 @@ async def test_what_does_not_come_home_in_time_is_ended(
     emulator.fail_next(Fault(FaultKind.BLACK_HOLE, times=None))
     tokens = _make(ivschat_emulator)
     call = asyncio.create_task(tokens.issue(REQUEST))
-    await until(lambda: tokens.stats().requests == 1)
+    await until(lambda: emulator.counts().requests == 1)
     await tokens.aclose(grace=0.05)
     with pytest.raises(ServiceClosed):
         await call

@@ -19,7 +19,7 @@ from aioivschat import AwsError, MalformedResponse, PoolPolicy, TokenRequest
 from aioivschat._clients import ClientPool, Minted
 from aioivschat._prepared import PreparedCalls
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
-from conftest import ROOM, bare_session
+from conftest import ROOM, bare_session, until
 from raw_servers import (
     BODY,
     DATE,
@@ -291,6 +291,25 @@ async def test_a_late_answer_has_the_same_name() -> None:
     assert ["ReadTimeoutError"] * 2 == _reasons(await _both_ways(None, **HASTY))
     part = SUCCESS[:-20]
     assert ["ReadTimeoutError"] * 2 == _reasons(await _both_ways(part, **HASTY))
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_who_is_cancelled_while_an_answer_is_late_stays_cancelled(late: bool) -> None:
+    """Also in the very moment in which it is too late."""
+    async with raw_server() as server, open_pool(server.url) as (pool, _):
+        await pool.mint(REGION, REQUEST)
+        server.answer = None
+        minting = asyncio.create_task(pool.mint(REGION, REQUEST))
+        await until(lambda: len(server.seen) == 2)
+        calls = pool._calls[REGION].__self__  # type: ignore[attr-defined]  # a method, when prepared
+        assert [minting] == list(calls._watch._ends)
+        if late:
+            calls._watch._ends[minting] = 0.0
+            calls._watch._look()
+        minting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await minting
+        assert ({}, set()) == (calls._watch._ends, calls._watch._ended)
 
 
 def _reasons(outcomes: Any) -> list[str]:

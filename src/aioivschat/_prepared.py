@@ -4,7 +4,7 @@ aiobotocore resolves the endpoint, serializes, composes headers and signs for ev
 the work of sending it. But the requests of one client differ in their body, their time, an id and
 the signature, and in nothing else. So the first one goes the general way, through aiobotocore, and
 is looked at as it is sent. Those after it are filled into its pattern and sent over the same
-connections, with the client's own credentials and timeouts.
+connections, with the client's own credentials.
 
 Nothing is taken on trust. The pattern holds only if it gives the request that was seen the very
 signature that botocore gave it. Every answer but a plain success is read by aiobotocore itself: the
@@ -14,8 +14,10 @@ somebody listens to the client's calls, or something is not as expected, all cal
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
+import math
 import re
 import socket
 import time
@@ -115,6 +117,7 @@ class PreparedCalls:
         self._on_general = on_general
         self._pattern: _Pattern | None = None
         self._seen: tuple[object, ...] = ()
+        self._watch: _Watch | None = None
         self._possible = True
         try:
             self._signer = client._request_signer
@@ -141,10 +144,7 @@ class PreparedCalls:
         if pattern is not None:
             credentials = await self._signer._credentials.get_frozen_credentials()
             if pattern.fits(credentials):
-                body = _body(request)
-                answer = await self._send(
-                    pattern, pattern.headers(body, credentials, time.time()), body
-                )
+                answer = await self._send(pattern, _body(request), credentials)
                 reply = _success(answer)
                 if reply is not None:
                     return reply
@@ -154,13 +154,28 @@ class PreparedCalls:
         own: _Call = self._client.create_chat_token
         return await own(**request.as_members())
 
-    async def _send(self, pattern: _Pattern, headers: CIMultiDict[str], body: bytes) -> _Answer:
+    async def _send(self, pattern: _Pattern, body: bytes, credentials: Any) -> _Answer:
+        watch = self._watch
+        assert watch is not None  # noqa: S101 (it comes with the pattern)
+        session = await self._http._get_session(None)
+        watched = watch.begin()
         try:
-            session = await self._http._get_session(None)
-            response = await session.request("POST", pattern.url, data=body, headers=headers)
+            response = await session.request(
+                "POST",
+                pattern.url,
+                data=body,
+                headers=pattern.headers(body, credentials, time.time()),
+                timeout=watch.timeout,
+            )
             return _Answer(response, await response.read())
+        except asyncio.CancelledError:
+            if not watch.ended(watched):
+                raise
+            name = "ReadTimeoutError"
         except Exception as error:
             name = _failure(error)
+        finally:
+            watch.end(watched)
         raise ConnectionFailed(name)
 
     async def _read(self, answer: _Answer, request: TokenRequest) -> Mapping[str, Any]:
@@ -188,6 +203,8 @@ class PreparedCalls:
                     raise _Unexpected("its requests are not signed")
                 self._seen = self._way()
                 self._check_way(request)
+                if self._watch is None:
+                    self._watch = _Watch(self._http._timeout)
                 self._pattern = _Pattern.of(request, credentials)
             except _Unexpected as error:
                 self._go_general(str(error))
@@ -236,6 +253,59 @@ class PreparedCalls:
         if self._possible:
             self._possible = False
             self._on_general(reason)
+
+
+class _Watch:
+    """Ends requests whose answer does not come in time.
+
+    One timer for all: they may take equally long, so the order of their beginnings is that of their
+    ends. aiohttp would set two for each, which costs as much as signing does.
+
+    Args:
+        timeout: the session's.
+
+    Attributes:
+        timeout: the same, without what is watched here.
+    """
+
+    def __init__(self, timeout: aiohttp.ClientTimeout) -> None:
+        # To wait for a free connection, or to open one, may take a while too.
+        self._seconds = (timeout.sock_connect or 0.0) + (timeout.sock_read or math.inf)
+        self.timeout = aiohttp.ClientTimeout(sock_connect=timeout.sock_connect)
+        self._loop = asyncio.get_running_loop()
+        self._ends: dict[asyncio.Task[Any], float] = {}
+        self._ended: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> asyncio.Task[Any]:
+        """Watch what the current task does from now on."""
+        task = asyncio.current_task(self._loop)
+        assert task is not None  # noqa: S101 (a coroutine runs in one)
+        self._ends[task] = self._loop.time() + self._seconds
+        if self._timer is None and self._seconds < math.inf:
+            self._timer = self._loop.call_later(self._seconds, self._look)
+        return task
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        """Watch it no longer."""
+        del self._ends[task]
+
+    def ended(self, task: asyncio.Task[Any]) -> bool:
+        """Tell whether a task that was cancelled was so from here, and by nobody else."""
+        if task not in self._ended:
+            return False
+        self._ended.discard(task)
+        return task.uncancel() == 0
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        for task, end in self._ends.items():
+            if end > now:
+                self._timer = self._loop.call_at(end, self._look)
+                return
+            self._ended.add(task)
+            task.cancel()
 
 
 class _Pattern:

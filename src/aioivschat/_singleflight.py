@@ -11,7 +11,6 @@ import asyncio
 import contextvars
 import copy
 from collections.abc import Callable, Coroutine, Hashable, Iterator
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 V = TypeVar("V")
@@ -76,13 +75,14 @@ class SingleFlight(Generic[V, F]):
     def __init__(self, unclaimed: Callable[[F, V], None]) -> None:
         self._unclaimed = unclaimed
         self._by_key: dict[Hashable, F] = {}
-        self._all: set[F] = set()
+        self._all: dict[asyncio.Task[V], F] = {}
+        self._landed = self._land
 
     def __len__(self) -> int:
         return len(self._all)
 
     def __iter__(self) -> Iterator[F]:
-        return iter(tuple(self._all))
+        return iter(tuple(self._all.values()))
 
     def find(self, key: Hashable) -> F | None:
         """Return the flight under way for a key.
@@ -99,8 +99,8 @@ class SingleFlight(Generic[V, F]):
         """
         task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         flight._task = task
-        self._all.add(flight)
-        task.add_done_callback(partial(self._land, flight))
+        self._all[task] = flight
+        task.add_done_callback(self._landed)
 
     def share(self, flight: F, key: Hashable) -> None:
         """Let others join a flight by a key; it takes the place of an earlier one."""
@@ -143,14 +143,14 @@ class SingleFlight(Generic[V, F]):
         raise own from failure
 
     def _abandon(self, flight: F) -> None:
-        if flight in self._all:
+        if flight._task in self._all:
             if not flight.committed and not flight.done:
                 flight.stop()
         else:
             self._offer(flight)
 
-    def _land(self, flight: F, _: asyncio.Task[V]) -> None:
-        self._all.discard(flight)
+    def _land(self, task: asyncio.Task[V]) -> None:
+        flight = self._all.pop(task)
         # A successor may stand in its place.
         if self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
