@@ -90,9 +90,13 @@ async def test_a_token_that_comes_without_its_margin_is_malformed(
 ) -> None:
     """It cannot be handed out, and asking again and again would be a storm."""
     emulator.configure(token_life=3.0)
-    tokens = open_service(cache=CachePolicy(min_remaining=10.0))
+    tokens = open_service(
+        cache=CachePolicy(min_remaining=10.0),
+        retry=RetryPolicy(max_attempts=3, base_delay=0.001, max_delay=0.001),
+    )
     with pytest.raises(MalformedResponse, match="lives"):
-        await tokens.issue(REQUEST, timeout=1.0)
+        await tokens.issue(REQUEST)
+    assert 3 == emulator.counts().requests
 
 
 @pytest.mark.fault(16)
