@@ -21,7 +21,7 @@ from aioivschat.emulator import Emulator, EmulatorServer, Fault, FaultKind
 from aioivschat.emulator.moto_backend import MotoServer, install
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/AbCdEf123456"
-ONCE = Config(retries={"total_max_attempts": 1}, read_timeout=0.5)
+ONCE = Config(retries={"total_max_attempts": 1}, read_timeout=2.0)
 
 
 def client_of(url: str, secret: str = "testing", region: str = "us-east-1") -> Any:
