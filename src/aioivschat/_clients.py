@@ -78,8 +78,8 @@ class PoolPolicy:
         max_connections: open connections a region at most; at least 1. The default carries 200
             requests a second at half a second each.
         connect_timeout: seconds to open a connection, above 0.
-        read_timeout: seconds to wait for an answer, above 0. A prepared request takes no longer than
-            both together, the wait for a free connection included.
+        read_timeout: seconds to wait for an answer, above 0. A prepared request takes no longer
+            than both together, the wait for a free connection included.
         prepared: whether requests are prepared once per client, which takes a fifth of the
             processor time; where that is not possible, aiobotocore builds each one anew all the
             same. Switch it off to have every request go through all of aiobotocore.
