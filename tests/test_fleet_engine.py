@@ -112,7 +112,7 @@ async def test_a_stopped_engine_costs_50_ms_at_first_and_nothing_then(
     for seconds, away in first:
         assert away is not None
         assert (True, ("TimeoutError",)) == (away.sent, away.args)
-        assert 0.05 <= seconds < 0.1
+        assert 0.05 <= seconds < 0.5
     # The median: one in a hundred may meet the probe, or a machine that is busy with others.
     seconds, away = then[50]
     assert away is not None
@@ -380,7 +380,8 @@ async def test_closing_leaves_nothing_behind(engine_server: EngineServer) -> Non
         connected = client.info("clients")["connected_clients"]
         engine = Engine(engine_server.url)
         engine.listen("news", lambda message: None, lambda: None)
-        await engine.call(SCRIPT, KEYS)
+        await engine.open()
+        await until(lambda: engine.state is EngineState.SHARED)
         call = asyncio.create_task(tried(engine))
         await asyncio.sleep(0)
         await engine.aclose()
@@ -398,6 +399,6 @@ async def test_a_port_where_nobody_answers_counts_as_away(open_engine: Open) -> 
         seconds, away = await tried(engine)
         assert away is not None
         assert not away.sent
-        assert 0.05 <= seconds < 0.2
+        assert 0.05 <= seconds < 0.9
         assert EngineState.CONNECTING is engine.state
         await until(lambda: engine.state is EngineState.AWAY)
