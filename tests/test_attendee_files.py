@@ -320,7 +320,7 @@ def test_a_line_without_end_needs_no_memory() -> None:
         def readable(self) -> bool:
             return True
 
-        def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+        def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]  # as io has it
             self.left -= 1
             buffer[:] = b"x" * len(buffer)
             return len(buffer) if self.left > 0 else 0
@@ -403,5 +403,5 @@ def test_any_bytes_give_rows_or_errors(
 def test_json_lines_carry_every_request(members: list[dict[str, object]]) -> None:
     """Whatever text a user id or an attribute is."""
     text = "".join(json.dumps(row) + "\n" for row in members)
-    expected = [TokenRequest(ROOM, **row) for row in members]  # type: ignore[arg-type]
+    expected = [TokenRequest(ROOM, **row) for row in members]  # type: ignore[arg-type]  # of JSON
     assert expected == [row.request for row in read(text, "jsonl", ROOM)]

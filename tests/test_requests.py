@@ -359,7 +359,7 @@ def test_a_request_prints_without_user_and_attributes() -> None:
         f"TokenRequest(room='{ROOM}', user=<redacted>, capabilities={{SEND_MESSAGE}}, "
         "attributes=<1 redacted>, session_minutes=60)"
     )
-    for shown in (repr(REQUEST), str(REQUEST), f"{REQUEST}", "%s" % REQUEST, ascii(REQUEST)):  # noqa: UP031
+    for shown in (repr(REQUEST), str(REQUEST), f"{REQUEST}", "%s" % REQUEST, ascii(REQUEST)):  # noqa: UP031 (tested)
         assert expected == shown
     assert f"[{expected}]" == str([REQUEST])
 
@@ -368,7 +368,7 @@ def test_a_request_prints_without_user_and_attributes() -> None:
 def test_an_identity_prints_nothing_of_itself() -> None:
     """It is a key of dictionaries, which get printed."""
     assert "{<identity>: 1}" == str({REQUEST.identity: 1})
-    assert "<identity>" == f"{REQUEST.identity}" == "%s" % (REQUEST.identity,)  # noqa: UP031
+    assert "<identity>" == f"{REQUEST.identity}" == "%s" % (REQUEST.identity,)  # noqa: UP031 (tested)
 
 
 @pytest.mark.fault(30)

@@ -28,7 +28,7 @@ def test_a_token_prints_without_its_secret() -> None:
         "ChatToken(token=<redacted>, token_expires=2027-01-15T08:01:00+00:00, "
         "session_expires=2027-01-15T09:01:00+00:00, reused=False)"
     )
-    for shown in (repr(TOKEN), str(TOKEN), f"{TOKEN}", "%s" % TOKEN, ascii(TOKEN)):  # noqa: UP031
+    for shown in (repr(TOKEN), str(TOKEN), f"{TOKEN}", "%s" % TOKEN, ascii(TOKEN)):  # noqa: UP031 (tested)
         assert expected == shown
     assert f"[{expected}]" == str([TOKEN])
 
@@ -41,7 +41,7 @@ def test_a_reply_prints_without_its_token() -> None:
         "{'token': <redacted>, 'tokenExpirationTime': "
         f"{EXPIRES!r}, 'sessionExpirationTime': {SESSION!r}}}"
     )
-    for shown in (repr(reply), str(reply), f"{reply}", "%s" % reply, ascii(reply)):  # noqa: UP031
+    for shown in (repr(reply), str(reply), f"{reply}", "%s" % reply, ascii(reply)):  # noqa: UP031 (tested)
         assert expected == shown
     assert f"[{expected}]" == str([reply])
     assert CANARY not in pprint.pformat([reply])

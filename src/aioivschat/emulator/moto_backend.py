@@ -168,7 +168,7 @@ def _send(connection: socket.socket, outcome: Outcome) -> None:
 
 
 # Its base is known at run time only: moto is imported by name.
-class _IvsChatBackend(_base_backend.BaseBackend):  # type: ignore[misc,name-defined]
+class _IvsChatBackend(_base_backend.BaseBackend):  # type: ignore[misc,name-defined]  # untyped
     """What moto takes a service's addresses from, and resets."""
 
     @property

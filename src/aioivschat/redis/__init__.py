@@ -133,7 +133,7 @@ class RedisTier:
             quota: what is allowed to the fleet as a whole.
             on_rate: called with the fleet's new rate when what was learnt changes it.
         """
-        assert self._clock is not None, "the service opens the tier first"  # noqa: S101
+        assert self._clock is not None, "the service opens the tier first"  # noqa: S101 (its own)
         # Nothing of the sealing keys is in the name: changing them must not split the quota.
         name = f"{self._namespace}:{account}:{region}"
         limiter = SharedLimiter(

@@ -466,7 +466,7 @@ class RedisFlight:
         limit = min(last, first * 2**self._polls)
         self._polls += 1
         # Right after the lease ends, followers come one by one; the first of them takes it.
-        limit = min(limit, self._lease_left + first) * random.uniform(0.5, 1.0)  # noqa: S311
+        limit = min(limit, self._lease_left + first) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit):
                 await self._landed.wait()
