@@ -14,6 +14,7 @@ from aioivschat import (
     ClientOpened,
     Delivered,
     Event,
+    ExpiredUnused,
     Invalidated,
     Joined,
     LoggingObserver,
@@ -41,6 +42,7 @@ ONE_OF_EACH: list[Event] = [
     Retrying(ROOM, 1, 0.1),
     Shed(ROOM, 3.0),
     Stocked(ROOM),
+    ExpiredUnused(7),
     RateChanged("123456789012", "eu-west-1", 99.0),
     Invalidated(ROOM, one_user=True),
     ClientOpened("eu-west-1", 0.05),
@@ -54,6 +56,7 @@ HARMLESS = {
     "account": str,
     "attempt": int,
     "attempts": int,
+    "count": int,
     "delay": float,
     "error": str,  # the name of a class, never a message
     "one_user": bool,

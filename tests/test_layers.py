@@ -24,6 +24,7 @@ LAYERS = {
     "_prepared": 2,
     "_clients": 2,
     "_minting": 3,
+    "_prewarming": 3,
     "_service": 3,
     "__init__": 3,
     "onboarding": 4,
@@ -39,11 +40,14 @@ LAYERS = {
 }
 
 # Neighbours in one layer that are one thing in several files: the clients and their requests, the
-# service and its flights, bulk and the files it reads, the endpoint and its web frameworks, a
-# command and its module; and what a fleet shares is made of the limiter's words.
+# service with its flights and what it mints ahead, bulk and the files it reads, the endpoint and
+# its web frameworks, a command and its module; and what a fleet shares is made of the limiter's
+# words.
 FRIENDS = {
     ("_clients", "_prepared"),
     ("_service", "_minting"),
+    ("_service", "_prewarming"),
+    ("_prewarming", "_minting"),
     ("_shared", "_limiter"),
     ("onboarding", "_attendees"),
     ("aiohttp", "_endpoint"),

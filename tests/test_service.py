@@ -216,24 +216,6 @@ async def test_a_call_takes_over_a_prewarming_flight(
     assert 2 == ivschat_emulator.emulator.counts().requests
 
 
-async def test_prewarming_waits_behind_live_calls(
-    ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService
-) -> None:
-    """A live call never queues behind tokens for later."""
-    ivschat_emulator.emulator.configure(track_users=True)
-    tokens = open_service(quota=Quota(rate=20.0))
-    prewarm = asyncio.create_task(
-        tokens.prewarm([TokenRequest(ROOM, f"later{number}") for number in range(12)])
-    )
-    await until(lambda: tokens.stats().waiting >= 10)
-    await tokens.issue(TokenRequest(ROOM, "now"))
-    assert 8 <= tokens.stats().waiting
-    prewarm.cancel()
-    await asyncio.wait([prewarm])
-    await until(lambda: tokens.stats().flights == 0)
-    assert 0 == tokens.stats().waiting
-
-
 class Diary(Emulator):
     """An emulator that writes down who it was asked for, in the order of arrival."""
 

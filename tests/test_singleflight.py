@@ -54,6 +54,15 @@ class Airport:
             flight = self.start(key, work)
         return await self.flights.join(flight, self.take)
 
+    async def attend(self, flight: Flight[str]) -> None:
+        """Wait for a flight without taking its value."""
+        landed = asyncio.Event()
+        waiter = self.flights.attend(flight, lambda _: landed.set())
+        try:
+            await landed.wait()
+        finally:
+            waiter.cancel()
+
     def start(self, key: str | None, work: Work) -> Flight[str]:
         """Start a flight; with a key others can find it."""
         self.started += 1
@@ -400,7 +409,7 @@ async def test_attending_leaves_the_value_to_others() -> None:
     airport = Airport()
     with nothing_left():
         flight = airport.start(None, flies())
-        await airport.flights.join(flight, lambda value: None, claims=False)
+        await airport.attend(flight)
     assert (["value"], []) == (airport.unclaimed, airport.taken)
 
 
@@ -414,7 +423,7 @@ async def test_a_value_that_one_takes_and_another_attends_is_not_offered(
     with nothing_left():
         flight = airport.start("key", flies())
         waits = [
-            airport.flights.join(flight, lambda value: None, claims=False),
+            airport.attend(flight),
             airport.flights.join(flight, airport.take),
         ]
         await asyncio.gather(*(waits if attends_first else reversed(waits)))
@@ -422,15 +431,27 @@ async def test_a_value_that_one_takes_and_another_attends_is_not_offered(
 
 
 @virtual_time
-async def test_attending_a_failure_raises_it() -> None:
-    """A copy with its cause, as joining does."""
+async def test_attending_tells_how_the_flight_ended() -> None:
+    """By its failure, by being stopped, or by nothing; who has left is told nothing."""
     airport = Airport()
+    told: list[str] = []
+
+    def attend(work: Work) -> tuple[Flight[str], asyncio.Future[None]]:
+        flight = airport.start(None, work)
+        waiter = airport.flights.attend(flight, lambda failure: told.append(type(failure).__name__))
+        return flight, waiter
+
     with nothing_left():
-        with pytest.raises(Broken) as caught:
-            flight = airport.start(None, fails(Broken()))
-            await airport.flights.join(flight, lambda value: None, claims=False)
-        assert isinstance(caught.value.__cause__, Broken)
-        del caught
+        attend(fails(Broken()))
+        await asyncio.sleep(1.5)
+        attend(flies())[0].stop()
+        await settle()
+        attend(flies())
+        await asyncio.sleep(1.5)
+        attend(flies())[1].cancel()
+        await settle()
+        assert 0 == len(airport.flights)
+    assert ["Broken", "FlightStopped", "NoneType"] == told
 
 
 @virtual_time
@@ -560,7 +581,7 @@ async def test_whatever_callers_do_no_value_is_lost_and_no_key_flies_twice(
     async def attend(key: str) -> str:
         flight = airport.flights.find(key)
         if flight is not None:
-            await airport.flights.join(flight, lambda value: None, claims=False)
+            await airport.attend(flight)
         return ""
 
     with nothing_left(generation=0):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         ClientOpened,
         Delivered,
         Event,
+        ExpiredUnused,
         Invalidated,
         Joined,
         LoggingObserver,
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
     )
     from aioivschat._limiter import Limiter, LocalLimiter, Quota, Reservation
     from aioivschat._models import Capability, ChatToken, Priority, RoomArn, TokenRequest
+    from aioivschat._prewarming import Prewarmed
     from aioivschat._retry import RetryPolicy
-    from aioivschat._service import AsyncTokenService, Prewarmed, Stats
+    from aioivschat._service import AsyncTokenService, Stats
     from aioivschat._shared import SharedTier
     from aioivschat.errors import (
         AccessDenied,
@@ -65,6 +67,7 @@ __all__ = [
     "DeadlineExceeded",
     "Delivered",
     "Event",
+    "ExpiredUnused",
     "InvalidConfiguration",
     "InvalidRequest",
     "Invalidated",
@@ -113,6 +116,7 @@ _MODULES = (
     "_shared",
     "_retry",
     "_clients",
+    "_prewarming",
     "_service",
 )
 """Where names are looked for: each module imports only from those before it, the heaviest last."""

@@ -155,6 +155,11 @@ class TokenCache:
         return self._generation
 
     @property
+    def max_stock(self) -> int:
+        """Undelivered tokens held at most."""
+        return self._policy.max_stock
+
+    @property
     def delivered(self) -> int:
         """Delivered tokens held, expired ones that await their sweep included."""
         return sum(map(len, self._delivered))
@@ -204,7 +209,7 @@ class TokenCache:
 
     def stock(self, identity: Identity, entry: Entry) -> None:
         """Keep a token that nobody has been given; the oldest one makes room."""
-        self._sweep_stock()
+        self.sweep_stock()
         while self._stocked >= self._policy.max_stock:
             self._drop_oldest_stock()
         place = _Stocked(identity, entry)
@@ -230,6 +235,25 @@ class TokenCache:
             if not places:
                 break
         return None
+
+    def stock_room(self) -> int:
+        """Return how many more tokens can be stocked before the oldest makes room."""
+        self.sweep_stock()
+        return max(0, self._policy.max_stock - self._stocked)
+
+    def stock_end(self) -> float | None:
+        """Return when the oldest stocked token is too old, by the monotonic clock, if any is."""
+        order = self._stock_order
+        return order[0].entry.monotonic_end - self._margin if order else None
+
+    def sweep_stock(self, most: int = _SWEEP) -> bool:
+        """Drop what is dead at the old end of the stock; return whether there may be more."""
+        order = self._stock_order
+        for _ in range(min(most, len(order))):
+            if not order[0].taken and self.alive(order[0].entry):
+                return False
+            self._drop_oldest_stock()
+        return bool(order)
 
     def restock(self, key: Hashable, identity: Identity, entry: Entry) -> None:
         """Keep a token whose callers left without it as stock, and as stock only."""
@@ -300,13 +324,6 @@ class TokenCache:
 
     def _is_delivered(self, entry: Entry) -> bool:
         return self._delivered[hash(entry.key) % _SHARDS].get(entry.key) is entry
-
-    def _sweep_stock(self) -> None:
-        order = self._stock_order
-        for _ in range(min(_SWEEP, len(order))):
-            if not order[0].taken and self.alive(order[0].entry):
-                return
-            self._drop_oldest_stock()
 
     def _drop_oldest_stock(self) -> None:
         place = self._stock_order.popleft()

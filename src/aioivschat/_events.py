@@ -131,6 +131,19 @@ class Stocked:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpiredUnused:
+    """Stocked tokens were dropped before anybody was given them; told once a second at most.
+
+    Most were too old, the others made room for younger ones.
+
+    Args:
+        count: how many since it was told last.
+    """
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class RateChanged:
     """The pace towards an account and region changed by what was learnt from throttling.
 
@@ -207,6 +220,7 @@ Event = (
     | Retrying
     | Shed
     | Stocked
+    | ExpiredUnused
     | RateChanged
     | Invalidated
     | ClientOpened

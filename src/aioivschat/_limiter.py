@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ of each other: less evens their shares out too slowly, more only adds throttled 
 
 _GROWTH = 2.0
 """Factor for a second in which nothing was throttled: the others have left."""
+
+_TICK = time.get_clock_info("monotonic").resolution
+"""Seconds by which the event loop may call too early: to ask for another timer would be to spin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,14 +113,17 @@ class Limiter(Protocol):
     def rate(self) -> float:
         """The pace aimed at now, in requests a second."""
 
-    def predicted_wait(self, priority: Priority = Priority.NORMAL) -> float:
-        """Return the seconds that a new reservation would wait."""
+    def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
+        """Return the seconds that a new reservation for a room would wait."""
 
-    def reserve(self, priority: Priority = Priority.NORMAL, *, again: bool = False) -> Reservation:
+    def reserve(
+        self, priority: Priority = Priority.NORMAL, *, room: str = "", again: bool = False
+    ) -> Reservation:
         """Take a place in the queue.
 
         Args:
             priority: which queue.
+            room: the room's ARN; rooms that wait take turns.
             again: whether it is for a retry, which goes to the head of its queue: it has waited.
         """
 
@@ -127,8 +134,63 @@ class Limiter(Protocol):
         """Take note that a request was throttled."""
 
 
+class _Queue:
+    """Those who wait with one priority: rooms take turns, and in a room the first come is first."""
+
+    __slots__ = ("_rooms", "_waiting")
+
+    def __init__(self) -> None:
+        # The room whose turn it is comes first. One where nobody waits is not here.
+        self._rooms: OrderedDict[str, OrderedDict[Place, None]] = OrderedDict()
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def add(self, place: Place, *, at_head: bool = False) -> None:
+        """Let one more wait: behind all of its room, or before them, the next of all."""
+        line = self._rooms.setdefault(place.room, OrderedDict())
+        line[place] = None
+        self._waiting += 1
+        if at_head:
+            line.move_to_end(place, last=False)
+            self._rooms.move_to_end(place.room, last=False)
+
+    def remove(self, place: Place) -> bool:
+        """Let one wait no longer; tell whether it did."""
+        line = self._rooms.get(place.room)
+        if line is None or place not in line:
+            return False
+        del line[place]
+        self._waiting -= 1
+        if not line:
+            del self._rooms[place.room]
+        return True
+
+    def pop(self) -> Place:
+        """Return the one whose turn it is; then it is another room's."""
+        room, line = next(iter(self._rooms.items()))
+        place = next(iter(line))
+        self.remove(place)
+        if line:
+            self._rooms.move_to_end(room)
+        return place
+
+    def before(self, room: str) -> int:
+        """Return how many go before a newcomer of a room, at most."""
+        here = len(self._rooms.get(room, ()))
+        others = (len(line) for name, line in self._rooms.items() if name != room)
+        return here + sum(min(waiting, here + 1) for waiting in others)
+
+
 class QueuedLimiter:
-    """What limiters of all kinds share: places, first in, first out within each priority.
+    """What limiters of all kinds share: places in queues, one for each priority.
+
+    The more urgent queue goes first. Within a queue, rooms share fairly: they take turns, each
+    turn one permit, so that a newcomer waits for as many of each other room as wait before it in
+    its own, and one more. A storm in one room thus delays another by no more than every second
+    permit, however long it is. Within a room it is first come, first served; a retry, which has
+    waited, comes next of all.
 
     Args:
         max_waiting: as in :class:`Quota`.
@@ -136,7 +198,7 @@ class QueuedLimiter:
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
-        self._queues: tuple[OrderedDict[Place, None], ...] = tuple(OrderedDict() for _ in Priority)
+        self._queues = tuple(_Queue() for _ in Priority)
 
     @property
     def waiting(self) -> int:
@@ -148,19 +210,21 @@ class QueuedLimiter:
         """Whether as many wait as may."""
         return self.waiting >= self._max_waiting and self.predicted_wait() > 0
 
-    def predicted_wait(self, priority: Priority = Priority.NORMAL) -> float:
-        """Return the seconds that a new reservation would wait."""
+    def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
+        """Return the seconds that a new reservation for a room would wait."""
         raise NotImplementedError
 
-    def _ahead(self, priority: Priority) -> int:
+    def _ahead(self, priority: Priority, room: str) -> int:
         """Return how many go before a new reservation."""
-        return sum(len(queue) for queue in self._queues[: priority + 1])
+        more_urgent = sum(len(queue) for queue in self._queues[:priority])
+        return more_urgent + self._queues[priority].before(room)
 
     def _enqueue(self, place: Place, again: bool) -> None:
-        queue = self._queues[place.priority]
-        queue[place] = None
-        if again:
-            queue.move_to_end(place, last=False)
+        self._queues[place.priority].add(place, at_head=again)
+
+    def _pop(self) -> Place:
+        """Return the next of all who wait."""
+        return next(queue for queue in self._queues if queue).pop()
 
     def _spend(self) -> None:
         """Take note that a permit is being used."""
@@ -171,17 +235,16 @@ class QueuedLimiter:
         raise NotImplementedError
 
     def _withdraw(self, place: Place) -> None:
-        self._queues[place.priority].pop(place, None)
+        self._queues[place.priority].remove(place)
 
     def _promote(self, place: Place, priority: Priority) -> None:
-        if priority < place.priority and place in self._queues[place.priority]:
-            self._withdraw(place)
+        if priority < place.priority and self._queues[place.priority].remove(place):
             place.priority = priority
-            self._queues[priority][place] = None
+            self._queues[priority].add(place)
 
 
 class LocalLimiter(QueuedLimiter):
-    """The limiter of one process: first in, first out within each priority.
+    """The limiter of one process.
 
     Args:
         quota: what is allowed.
@@ -223,23 +286,26 @@ class LocalLimiter(QueuedLimiter):
         """The pace aimed at now, in requests a second."""
         return self._rate
 
-    def predicted_wait(self, priority: Priority = Priority.NORMAL) -> float:
-        """Return the seconds that a new reservation would wait.
+    def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
+        """Return the seconds that a new reservation for a room would wait.
 
-        It assumes that the rate stays, nobody more urgent comes and nobody leaves.
+        It assumes that the rate stays, nobody more urgent comes, nobody leaves, and no other room
+        gets more callers.
         """
         now = self._clock.monotonic()
-        return max(self._due(now), self._paced(now, self._ahead(priority)), now) - now
+        return max(self._due(now), self._paced(now, self._ahead(priority, room)), now) - now
 
-    def reserve(self, priority: Priority = Priority.NORMAL, *, again: bool = False) -> Place:
+    def reserve(
+        self, priority: Priority = Priority.NORMAL, *, room: str = "", again: bool = False
+    ) -> Place:
         """Take a place in the queue, or a permit at once if nobody waits and one is due."""
         now = self._clock.monotonic()
         self._learn(now)
         # Without a timer nobody waits; with one, none is due yet.
         if self._timer is None and self._due(now) <= now:
             self._unused += 1
-            return Place(self, priority, now, granted=True)
-        place = Place(self, priority, now + self.predicted_wait(priority))
+            return Place(self, priority, room, now, granted=True)
+        place = Place(self, priority, room, now + self.predicted_wait(priority, room))
         self._enqueue(place, again)
         if self._timer is None:
             self._grant_due()
@@ -274,16 +340,13 @@ class LocalLimiter(QueuedLimiter):
         self._timer = None
         now = self._clock.monotonic()
         self._learn(now)
-        for queue in self._queues:
-            while queue:
-                due = self._due(now)
-                if due > now:
-                    loop = asyncio.get_running_loop()
-                    self._timer = loop.call_later(due - now, self._grant_due)
-                    return
-                place, _ = queue.popitem(last=False)
-                self._unused += 1
-                place._grant()
+        while self.waiting:
+            due = self._due(now)
+            if due > now + _TICK:
+                self._timer = asyncio.get_running_loop().call_later(due - now, self._grant_due)
+                return
+            self._unused += 1
+            self._pop()._grant()
 
     def _spend(self) -> None:
         # Not when it was given: a busy loop may have kept its taker waiting, and to AWS a request
@@ -322,13 +385,20 @@ class LocalLimiter(QueuedLimiter):
 class Place:
     """A reservation at a limiter of this process or of a fleet."""
 
-    __slots__ = ("_future", "_granted", "_limiter", "_over", "expected", "priority")
+    __slots__ = ("_future", "_granted", "_limiter", "_over", "expected", "priority", "room")
 
     def __init__(
-        self, limiter: QueuedLimiter, priority: Priority, expected: float, *, granted: bool = False
+        self,
+        limiter: QueuedLimiter,
+        priority: Priority,
+        room: str,
+        expected: float,
+        *,
+        granted: bool = False,
     ) -> None:
         self._limiter = limiter
         self.priority = priority
+        self.room = room
         self.expected = expected
         self._future: asyncio.Future[None] | None = None
         self._granted = granted

@@ -7,6 +7,7 @@ it asks the fleet first, and tells it afterwards.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aioivschat._cache import Entry, TokenCache
@@ -76,6 +77,7 @@ class Mint(Flight[Entry]):
         shared: the same flight as the fleet sees it.
         began: when, by the monotonic clock; of a flight of a fleet.
         published: whether its token is known to the fleet as the attempt's.
+        sent: requests sent for it.
         source: where its token came from.
     """
 
@@ -88,6 +90,7 @@ class Mint(Flight[Entry]):
         "published",
         "request",
         "reservation",
+        "sent",
         "shared",
         "source",
     )
@@ -111,6 +114,7 @@ class Mint(Flight[Entry]):
         self.shared: SharedFlight | None = None
         self.began = 0.0
         self.published = False
+        self.sent = 0
         self.source = Source.FLIGHT
 
     def welcome(self, priority: Priority, deadline: float) -> None:
@@ -122,7 +126,7 @@ class Mint(Flight[Entry]):
 
     def reserve_again(self) -> None:
         """Take a place for a retry."""
-        self.reservation = self.limiter.reserve(self.priority, again=True)
+        self.reservation = self.limiter.reserve(self.priority, room=self.request.room, again=True)
 
     def stop(self) -> None:
         """Cancel the work and give its place back, even if it has not begun to run."""
@@ -146,6 +150,7 @@ class Minter:
         flights: those under way.
         tokens: the fleet's; ``None`` where there is none, or it shares its quota only.
         closing: whether the service is: nothing is tried again, and nothing is kept.
+        stocked: called when a token went into the stock.
     """
 
     def __init__(
@@ -167,6 +172,7 @@ class Minter:
         self.flights = SingleFlight[Entry, Mint](self._keep_unclaimed)
         self.tokens: SharedTokens | None = None
         self.closing = False
+        self.stocked: Callable[[], None] = lambda: None
 
     def start(
         self,
@@ -178,7 +184,7 @@ class Minter:
         reserve: bool = True,
     ) -> Mint:
         """Start a flight, with a place in the queue unless the fleet is to be asked first."""
-        place = limiter.reserve(priority) if reserve else _NO_PLACE
+        place = limiter.reserve(priority, room=request.room) if reserve else _NO_PLACE
         flight = Mint(request, limiter, priority, deadline, self._cache.generation, place)
         if self.tokens is None:
             self.flights.start(flight, self._mint(flight))
@@ -198,9 +204,10 @@ class Minter:
     ) -> None:
         """Refuse what would have to wait for too long, or behind too many."""
         if limiter.full:
-            self._shed(request, "too many calls are waiting", limiter.predicted_wait(priority))
+            wait = limiter.predicted_wait(priority, request.room)
+            self._shed(request, "too many calls are waiting", wait)
         if deadline < NEVER:
-            expected = self._clock.monotonic() + limiter.predicted_wait(priority)
+            expected = self._clock.monotonic() + limiter.predicted_wait(priority, request.room)
             self.admit(request, expected, deadline)
 
     def admit(self, request: TokenRequest, expected: float, deadline: float) -> None:
@@ -253,6 +260,7 @@ class Minter:
         request, clock, counters = flight.request, self._clock, self.counters
         started, started_wall = clock.monotonic(), clock.wall()
         counters.requests += 1
+        flight.sent += 1
         # From here on AWS may have minted: to cancel would waste the token.
         flight.committed = True
         try:
@@ -334,12 +342,13 @@ class Minter:
         # Prewarming means to mint, and has its place.
         if flight.shared is None or flight.reservation is not _NO_PLACE:
             return None
-        limiter, priority = flight.limiter, flight.priority
+        limiter, priority, room = flight.limiter, flight.priority, flight.request.room
         while True:
             asked = self._clock.monotonic()
             # What a trip brings must not be lost: nobody's leaving cancels it.
             flight.committed = True
-            answer = await flight.shared.claim(limiter.predicted_wait(priority) + _LEASE)
+            wait = limiter.predicted_wait(priority, room)
+            answer = await flight.shared.claim(wait + _LEASE)
             if isinstance(answer, Held):
                 return self._taken(flight, answer, asked)
             flight.committed = False
@@ -349,7 +358,7 @@ class Minter:
             await (flight.shared.landed() if isinstance(answer, Busy) else asyncio.sleep(0))
             if answer is None:
                 self.admit_new(flight.request, limiter, flight.priority, flight.deadline)
-                flight.reservation = limiter.reserve(flight.priority)
+                flight.reservation = limiter.reserve(flight.priority, room=room)
                 return None
 
     def _taken(self, flight: Mint, held: Held, asked: float) -> Entry:
@@ -375,5 +384,6 @@ class Minter:
                 refused=lambda: self._cache.restock(None, identity, entry),
             )
         self.counters.stocked += 1
+        self.stocked()
         if self._observers:
             self._observers.tell(Stocked(flight.request.room))

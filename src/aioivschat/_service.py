@@ -11,7 +11,6 @@ import os
 import random
 import warnings
 from asyncio import get_running_loop
-from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -46,6 +45,7 @@ from aioivschat._models import (
     TokenRequest,
     unchecked_identity,
 )
+from aioivschat._prewarming import Prewarmed, Prewarmer, Stocktaker
 from aioivschat._retry import Retrier, RetryPolicy
 from aioivschat._shared import SharedTier
 from aioivschat._singleflight import FlightStopped
@@ -59,9 +59,6 @@ from aioivschat.errors import (
 )
 
 _KEY_MAX_CHARACTERS = 255
-
-_PREWARM_AHEAD = 2.0
-"""Seconds' worth of permits that prewarming keeps in the queue: enough never to idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +100,6 @@ class Stats:
     waiting: int
     tokens_held: int
     stock_held: int
-
-
-@dataclass(frozen=True, slots=True)
-class Prewarmed:
-    """What came of :meth:`AsyncTokenService.prewarm`.
-
-    Args:
-        minted: tokens that came; those that no caller wanted meanwhile are in the stock.
-        failed: requests that failed, by the name of the error's class.
-    """
-
-    minted: int
-    failed: Mapping[str, int]
 
 
 _NOWHERE = object()
@@ -195,8 +179,16 @@ class AsyncTokenService:
         self._flights = self._minter.flights
         self._counters = self._minter.counters
         self._shared = shared
-        # Flights of `prewarm` that a caller who wants such a token may take over.
-        self._prewarming: dict[Identity, deque[Mint]] = {}
+        self._prewarmer = Prewarmer(
+            self._minter,
+            self._pool,
+            self._cache,
+            self._clock,
+            cache.min_remaining,
+            pool.max_connections,
+        )
+        self._stocktaker = Stocktaker(self._cache, self._clock, self._observers)
+        self._minter.stocked = self._stocktaker.stocked
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._home: object = _NOWHERE  # the loop, while the service is open
@@ -370,56 +362,44 @@ class AsyncTokenService:
         return self._ready(request, key)
 
     async def prewarm(
-        self, requests: Iterable[TokenRequest] | AsyncIterable[TokenRequest]
+        self,
+        requests: Iterable[TokenRequest] | AsyncIterable[TokenRequest],
+        *,
+        doors: float | None = None,
+        budget: float = 1.0,
     ) -> Prewarmed:
         """Mint tokens ahead of the doors; each goes to exactly one later call.
 
-        Live calls go first: these requests wait at :attr:`Priority.BACKGROUND`. A call that comes
-        for one of them while it is under way takes it over. As a token lives for a minute,
-        prewarm at most 12,000 a minute ahead. In a fleet, any process may claim them.
+        Live calls go first: these requests wait at :attr:`Priority.BACKGROUND`, a tenth of a
+        second's worth at most, and leave a fifth of the connections free. A call that comes for one
+        of them while it is under way takes it over, and one that comes before its turn takes its
+        place. In a fleet, any process may claim the tokens; let one of them prewarm.
 
         Args:
-            requests: one token is minted for each, also for equal ones.
+            requests: one token is minted for each, also for equal ones, in this order. As a token
+                lives for a minute, no more than 12,000 of a region are alive at once.
+            doors: seconds from now, above 0, until the tokens are needed. Minting begins as late
+                as it can for all to be there then, and at the earliest when what is minted lives
+                to be handed out until a second after the doors; with the defaults that is 54 s
+                before them. It ends when they open: what has not had its turn by then is left out.
+                ``None``: now, and all of them.
+            budget: share of the quota that may be spent on it, above 0 and at most 1. A crowd that
+                comes meanwhile finds the rest unspent.
 
         Returns:
-            How many tokens came, and what failed.
+            How many tokens came, what failed, and what was not minted for which reason.
 
         Raises:
+            InvalidRequest: ``doors`` or ``budget`` is out of its range.
             ServiceClosed: the service is closing or closed.
             WrongLoop: the service was opened on another event loop or in another process.
         """
         self._check_usable()
-        minted = 0
-        failed: dict[str, int] = {}
-        under_way: set[asyncio.Task[str | None]] = set()
-
-        def settle(done: Iterable[asyncio.Task[str | None]]) -> None:
-            nonlocal minted
-            for task in done:
-                error = task.result()
-                if error is None:
-                    minted += 1
-                else:
-                    failed[error] = failed.get(error, 0) + 1
-
-        try:
-            async for request in _each(requests):
-                limit = max(1.0, self._quota_of(request) * _PREWARM_AHEAD)
-                while len(under_way) >= limit:
-                    done, under_way = await asyncio.wait(
-                        under_way, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    settle(done)
-                under_way.add(asyncio.create_task(self._prewarm_one(request)))
-            if under_way:
-                settle((await asyncio.wait(under_way))[0])
-        finally:
-            for task in under_way:
-                task.cancel()
+        prewarmed = await self._prewarmer.run(requests, self._limiter, doors, budget)
         if self._minter.tokens is not None:
             await self._minter.tokens.settled()
         self._check_usable()
-        return Prewarmed(minted, failed)
+        return prewarmed
 
     def invalidate(self, *, room: str | None = None, user: str | None = None) -> None:
         """Forget every cached and stocked token of a user, of a room, or of a user in a room.
@@ -459,7 +439,7 @@ class AsyncTokenService:
         Raises:
             InvalidRequest: the room is not a room's ARN.
         """
-        return self._limiter(RoomArn.parse(room)).predicted_wait(priority)
+        return self._limiter(RoomArn.parse(room)).predicted_wait(priority, room)
 
     def stats(self) -> Stats:
         """Return the counters and the state of the moment."""
@@ -496,6 +476,7 @@ class AsyncTokenService:
             self._state = _State.CLOSING
             self._home = _NOWHERE
             self._minter.closing = True
+            self._prewarmer.stop()
             self._closing = asyncio.create_task(self._close(grace))
         # Whoever is cancelled while closing leaves the closing to go on.
         await asyncio.shield(self._closing)
@@ -615,13 +596,14 @@ class AsyncTokenService:
             flight.welcome(priority, deadline)
             return flight
         limiter = self._limiter(arn)
-        flight = self._take_over(request.identity)
+        flight = self._prewarmer.take_over(request.identity)
         if flight is None:
             # A token of the fleet needs no permit, so there the question comes first.
             admit = self._minter.tokens is None
             if admit:
                 self._minter.admit_new(request, limiter, priority, deadline)
             flight = self._minter.start(request, limiter, priority, deadline, reserve=admit)
+            self._prewarmer.make_way(request.identity, limiter)
         else:
             flight.welcome(priority, deadline)
         if self._minter.tokens is not None:
@@ -638,42 +620,6 @@ class AsyncTokenService:
         self._cache.invalidate(room, user)
         if self._observers:
             self._observers.tell(Invalidated(room, user is not None))
-
-    # Tokens without a caller.
-
-    async def _prewarm_one(self, request: TokenRequest) -> str | None:
-        """Mint one token into the stock; return the name of the error's class if that fails."""
-        arn = RoomArn.parse(request.room)
-        try:
-            await self._pool.open(arn.region)
-            self._check_usable()
-            flight = self._minter.start(
-                request, self._limiter(arn), Priority.BACKGROUND, deadline=NEVER
-            )
-            line = self._prewarming.setdefault(request.identity, deque())
-            line.append(flight)
-            try:
-                await self._flights.join(flight, lambda entry: None, claims=False)
-            finally:
-                # A caller may have taken it over.
-                if flight in line:
-                    line.remove(flight)
-                if not line:
-                    self._prewarming.pop(request.identity, None)
-        except FlightStopped:
-            return ServiceClosed.__name__
-        except Exception as error:
-            return type(error).__name__
-        return None
-
-    def _take_over(self, identity: Identity) -> Mint | None:
-        line = self._prewarming.get(identity)
-        while line:
-            flight = line.popleft()
-            over = flight.done or flight.leaving
-            if not over and not self._cache.fenced(flight.generation, identity):
-                return flight
-        return None
 
     # The house.
 
@@ -694,9 +640,6 @@ class AsyncTokenService:
                 limiter = self._shared.limiter(*place, quota, changed)
             self._limiters[place] = limiter
         return limiter
-
-    def _quota_of(self, request: TokenRequest) -> float:
-        return self._limiter(RoomArn.parse(request.room)).rate
 
     @property
     def _waiting(self) -> int:
@@ -736,6 +679,7 @@ class AsyncTokenService:
                 flight.stop()
             for flight in self._flights:
                 await flight.ended()
+        self._stocktaker.close()
         await self._pool.aclose()
         if self._shared is not None:
             await self._shared.aclose()
@@ -745,14 +689,3 @@ class AsyncTokenService:
 
 def _tell_not_prepared(observers: Observers, region: str, reason: str) -> None:
     observers.tell(NotPrepared(region, reason))
-
-
-async def _each(
-    requests: Iterable[TokenRequest] | AsyncIterable[TokenRequest],
-) -> AsyncIterable[TokenRequest]:
-    if isinstance(requests, AsyncIterable):
-        async for request in requests:
-            yield request
-    else:
-        for request in requests:
-            yield request

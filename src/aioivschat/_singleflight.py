@@ -107,13 +107,12 @@ class SingleFlight(Generic[V, F]):
         flight.key = key
         self._by_key[key] = flight
 
-    async def join(self, flight: F, take: Callable[[V], T], *, claims: bool = True) -> T:
+    async def join(self, flight: F, take: Callable[[V], T]) -> T:
         """Wait for a flight and take its value.
 
         Args:
             flight: a flight that is not done.
             take: called with the value at the moment this caller gets it.
-            claims: whether the value has found its taker then; if not, it is left to others.
 
         Returns:
             What ``take`` returned.
@@ -130,7 +129,7 @@ class SingleFlight(Generic[V, F]):
                 raise FlightStopped
             failure = flight._task.exception()
             if failure is None:
-                flight._claimed |= claims
+                flight._claimed = True
                 return take(flight._task.result())
         finally:
             flight._waiters.discard(waiter)
@@ -141,6 +140,32 @@ class SingleFlight(Generic[V, F]):
         if own is failure:
             raise own
         raise own from failure
+
+    def attend(
+        self, flight: F, landed: Callable[[BaseException | None], None]
+    ) -> asyncio.Future[None]:
+        """Be a caller of a flight without waiting for it, and leave its value to others.
+
+        Args:
+            flight: a flight that is not done.
+            landed: called when it has landed, with its failure or ``None``.
+
+        Returns:
+            Whoever cancels it leaves like a caller that is cancelled, and is told nothing.
+        """
+        waiter = asyncio.get_running_loop().create_future()
+        flight._waiters.add(waiter)
+
+        def leave(_: asyncio.Future[None]) -> None:
+            flight._waiters.discard(waiter)
+            if not flight._waiters:
+                self._abandon(flight)
+            if not waiter.cancelled():
+                stopped = flight._task.cancelled()
+                landed(FlightStopped() if stopped else flight._task.exception())
+
+        waiter.add_done_callback(leave)
+        return waiter
 
     def _abandon(self, flight: F) -> None:
         if flight._task in self._all:

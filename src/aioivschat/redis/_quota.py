@@ -126,13 +126,13 @@ class SharedLimiter(QueuedLimiter):
         """The pace aimed at now, in requests a second: the fleet's, or this process's part."""
         return self._rate if self._alone is None else self._alone.rate
 
-    def predicted_wait(self, priority: Priority = Priority.NORMAL) -> float:
-        """Return the seconds that a new reservation would wait.
+    def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
+        """Return the seconds that a new reservation for a room would wait.
 
         It assumes that the others of the fleet go on to want as much as they said last.
         """
         now = self._clock.monotonic()
-        ahead = self._ahead(priority)
+        ahead = self._ahead(priority, room)
         if self._alone is not None:
             start = max(self._alone_from - now, self._alone.predicted_wait())
             return max(0.0, start) + ahead / self._alone.rate
@@ -141,9 +141,12 @@ class SharedLimiter(QueuedLimiter):
         turns = (ahead - len(self._slots)) * (1 + self._others / max(1, self._told))
         return max(0.0, self._free_from - now) + turns / self._rate
 
-    def reserve(self, priority: Priority = Priority.NORMAL, *, again: bool = False) -> Place:
+    def reserve(
+        self, priority: Priority = Priority.NORMAL, *, room: str = "", again: bool = False
+    ) -> Place:
         """Take a place in the queue."""
-        place = Place(self, priority, self._clock.monotonic() + self.predicted_wait(priority))
+        expected = self._clock.monotonic() + self.predicted_wait(priority, room)
+        place = Place(self, priority, room, expected)
         self._enqueue(place, again)
         if self._timer is None:
             self._grant_due()
@@ -190,8 +193,7 @@ class SharedLimiter(QueuedLimiter):
                 break
             del self._slots[0]
             if due > now - _STALE:
-                queue = next(queue for queue in self._queues if queue)
-                queue.popitem(last=False)[0]._grant()
+                self._pop()._grant()
         self._see_to_it()
 
     def _spend(self) -> None:
