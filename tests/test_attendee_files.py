@@ -2,6 +2,7 @@
 
 import io
 import json
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aioivschat._attendees import LINE_MAX_BYTES, Attendee, Format, read_attendees
+from aioivschat._attendees import LINE_MAX_BYTES, Attendee, Format, Seen, read_attendees
 from aioivschat._models import TokenRequest
 from aioivschat.errors import InvalidRequest
 
@@ -256,6 +257,44 @@ def test_an_attendee_listed_twice_is_an_error_that_names_the_first_line() -> Non
     assert list(errors(rows)) == [4, 5]
     assert "line 2" in errors(rows)[4]
     assert users(rows) == ["viewer-1", "viewer-1", "viewer-2"]
+
+
+@pytest.mark.fault(28)
+def test_duplicates_are_told_among_many() -> None:
+    """Every one of them and nobody else."""
+    names = [f'{{"user": "viewer-{number}"}}\n' for number in range(30_000)]
+    rows = read("".join([*names, *names[::7]]), "jsonl", room=ROOM)
+    expected = {
+        30_001 + place: f"the user of line {1 + 7 * place} again"
+        for place in range(len(names[::7]))
+    }
+    assert expected == {line: text.rpartition("found ")[2] for line, text in errors(rows).items()}
+
+
+def test_an_attendee_is_remembered_in_little_memory() -> None:
+    """Once there are many of them: a million are to fit."""
+    seen = Seen()
+    tracemalloc.start()
+    try:
+        for number in range(1, 200_001):
+            assert number == seen.first(ROOM, f"viewer-{number}", number)
+            if number == 100_000:
+                half, _ = tracemalloc.get_traced_memory()
+        whole, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (whole - half) / 100_000 < 90
+
+
+def test_a_digest_within_two_others_is_nobodys() -> None:
+    """It is that of an attendee only where one begins."""
+    seen = Seen()
+    assert 1 == seen.first(ROOM, "viewer-1", 1)
+    ((_, shelf),) = seen._shelves.items()
+    shelf[:0] = b"x" + shelf + bytes(18)
+    del shelf[38:]
+    assert 2 == seen.first(ROOM, "viewer-1", 2)
+    assert 2 == seen.first(ROOM, "viewer-1", 3)
 
 
 def test_room_and_user_are_kept_where_they_were_read_well() -> None:

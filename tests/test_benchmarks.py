@@ -32,6 +32,13 @@ def test_a_quick_run_fills_the_page(script: str, tmp_path: Path) -> None:
         assert f"| {' | '.join(labels)} | " in page
 
 
+def test_onboarding_is_measured() -> None:
+    """A quick run has a line for each of its parts."""
+    table = _run("onboard", "--quick")
+    for part in ("cost", "memory", "pace", "kills"):
+        assert any(line.startswith(f"{part} ") for line in table.splitlines())
+
+
 def test_the_page_puts_its_main_table_into_a_text(tmp_path: Path) -> None:
     """Between the marks, whatever was there before; a second time changes nothing."""
     readme = tmp_path / "text"

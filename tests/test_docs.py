@@ -18,10 +18,11 @@ from endpoint_servers import running, running_asgi
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+ONBOARD = (ROOT / "docs" / "onboard.md").read_text()
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def _blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 PROGRAMS = [block for block in _blocks("python") if "asyncio.run(" in block]
@@ -94,6 +95,25 @@ def test_a_command_of_the_readme_runs(command: str) -> None:
     )
     assert 0 == result.returncode, result.stderr
     assert '"token": "' in result.stdout
+
+
+def test_the_commands_of_onboarding_run(tmp_path: Path) -> None:
+    """One after the other in an empty folder, with the command of this environment."""
+    blocks = _blocks("console", ONBOARD)
+    assert len(blocks) == ONBOARD.count("```") / 2
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert all(line.startswith("$ ") for line in lines)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = "\n".join(["set -e -o pipefail", *(line[2:] for line in lines)])
+    result = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+    )
+    assert 0 == result.returncode, result.stderr
 
 
 def test_ci_runs_the_very_command_of_the_readme() -> None:

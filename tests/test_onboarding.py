@@ -33,6 +33,7 @@ from aioivschat.onboarding import (
     BlockingThread,
     Outcome,
     onboard,
+    onboard_in_batches,
     outcome_as_json,
     private_output,
     read_attendees,
@@ -214,6 +215,58 @@ async def test_memory_is_bounded_for_any_length() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 3_000_000
+
+
+async def test_a_batch_is_all_that_has_come_since() -> None:
+    """Bounded by the window, bad rows included, and never empty."""
+    service = Service()
+    rows = [
+        BAD_ROW if number % 3 == 0 else Attendee(number, request(number)) for number in range(9)
+    ]
+    rows *= 7
+    sizes = []
+    lines = []
+    async for batch in onboard_in_batches(service(), rows, in_flight=8):
+        sizes.append(len(batch))
+        lines += [outcome.attendee.line for outcome in batch]
+        for _ in range(20):
+            await asyncio.sleep(0)
+    assert sorted(lines) == sorted(row.line for row in rows)
+    assert 1 <= min(sizes) <= max(sizes) <= 8
+    assert max(sizes) > 1
+    assert service.peak <= 8
+
+
+async def test_what_came_before_the_end_of_the_job_is_handed_out() -> None:
+    """Tokens that are there already are not lost with it."""
+
+    async def gate(asked: TokenRequest) -> None:
+        if asked == request(3):
+            raise ServiceClosed
+
+    taken = []
+    with pytest.raises(ServiceClosed):
+        async for batch in onboard_in_batches(Service(gate)(), map(request, range(6))):
+            taken += [outcome.request for outcome in batch]
+    assert [request(0), request(1), request(2)] == taken
+
+
+async def test_rows_that_cost_nothing_leave_others_their_turn() -> None:
+    """A consumer that never waits for anything does not freeze the loop."""
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    async for _ in onboard(Service()(), [BAD_ROW] * 1000, in_flight=10):
+        pass
+    assert turns >= 100
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_closing_cancels_what_is_under_way() -> None:

@@ -19,7 +19,9 @@ import json
 import os
 import queue
 import secrets
+import stat
 import threading
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -30,7 +32,7 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -53,6 +55,7 @@ __all__ = [
     "Format",
     "Outcome",
     "onboard",
+    "onboard_in_batches",
     "outcome_as_json",
     "private_output",
     "read_attendees",
@@ -121,72 +124,133 @@ def onboard(
     Raises:
         InvalidConfiguration: ``in_flight`` or ``timeout`` is out of its range.
     """
+    return _one_by_one(
+        onboard_in_batches(
+            service,
+            requests,
+            in_flight=in_flight,
+            timeout=timeout,
+            fresh=fresh,
+            priority=priority,
+        )
+    )
+
+
+async def _one_by_one(
+    batches: AsyncGenerator[list[Outcome], None],
+) -> AsyncGenerator[Outcome, None]:
+    async with aclosing(batches):
+        async for batch in batches:
+            for outcome in batch:
+                yield outcome
+
+
+def onboard_in_batches(
+    service: AsyncTokenService,
+    requests: Requests,
+    *,
+    in_flight: int = IN_FLIGHT,
+    timeout: float | None = None,
+    fresh: bool = True,
+    priority: Priority = Priority.NORMAL,
+) -> AsyncGenerator[list[Outcome], None]:
+    """As :func:`onboard`, with all outcomes at once that have come since the last were taken.
+
+    For a consumer that pays by the call: to write to a disk or a network, say.
+
+    Args:
+        service: as for :func:`onboard`.
+        requests: as for :func:`onboard`.
+        in_flight: as for :func:`onboard`; also the most outcomes there are in a batch.
+        timeout: as for :func:`onboard`.
+        fresh: as for :func:`onboard`.
+        priority: as for :func:`onboard`.
+
+    Returns:
+        Lists of one outcome at least.
+
+    Raises:
+        InvalidConfiguration: as :func:`onboard` does.
+    """
     if in_flight < 1:
         raise InvalidConfiguration("in_flight", "at least 1", in_flight)
     if timeout is not None and not timeout > 0:
         raise InvalidConfiguration("timeout", "above 0 s, or None", timeout)
     issue = partial(service.issue, timeout=timeout, fresh=fresh, priority=priority)
-    return _onboard(issue, requests, in_flight)
+    return _batches(issue, requests, in_flight)
 
 
-async def _onboard(
+async def _batches(
     issue: Callable[[TokenRequest], Awaitable[ChatToken]], requests: Requests, in_flight: int
-) -> AsyncGenerator[Outcome, None]:
-    attendees = _numbered(requests)
+) -> AsyncGenerator[list[Outcome], None]:
+    rows: Iterator[TokenRequest | Attendee] | AsyncIterator[TokenRequest | Attendee]
+    rows = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
+    pulled = 0
+    exhausted = False
+    # Reading is a task like the others, so that a slow source holds no outcome back.
+    reading: asyncio.Task[Any] | None = None
     under_way: set[asyncio.Task[Any]] = set()
-    ended: asyncio.Queue[asyncio.Task[Any]] = asyncio.Queue()
+    ended: deque[asyncio.Task[Any]] = deque()
+    some_ended = asyncio.Event()
+    batch: list[Outcome] = []
 
     def start(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         under_way.add(task)
-        task.add_done_callback(ended.put_nowait)
+        task.add_done_callback(end)
         return task
 
+    def end(task: asyncio.Task[Any]) -> None:
+        ended.append(task)
+        some_ended.set()
+
+    def take(row: TokenRequest | Attendee | None) -> None:
+        nonlocal pulled, exhausted
+        if row is None:
+            exhausted = True
+            return
+        pulled += 1
+        attendee = row if isinstance(row, Attendee) else Attendee(pulled, row)
+        if attendee.request is None:
+            batch.append(Outcome(attendee, error=attendee.error))
+        else:
+            start(_outcome(issue, attendee, attendee.request))
+
     try:
-        # Reading is a task like the others, so that a slow source holds no outcome back.
-        reading: asyncio.Task[Attendee | None] | None = start(_next(attendees))
-        exhausted = False
-        while under_way:
-            task = await ended.get()
-            under_way.remove(task)
-            if task is not reading:
-                yield task.result()
-            else:
-                reading = None
-                attendee: Attendee | None = task.result()
-                if attendee is None:
-                    exhausted = True
-                elif attendee.request is None:
-                    yield Outcome(attendee, error=attendee.error)
+        while True:
+            # Nobody is begun any more once the end of the job is known.
+            while not (exhausted or reading or ended) and len(under_way) + len(batch) < in_flight:
+                if isinstance(rows, AsyncIterator):
+                    reading = start(_next(rows))
                 else:
-                    start(_outcome(issue, attendee, attendee.request))
-            if reading is None and not exhausted and len(under_way) < in_flight:
-                reading = start(_next(attendees))
+                    take(next(rows, None))
+            if not batch and not under_way:
+                break
+            # Where nothing is to be waited for, others have their turn all the same.
+            await (asyncio.sleep(0) if batch else some_ended.wait())
+            some_ended.clear()
+            # What ends the job is raised after the outcomes that came before it were taken.
+            while ended and not (batch and ended[0].exception()):
+                task = ended.popleft()
+                under_way.remove(task)
+                if task is reading:
+                    reading = None
+                    take(task.result())
+                else:
+                    batch.append(task.result())
+            if ended:
+                some_ended.set()
+            if batch:
+                ready, batch = batch, []
+                yield ready
     finally:
-        for task in under_way:
-            task.cancel()
+        for each in under_way:
+            each.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
-        await attendees.aclose()
 
 
-async def _numbered(requests: Requests) -> AsyncGenerator[Attendee, None]:
-    line = 0
-    if isinstance(requests, AsyncIterable):
-        async for row in requests:
-            line += 1
-            yield _as_attendee(line, row)
-    else:
-        for row in requests:
-            line += 1
-            yield _as_attendee(line, row)
-
-
-def _as_attendee(line: int, row: TokenRequest | Attendee) -> Attendee:
-    return row if isinstance(row, Attendee) else Attendee(line, row)
-
-
-async def _next(attendees: AsyncIterator[Attendee]) -> Attendee | None:
-    return await anext(attendees, None)
+async def _next(rows: AsyncIterator[T]) -> T | None:
+    return await anext(rows, None)
 
 
 async def _outcome(
@@ -255,25 +319,60 @@ def private_output(path: str | os.PathLike[str], *, force: bool = False) -> Iter
         OSError: it cannot be written, exists already, or is something else than a file.
     """
     target = Path(path)
-    _check_free(target, force)
+    check_free(target, force=force)
     part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(part, flags, 0o600)
+    descriptor = open_private(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
             yield file
             file.flush()
             # A full disk may show only here.
             os.fsync(descriptor)
-        _check_free(target, force)
-        os.replace(part, target)  # noqa: PTH105 (Path.replace is the same)
+        check_free(target, force=force)
+        part.replace(target)
     except BaseException:
         with suppress(FileNotFoundError):
             part.unlink()
         raise
 
 
-def _check_free(target: Path, force: bool) -> None:
+def open_private(path: Path, flags: int) -> int:
+    """Open a file, never through a symbolic link; one that is made is its owner's only.
+
+    Args:
+        path: the file.
+        flags: of :func:`os.open`.
+
+    Returns:
+        The descriptor.
+
+    Raises:
+        OSError: it cannot be opened, or is something else than a file.
+    """
+    if path.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
+    # Not blocking: what is there may be a pipe that nobody reads.
+    more = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags | more, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_free(target: Path, *, force: bool) -> None:
+    """Refuse a place where a file for secrets cannot come to be.
+
+    Args:
+        target: the place.
+        force: whether a file that is there already may be replaced.
+
+    Raises:
+        OSError: a file, a link or something else is in the way.
+    """
     if target.is_symlink():
         raise OSError(errno.ELOOP, "is a symbolic link", str(target))
     if target.exists():

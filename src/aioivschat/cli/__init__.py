@@ -29,9 +29,15 @@ print one JSON line for each as it comes:
    "tokenExpirationTime": "...", "sessionExpirationTime": "..."}
   {"line": 7, "error": {"code": "InvalidRequest", "message": "..."}}
 
-A token lives one minute and connects once: consume the output as it comes.
-A file made by --output appears when the last token is there, so it suits jobs
-of less than a minute (fewer than 12,000 attendees at 200 a second).
+A token lives one minute and connects once. A job whose first tokens would be
+dead when the last one comes (more than 11,000 attendees at 200 a second) needs
+--stream and somebody who consumes the output as it comes. A file made by
+--output appears when the last token is there; with --stream it is there from
+the start and grows by whole lines.
+
+With --resume the same command, run again after any end, goes on where it was:
+nobody is lost, and in a file nobody has two lines. On standard output the last
+few lines before a kill may come again. The checkpoint holds no token.
 
 Without --aws or --endpoint-url the tokens come from a local emulator.
 """
@@ -148,6 +154,16 @@ def _add_onboard(commands: Any) -> None:
         "absent",
     )
     add("--force", action="store_true", help="replace FILE if it exists")
+    add(
+        "--stream",
+        action="store_true",
+        help="tokens are taken while they come: any number of attendees, and FILE grows",
+    )
+    add(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="keep account of who is done there, and go on from it if it exists",
+    )
     add("--format", choices=("csv", "jsonl"), help="instead of going by the file's extension")
     add("--room", metavar="ARN", help="the room of rows that name none")
     _add_target(onboard)

@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import math
 import os
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, aclosing
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
+from aioivschat._cache import CachePolicy
+from aioivschat._models import TOKEN_LIFE, RoomArn, TokenRequest
 from aioivschat.cli import OK, ROWS_FAILED
-from aioivschat.cli.process import (
-    check_standard_output,
-    complain,
-    run_to_end,
-    say,
-    write_to_standard_output,
-)
+from aioivschat.cli.checkpoint import Checkpoint, Fingerprint, InputChanged
+from aioivschat.cli.output import FILE, STANDARD_OUTPUT, Write, open_output
+from aioivschat.cli.process import complain, run_to_end, say
 from aioivschat.cli.progress import Tally, progress
 from aioivschat.cli.source import check_target, open_service
 from aioivschat.onboarding import (
+    Attendee,
     BlockingThread,
     Format,
-    onboard,
-    outcome_as_json,
-    private_output,
+    onboard_in_batches,
     read_attendees,
     read_in_thread,
 )
 
 _FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _WINDOW = 2.0  # seconds of the quota under way at once
-_TOKEN_LIFE = 60.0
+_WINDOW_MOST = 2000  # more than one process can keep busy
+_AHEAD = 25
+"""Attendees for each line of a checkpoint: so few are read before the first of them is asked for,
+and a job of a million has a few megabytes of them."""
+_TO_CONNECT = CachePolicy().min_remaining
+_TOGETHER = TOKEN_LIFE - _TO_CONNECT
+"""Seconds from the first token of a job to the last, if all are used at its end."""
+_PAUSE = 0.01
+"""Seconds between writes: what comes meanwhile is written at once, for a fraction of the cost."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -44,47 +52,170 @@ def run(options: argparse.Namespace) -> int:
     check_target(options)
     if options.force and not options.output:
         options.parser.error("--force needs --output")
-    # Both are opened before anything is asked for: a typing error costs no token.
-    attendees = _open_input(options.attendees)
-    with _open_output(options.output, options.force) as write:
-        tally = run_to_end(_onboard(options, attendees, write))
+    others = {os.path.realpath(path) for path in (options.attendees, options.output) if path}
+    if options.resume and os.path.realpath(options.resume) in others:
+        options.parser.error("--resume needs a file of its own")
+    try:
+        with ExitStack() as stack:
+            tally = _run(options, stack)
+    except JobTooLong as error:
+        return complain(str(error), ROWS_FAILED)
+    except InputChanged:
+        changed = f"{options.attendees}: is not what it was when {options.resume} was written"
+        return complain(f"{changed}; a new job needs a new checkpoint", ROWS_FAILED)
     # Only now is the file in its place.
     if not options.quiet:
         say(str(tally))
-    if options.output and tally.seconds > _TOKEN_LIFE:
+    written = tally.tokens > tally.before
+    if written and options.output and not options.stream and tally.since_first > TOKEN_LIFE:
         complain("the first tokens had expired before the file was complete; see --help")
     return ROWS_FAILED if tally.failed else OK
 
 
-async def _onboard(
-    options: argparse.Namespace, attendees: BinaryIO, write: Callable[[str], object]
-) -> Tally:
+def _run(options: argparse.Namespace, stack: ExitStack) -> Tally:
+    # All files are opened before anything is asked for: a typing error costs no token.
+    attendees = _open_input(options.attendees)
     file_format = options.format or _FORMATS.get(Path(options.attendees).suffix.lower())
-    rows = read_attendees(attendees, file_format, room=options.room)
     regular = stat.S_ISREG(os.fstat(attendees.fileno()).st_mode)
+    if regular and not options.stream:
+        _check_fits(options, attendees, file_format)
+    checkpoint = None
+    if options.resume:
+        kind = FILE if options.output else STANDARD_OUTPUT
+        checkpoint = stack.enter_context(Checkpoint(options.resume, kind))
+    write = stack.enter_context(
+        open_output(options.output, checkpoint, force=options.force, stream=options.stream)
+    )
+    tally = Tally(options.rate, time.monotonic())
+    if checkpoint is None:
+        rows = read_attendees(attendees, file_format, room=options.room)
+    else:
+        tally.resume(checkpoint)
+        read = Fingerprint(attendees, file_format, options.room)
+        rows = read_attendees(cast("BinaryIO", read), file_format, room=options.room)
+        rows = checkpoint.remaining(rows, read, ahead=_AHEAD if regular else 1)
+        if checkpoint.has_begun and not options.quiet:
+            say(f"aioivschat: {tally.total:,} attendees were done before")
+    if regular:
+        # Whoever is done is passed over here, where it holds no event loop up.
+        rows = chain(filter(None, [next(rows, None)]), rows)
+    elif not options.stream:
+        rows = while_they_fit(options, rows)
+    run_to_end(_onboard(options, rows if regular else read_in_thread(rows), write, tally))
+    if checkpoint is not None:
+        tally.again = checkpoint.again
+    return tally
+
+
+async def _onboard(
+    options: argparse.Namespace,
+    rows: Iterator[Attendee] | AsyncIterator[Attendee],
+    write: Write,
+    tally: Tally,
+) -> None:
     # Writing may block as reading may: whoever consumes the tokens can be slower than the quota.
     writing = BlockingThread()
     async with open_service(options) as tokens:
-        outcomes = onboard(
+        batches = onboard_in_batches(
             tokens,
-            rows if regular else read_in_thread(rows),
+            rows,
             in_flight=options.in_flight or _window(options.rate, options.timeout),
             timeout=options.timeout,
         )
-        tally = Tally(options.rate, time.monotonic())
+        tally.started = time.monotonic()
         with progress(options, tally) as show:
-            async with aclosing(outcomes):
-                async for outcome in outcomes:
-                    await writing.run(write, outcome_as_json(outcome))
-                    tally.add(outcome)
+            async with aclosing(batches):
+                async for batch in batches:
+                    await writing.run(write, batch)
+                    tally.add(batch)
                     show()
-    return tally.ended()
+                    await asyncio.sleep(_PAUSE)
+    tally.ended()
 
 
 def _window(rate: float, timeout: float | None) -> int:
     """Return how many calls keep the quota busy without waiting themselves into a timeout."""
     seconds = _WINDOW if timeout is None else min(_WINDOW, timeout / 2)
-    return math.ceil(rate * seconds)
+    return min(math.ceil(rate * seconds), _WINDOW_MOST)
+
+
+class JobTooLong(Exception):
+    """The first tokens would be dead when the last one comes."""
+
+    def __init__(self, attendees: str, options: argparse.Namespace, seconds: float) -> None:
+        most = math.floor(_TOGETHER * options.rate) + (options.burst or 0)
+        super().__init__(
+            f"{attendees} attendees at {options.rate:g} a second take {seconds:,.0f} s, but a "
+            f"token lives {TOKEN_LIFE:g} s: at most {most:,} can be used together, with "
+            f"{_TO_CONNECT:g} s left to connect. Use --stream, with a consumer that takes each "
+            "token as it comes"
+        )
+
+
+def _seconds(options: argparse.Namespace, count: int) -> float:
+    """Return how long the quota of an account and region takes for so many."""
+    return float(max(0, count - (options.burst or 0)) / options.rate)
+
+
+def _check_fits(
+    options: argparse.Namespace, attendees: BinaryIO, file_format: Format | None
+) -> None:
+    """Refuse a job whose tokens cannot be used together, if it is known how long it is.
+
+    Raises:
+        JobTooLong: it takes longer than a token lives.
+    """
+    start = attendees.tell()
+    lines = 1 + sum(part.count(b"\n") for part in iter(lambda: attendees.read(1 << 20), b""))
+    attendees.seek(start)
+    if _seconds(options, lines) <= _TOGETHER:
+        return
+    # Now it matters who shares a quota, and which rows are good.
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in read_attendees(attendees, file_format, room=options.room):
+        if row.request is not None:
+            counts[_quota_of(row.request)] += 1
+    attendees.seek(start)
+    count = max(counts.values(), default=0)
+    if _seconds(options, count) > _TOGETHER:
+        raise JobTooLong(f"{count:,}", options, _seconds(options, count))
+
+
+def while_they_fit(
+    options: argparse.Namespace,
+    rows: Iterator[Attendee],
+    monotonic: Callable[[], float] = time.monotonic,
+) -> Iterator[Attendee]:
+    """Refuse to go on when the tokens cannot be used together any more.
+
+    Rows that come more slowly than the quota allows are used as they come, by somebody who waits.
+
+    Args:
+        options: with the rate and the burst of the quota.
+        rows: the attendees, of whom nobody knows how many there are.
+        monotonic: the time in seconds.
+
+    Returns:
+        The attendees.
+
+    Raises:
+        JobTooLong: there are too many.
+    """
+    started = monotonic()
+    counts: Counter[tuple[str, str]] = Counter()
+    for row in rows:
+        if row.request is not None:
+            quota = _quota_of(row.request)
+            counts[quota] += 1
+            seconds = _seconds(options, counts[quota])
+            if seconds > _TOGETHER and monotonic() - started < seconds:
+                raise JobTooLong(f"{counts[quota]:,} or more", options, seconds)
+        yield row
+
+
+def _quota_of(request: TokenRequest) -> tuple[str, str]:
+    arn = RoomArn.parse(request.room)
+    return arn.account, arn.region
 
 
 def _open_input(path: str) -> BinaryIO:
@@ -100,13 +231,3 @@ def _open_input(path: str) -> BinaryIO:
     else:
         raise OSError(errno.EBADF, "standard input is closed")
     return os.fdopen(descriptor, "rb", closefd=False)
-
-
-@contextmanager
-def _open_output(path: str | None, force: bool) -> Iterator[Callable[[str], object]]:
-    if path is None:
-        check_standard_output()
-        yield write_to_standard_output
-        return
-    with private_output(path, force=force) as file:
-        yield file.write

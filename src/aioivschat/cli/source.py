@@ -8,6 +8,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from aiobotocore.session import AioSession
 
+from aioivschat._cache import CachePolicy
 from aioivschat._limiter import Quota
 from aioivschat._service import AsyncTokenService
 from aioivschat.cli.process import say
@@ -22,16 +23,29 @@ def check_target(options: argparse.Namespace) -> None:
 
 
 @asynccontextmanager
-async def open_service(options: argparse.Namespace) -> AsyncIterator[AsyncTokenService]:
-    """Open the service on what the options ask for."""
+async def open_service(
+    options: argparse.Namespace,
+    *,
+    cache: CachePolicy = CachePolicy(),  # noqa: B008 (frozen)
+    latency: float = 0.0,
+) -> AsyncIterator[AsyncTokenService]:
+    """Open the service on what the options ask for.
+
+    Args:
+        options: as the parser gives them.
+        cache: the service's.
+        latency: seconds before the emulator answers.
+    """
     with ExitStack() as stack:
         if options.aws or options.endpoint_url:
             session, url = AioSession(profile=options.profile), options.endpoint_url
         else:
             session = session_without_configuration()
-            url = stack.enter_context(_emulator(options.rate, options.burst))
+            url = stack.enter_context(_emulator(options.rate, options.burst, latency))
         quota = Quota(rate=options.rate, burst=options.burst)
-        async with AsyncTokenService(session=session, endpoint_url=url, quota=quota) as tokens:
+        async with AsyncTokenService(
+            session=session, endpoint_url=url, quota=quota, cache=cache
+        ) as tokens:
             yield tokens
 
 
@@ -44,13 +58,13 @@ def session_without_configuration() -> AioSession:
 
 
 @contextmanager
-def _emulator(rate: float, burst: int | None) -> Iterator[str]:
+def _emulator(rate: float, burst: int | None, latency: float) -> Iterator[str]:
     # Who asks AWS waits for no web server to load.
     from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
 
     shape = QuotaShape("bucket", rate, burst or max(1.0, rate))
     # A thread of its own: the emulator answers while the service's loop is busy, as AWS would.
-    with ThreadedEmulatorServer(Emulator(quota=shape)) as server:
+    with ThreadedEmulatorServer(Emulator(quota=shape, latency=latency)) as server:
         say(
             "aioivschat: these tokens are from the local emulator and do not connect to AWS "
             "(see --aws)"
