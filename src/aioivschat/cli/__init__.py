@@ -90,6 +90,33 @@ exit status: 0 it suits; 1 it does not
 """
 
 
+_PLAN = """\
+Tell how the doors of an event will fare: how long viewers wait, when the last
+one is in, what the crowd asks for afterwards, and what would make it better.
+Nothing is sent anywhere: the real service runs in virtual time.
+"""
+
+_REHEARSE = """\
+Let the crowd of an event in for real, and show the plan beside what was
+measured. Without --aws or --endpoint-url the tokens come from a local emulator.
+Ctrl-C ends it and shows what was measured so far.
+"""
+
+_EVENT_HELP = """\
+arrivals:
+  at-once            all at the moment when the doors open
+  uniform:SECONDS    evenly over so many seconds
+  ramp:SECONDS       more and more; the last second sees twice the mean
+  FILE.csv           a header or none, then rows of a second and the arrivals in
+                     it; scaled to --attendees, if given
+
+example:
+  aioivschat {command} --attendees {attendees} --arrivals ramp:{seconds} --prewarm {prewarm}
+
+docs/guide.md plans an event from beginning to end, and describes --json.
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -131,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_onboard(commands)
     _add_issue(commands)
+    _add_plan(commands)
+    _add_rehearse(commands)
     _add_demo(commands)
     _add_fleet(commands)
     return parser
@@ -281,6 +310,102 @@ def _add_fleet(commands: Any) -> None:
         metavar="NAME",
         help="the fleet's (default: %(default)s)",
     )
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan",
+        help="tell how the doors of an event will fare",
+        description=_PLAN,
+        epilog=_EVENT_HELP.format(command="plan", attendees=50000, seconds=120, prewarm=50),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    plan.set_defaults(module="aioivschat.cli.plan", parser=plan)
+    _add_event(plan)
+
+
+def _add_rehearse(commands: Any) -> None:
+    rehearse = commands.add_parser(
+        "rehearse",
+        help="let the crowd of an event in for real, beside its plan",
+        description=_REHEARSE,
+        epilog=_EVENT_HELP.format(command="rehearse", attendees=2000, seconds=5, prewarm=3)
+        + "\nexit status: 0 all got in; 2 somebody failed; 1 another failure; 130 interrupted,\n"
+        "or not agreed to\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    rehearse.set_defaults(module="aioivschat.cli.rehearse", parser=rehearse)
+    _add_event(rehearse)
+    add = rehearse.add_argument
+    add(
+        "--room",
+        action="append",
+        default=[],
+        metavar="ARN",
+        help="a room of the event, instead of --rooms and --regions; may be repeated",
+    )
+    _add_target(rehearse)
+    add("--yes", action="store_true", help="spend the account's quota without asking first")
+    add("--quiet", action="store_true", help="no live view")
+
+
+def _add_event(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--attendees", type=_whole, metavar="N", help="how many come")
+    add(
+        "--arrivals",
+        default="at-once",
+        metavar="CURVE",
+        help="when they come: at-once (default), uniform:SECONDS, ramp:SECONDS, or FILE.csv",
+    )
+    add(
+        "--rate",
+        type=_above_zero,
+        default=_QUOTA,
+        metavar="N",
+        help="requests a second allowed to the account in each region (default: 200)",
+    )
+    add("--burst", type=_whole, metavar="N", help="size of the quota's bucket, where it is known")
+    add(
+        "--prewarm",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="seconds before the doors that may be used to mint ahead, at most 55 (default: 0)",
+    )
+    add("--rooms", type=_whole, metavar="N", help="rooms (default: one for each region)")
+    add("--regions", type=_whole, default=1, metavar="N", help="regions (default: 1)")
+    add("--session-minutes", type=int, default=60, metavar="N", help="1 to 180 (default: 60)")
+    add(
+        "--reconnects",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="lost connections of a viewer an hour (default: 1; count yours)",
+    )
+    add(
+        "--renew",
+        choices=("session", "token"),
+        default="session",
+        help="what clients are given as tokenExpirationTime: the session's end (default), or "
+        "AWS's own value, which costs a token about every 30 s",
+    )
+    add(
+        "--patience",
+        type=_above_zero,
+        default=10.0,
+        metavar="S",
+        help="seconds that a viewer waits gladly (default: 10)",
+    )
+    add(
+        "--latency",
+        type=float,
+        default=0.02,
+        metavar="S",
+        help="seconds from a request to its token (default: 0.02)",
+    )
+    add("--json", action="store_true", help="print one JSON object instead of table and chart")
+    add("--plot", metavar="FILE", help="draw a picture, .svg or .png (needs aioivschat[plot])")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:

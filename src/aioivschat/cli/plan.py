@@ -1,0 +1,28 @@
+"""``aioivschat plan``: whether an event fits, known beforehand."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from aioivschat.cli import OK
+from aioivschat.cli.event import check_plot, event_of
+from aioivschat.cli.process import check_standard_output, write_to_standard_output
+from aioivschat.cli.report import plan_report
+from aioivschat.planning import plan, plan_as_json
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command, and return its exit status."""
+    check_plot(options)
+    check_standard_output()
+    made = plan(event_of(options))
+    if options.plot:
+        from aioivschat.cli.plot import plot
+
+        plot(options.plot, made.event, made.course)
+    if options.json:
+        write_to_standard_output(json.dumps(plan_as_json(made)) + "\n")
+    else:
+        write_to_standard_output(plan_report(made))
+    return OK

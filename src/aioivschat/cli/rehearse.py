@@ -1,0 +1,155 @@
+"""``aioivschat rehearse``: the doors of an event for real, and the plan beside them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from aioivschat.cli import INTERRUPTED, OK, ROWS_FAILED
+from aioivschat.cli.event import check_plot, event_of
+from aioivschat.cli.process import (
+    check_standard_output,
+    run_to_end,
+    say,
+    write_to_standard_output,
+)
+from aioivschat.cli.report import rehearsal_report
+from aioivschat.cli.source import check_target, open_service
+from aioivschat.planning import Course, Doors, LiveEvent, rehearsal_as_json, simulate, stock_for
+
+_REFRESH = 0.5  # seconds
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command, and return its exit status."""
+    check_target(options)
+    check_plot(options)
+    check_standard_output()
+    if options.aws and not options.room:
+        options.parser.error("--aws needs the event's rooms: --room ARN, once for each")
+    event = event_of(options, tuple(options.room))
+    if not _is_agreed(options, event):
+        return INTERRUPTED
+    rooms = tuple(options.room) or event.arns()
+    planned = simulate(event, rooms)
+    measured, seconds = run_to_end(_rehearse(options, event, rooms))
+    interrupted = seconds < math.inf
+    if interrupted:
+        # Side by side, both are of the same part of the event.
+        planned = simulate(event, rooms, until=seconds)
+    if options.plot:
+        from aioivschat.cli.plot import plot
+
+        plot(options.plot, event, planned, measured)
+    if options.json:
+        shape = rehearsal_as_json(event, planned, measured, interrupted=interrupted)
+        write_to_standard_output(json.dumps(shape) + "\n")
+    else:
+        write_to_standard_output(rehearsal_report(event, planned, measured, interrupted))
+    if interrupted:
+        return INTERRUPTED
+    return ROWS_FAILED if measured.failed else OK
+
+
+def _is_agreed(options: argparse.Namespace, event: LiveEvent) -> bool:
+    """Ask whether to spend real quota, if it may be real."""
+    remote = options.aws or (options.endpoint_url or "").startswith("https:")
+    if not remote or options.yes:
+        return True
+    if sys.stdin is None or not sys.stdin.isatty() or sys.stderr is None:
+        options.parser.error("this spends the account's quota: say --yes")
+    seconds = event.attendees / event.quota.rate / event.regions
+    print(
+        f"aioivschat: this asks for {event.attendees:,} tokens, {seconds:.0f} s of the account's "
+        "whole quota. Go on? [y/N] ",
+        end="",
+        file=sys.stderr,
+        flush=True,
+    )
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+async def _rehearse(
+    options: argparse.Namespace, event: LiveEvent, rooms: Sequence[str]
+) -> tuple[Course, float]:
+    """Return what was measured, and the second at which it was interrupted."""
+    async with open_service(options, cache=stock_for(event), latency=event.latency) as service:
+        doors = Doors(event, service, rooms)
+        holding = asyncio.create_task(doors.hold())
+        # A second Ctrl-C finds what Python does by itself.
+        with _at_interrupt(holding.cancel), _progress(options, event, doors) as show:
+            interrupted = math.inf
+            while not holding.done():
+                await asyncio.wait((holding,), timeout=_REFRESH)
+                show()
+            try:
+                holding.result()
+            except asyncio.CancelledError:
+                interrupted = doors.moment().seconds
+        return doors.course(), interrupted
+
+
+@contextmanager
+def _at_interrupt(end: Callable[[], object]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+
+    def ended() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        end()
+
+    loop.add_signal_handler(signal.SIGINT, ended)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+@contextmanager
+def _progress(
+    options: argparse.Namespace, event: LiveEvent, doors: Doors
+) -> Iterator[Callable[[], None]]:
+    """Show how the doors fare, if standard error is a terminal.
+
+    Yields:
+        What shows them as they are.
+    """
+    if options.quiet or sys.stderr is None or not sys.stderr.isatty():
+        yield lambda: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+    except ImportError:
+        say("aioivschat: rehearsing; Ctrl-C ends it (a live view needs aioivschat[cli])")
+        yield lambda: None
+        return
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[state]}"),
+        console=Console(stderr=True),
+        transient=True,
+        redirect_stdout=False,
+    )
+    quota = event.quota.rate * event.regions
+    task = bar.add_task("", total=event.attendees, state="")
+
+    def show() -> None:
+        now = doors.moment()
+        when = f"doors in {-now.seconds:.0f} s" if now.seconds < 0 else f"{now.seconds:.0f} s"
+        state = (
+            f"{now.admitted:,} in, {now.waiting:,} wait (p95 {now.p95:.1f} s), "
+            f"{now.rate}/s of {quota:g}, {now.throttled:,} throttled"
+        )
+        if now.failed:
+            state += f", {now.failed:,} failed"
+        bar.update(task, completed=now.admitted, description=when, state=state)
+
+    with bar:
+        yield show

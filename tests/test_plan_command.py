@@ -1,0 +1,254 @@
+"""``aioivschat plan`` as a process: table, chart, JSON, picture, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+COMMAND = (sys.executable, "-m", "aioivschat", "plan")
+SOON = 60.0  # seconds; far more than anything here takes
+
+
+def run(
+    *arguments: str,
+    place: Path,
+    without: Sequence[str] = (),
+    environment: dict[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, in a place of its own, as if some libraries were missing."""
+    hide = "".join(f"sys.modules[{name!r}] = None; " for name in without)
+    script = f"import sys; {hide}import aioivschat.cli as cli; sys.exit(cli.main())"
+    command = (sys.executable, "-c", script, "plan") if without else COMMAND
+    return subprocess.run(
+        [*command, *arguments],
+        cwd=place,
+        check=False,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=SOON,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", **(environment or {})},
+    )
+
+
+def on_a_terminal(*arguments: str, environment: dict[str, str]) -> str:
+    """Run the command with a terminal as standard output; return what it shows."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=theirs,
+        env={**os.environ, "TERM": "xterm-256color", **environment},
+    )
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:
+        pass  # how Linux says that the other side is closed
+    os.close(ours)
+    assert 0 == process.wait(SOON)
+    return shown.decode()
+
+
+def test_a_plan_is_a_table_and_a_chart(tmp_path: Path) -> None:
+    """With what people ask first, and three quantities over time."""
+    done = run("--attendees", "1000", "--arrivals", "uniform:2", "--prewarm", "1", place=tmp_path)
+    assert (0, "") == (done.returncode, done.stderr)
+    for told in (
+        "1,000 attendees evenly over 2 s; 1 room in 1 region, 200 tokens a second, prewarmed for",
+        "last viewer in",
+        "earliest feasible",
+        "95 % wait at most",
+        "wait over 10 s",
+        "tokens prewarmed",
+        "then: renewals",
+        "with one more region",
+        "with prewarming 50 s ahead",
+        "arrivals a second",
+        "tokens a second",
+        "viewers waiting",
+        "s after the doors open",
+        "█",
+    ):
+        assert told in done.stdout
+    assert "\x1b" not in done.stdout
+    assert 80 >= max(map(len, done.stdout.splitlines()[20:]))
+
+
+def test_json_is_one_object(tmp_path: Path) -> None:
+    """The event as it was understood, and the plan."""
+    done = run(
+        *("--attendees", "500", "--arrivals", "ramp:2", "--rate", "100", "--burst", "20"),
+        *("--regions", "2", "--rooms", "3", "--session-minutes", "30", "--reconnects", "2"),
+        *("--renew", "token", "--patience", "1", "--latency", "0.05", "--prewarm", "1", "--json"),
+        place=tmp_path,
+    )
+    (line,) = done.stdout.splitlines()
+    shape = json.loads(line)
+    assert {
+        "attendees": 500,
+        "arrivals": {"shape": "ramp", "seconds": 2.0, "counts": []},
+        "prewarm": 1.0,
+        "rooms": 3,
+        "regions": 2,
+        "session_minutes": 30,
+        "reconnects": 2.0,
+        "renewal": "token",
+        "patience": 1.0,
+        "latency": 0.05,
+        "rate": 100.0,
+        "burst": 20,
+    } == shape["event"]
+    assert 500 == shape["plan"]["admitted"]
+
+
+def test_arrivals_come_from_a_file(tmp_path: Path) -> None:
+    """As many as it holds, or scaled to so many; a spreadsheet's BOM does no harm."""
+    (tmp_path / "last.csv").write_text("\ufeffsecond,arrivals\n0,30\n3,70\n", encoding="utf-8")
+    for arguments, attendees in ((), 100), (("--attendees", "50"), 50):
+        done = run("--arrivals", "last.csv", "--json", *arguments, place=tmp_path)
+        timeline = json.loads(done.stdout)["plan"]["timeline"]
+        assert attendees == sum(timeline["arrived"])
+        assert (0.3 * attendees, 0.7 * attendees) == (
+            timeline["arrived"][0],
+            timeline["arrived"][3],
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "beginning"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("SVG", b"<?xml")]
+)
+def test_a_picture_is_drawn(tmp_path: Path, kind: str, beginning: bytes) -> None:
+    """In either format, in place of an older one."""
+    picture = tmp_path / f"plan.{kind}"
+    picture.write_text("older")
+    done = run("--attendees", "300", "--prewarm", "1", "--plot", picture.name, place=tmp_path)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert picture.read_bytes().startswith(beginning)
+
+
+def test_a_picture_shows_the_four_curves(tmp_path: Path) -> None:
+    """Arrivals, admitted and waiting against the quota, each by its name."""
+    run("--attendees", "300", "--plot", "plan.svg", place=tmp_path)
+    text = (tmp_path / "plan.svg").read_text()
+    for name in ("arrived", "admitted", "waiting", "tokens minted", "quota, 200 a second"):
+        assert f"<!-- {name} -->" in text
+
+
+def test_a_picture_needs_matplotlib(tmp_path: Path) -> None:
+    """What to install is told before anything is planned; without a picture nothing is missing."""
+    done = run("--attendees", "10", "--plot", "a.svg", place=tmp_path, without=["matplotlib"])
+    assert (2, "") == (done.returncode, done.stdout)
+    assert "pip install 'aioivschat[plot]'" in done.stderr
+    assert 0 == run("--attendees", "10", place=tmp_path, without=["matplotlib"]).returncode
+
+
+def test_a_terminal_gets_colours_and_its_own_width() -> None:
+    """Unless it wants none; and without rich the same in black and white."""
+    width = {"COLUMNS": "60", "LINES": "40", "NO_COLOR": ""}
+    os.environ.pop("NO_COLOR", None)
+    coloured = {key: value for key, value in width.items() if key != "NO_COLOR"}
+    shown = on_a_terminal("--attendees", "400", environment=coloured)
+    assert "\x1b[33m" in shown
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines()
+    axis = next(line for line in lines if "└" in line)
+    assert 59 == len(axis)
+    assert "\x1b" not in on_a_terminal("--attendees", "400", environment=width)
+
+
+def test_it_does_without_rich(tmp_path: Path) -> None:
+    """Table and chart are the same."""
+    arguments = ("--attendees", "400")
+    assert (
+        run(*arguments, place=tmp_path).stdout
+        == run(*arguments, place=tmp_path, without=["rich"]).stdout
+    )
+
+
+def test_a_terminal_without_unicode_gets_a_chart_too(tmp_path: Path) -> None:
+    """Of signs that it has."""
+    done = run("--attendees", "400", place=tmp_path, environment={"PYTHONIOENCODING": "ascii"})
+    assert done.stdout.isascii()
+    assert "####" in done.stdout
+
+
+def test_what_cannot_last_is_said(tmp_path: Path) -> None:
+    """More connections than AWS allows, and more renewals than the quota carries."""
+    done = run(
+        *("--arrivals", "crowd.csv", "--renew", "token", "--rate", "20000"),
+        place=_with_crowd(tmp_path, 51_000),
+    )
+    assert "! More viewers than the 50,000 connections" in done.stdout
+    assert "! Give clients the session's end" in done.stdout
+    small = run("--attendees", "50", "--renew", "token", "--rate", "1", place=tmp_path)
+    assert "! The quota carries 29 viewers for good, not 50." in small.stdout
+
+
+def test_an_interrupt_ends_a_plan(tmp_path: Path) -> None:
+    """Without a word."""
+    os.mkfifo(tmp_path / "slow.csv")
+    with subprocess.Popen(
+        [*COMMAND, "--arrivals", "slow.csv"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            # From here on it has begun, and so many take longer than to send a signal.
+            with (tmp_path / "slow.csv").open("w") as arrivals:
+                arrivals.write("100\n" * 3_000)
+            process.send_signal(signal.SIGINT)
+            assert (b"", b"") == process.communicate(timeout=SOON)
+        finally:
+            process.kill()
+    assert 130 == process.returncode
+
+
+def _with_crowd(place: Path, attendees: int) -> Path:
+    (place / "crowd.csv").write_text(f"{attendees}\n")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "--attendees is needed"),
+        (("--attendees", "0"), "--attendees"),
+        (("--attendees", "9", "--arrivals", "slowly"), "at-once, uniform:SECONDS or ramp:SECONDS"),
+        (("--attendees", "9", "--prewarm", "56"), "prewarm: must be 0 to 55 s"),
+        (("--attendees", "9", "--regions", "8"), "regions: must be 1 to 7"),
+        (("--attendees", "9", "--regions", "2", "--rooms", "1"), "rooms: must be one for each"),
+        (("--attendees", "9", "--renew", "never"), "--renew"),
+        (("--attendees", "9", "--plot", "plan.pdf"), "must end in .svg or .png"),
+        (("--arrivals", "bad.csv"), "arrivals, line 2: must be"),
+        (("--arrivals", "binary.csv"), "arrivals, line 2: must be"),
+    ],
+)
+def test_wrong_use_is_status_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    """And one line tells what was wrong."""
+    (tmp_path / "bad.csv").write_text("0,5\nmany,7\n")
+    (tmp_path / "binary.csv").write_bytes(b"0,5\n\xff\x00\xfe,7\n")
+    done = run(*arguments, place=tmp_path)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--arrivals", "none.csv"), ("--plot", "none/plan.svg")])
+def test_a_file_that_cannot_be_used_is_a_failure(
+    tmp_path: Path, arguments: tuple[str, str]
+) -> None:
+    """It is named."""
+    done = run("--attendees", "9", *arguments, place=tmp_path)
+    assert (1, "") == (done.returncode, done.stdout)
+    assert f"aioivschat: {arguments[1]}: No such file or directory" in done.stderr
