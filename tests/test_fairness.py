@@ -147,7 +147,15 @@ async def test_who_leaves_gives_up_the_rooms_turn_only_if_nobody_else_wants_it()
     assert 0 == lobby.limiter.waiting
 
 
-@pytest.mark.parametrize("crowd", [{"a": 50}, {"a": 50, "b": 3}, {"a": 5, "b": 200, "c": 40}])
+@pytest.mark.parametrize(
+    "crowd",
+    [
+        {"a": 50},
+        {"a": 50, "b": 3},
+        {"a": 5, "b": 200, "c": 40},
+        dict(zip("abcdefgh", (1, 2, 2, 3, 5, 5, 6, 30), strict=True)),
+    ],
+)
 @virtual_time
 async def test_the_predicted_wait_is_kept_and_hardly_too_long(crowd: dict[str, int]) -> None:
     """For a newcomer of each room, and of one that nobody waits for; at most a turn too long."""
@@ -170,20 +178,27 @@ async def test_the_predicted_wait_is_kept_and_hardly_too_long(crowd: dict[str, i
 def test_whoever_comes_and_leaves_each_line_keeps_its_order(
     seed: int, rooms: int, callers: int
 ) -> None:
-    """Nobody gets two permits, and nobody who stays gets none."""
+    """One permit each for all who stay; before a newcomer there is one of each room."""
 
     @virtual_time
     async def crowd() -> None:
         rng, lobby = random.Random(seed), Lobby()
         tasks: list[asyncio.Task[None]] = []
+        room_of: dict[asyncio.Task[None], str] = {}
         for number in range(callers):
             room = f"room-{rng.randrange(rooms)}"
-            tasks += lobby.come(room, [number])
+            (task,) = lobby.come(room, [number])
+            tasks.append(task)
+            room_of[task] = room
             if rng.random() < 0.3:
                 await asyncio.sleep(rng.random() * 3 / RATE)
             if rng.random() < 0.2:
                 await settle()  # a place is given back by whoever has begun to wait for it
                 rng.choice(tasks).cancel()
+        await settle()
+        crowded = {room for task, room in room_of.items() if not task.done()}
+        predicted = lobby.limiter.predicted_wait(Priority.NORMAL, "new") * RATE
+        assert len(crowded) <= predicted + 1e-6 <= len(crowded) + 1 + 1e-5
         await lobby.empty()
         assert 0 == lobby.limiter.waiting
         for name in {room for room, _ in lobby.order}:

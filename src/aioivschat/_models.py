@@ -44,7 +44,11 @@ class Capability(StrEnum):
 
 
 class Priority(IntEnum):
-    """Who goes first when calls wait for the quota; first in, first out within each."""
+    """Who goes first when calls wait for the quota: moderators, say, before viewers.
+
+    Within each, rooms take turns, and in a room it is first in, first out: a storm in one room
+    delays another by no more than every second permit.
+    """
 
     HIGH = 0
     NORMAL = 1
