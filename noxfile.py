@@ -115,7 +115,7 @@ def types(session: nox.Session) -> None:
     session.run("mypy")
 
 
-SCRIPTS = ("hits", "cold", "coalesce", "rush", "memory", "endpoint", "startup")
+SCRIPTS = ("hits", "cold", "coalesce", "rush", "onboard", "memory", "endpoint", "startup")
 
 
 @nox.session
@@ -154,6 +154,7 @@ def bench(session: nox.Session, peers: str) -> None:
     if peers == "peers" and session.python == OLDEST:
         pacers = ("aiolimiter", "pyrate-limiter", "throttled-py")
         measure("coalesce")
+        measure("onboard")
         measure("memory")
         measure("startup")
         others = ("aioivschat-burst", "aiobotocore-standard", *pacers)

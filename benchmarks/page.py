@@ -174,6 +174,12 @@ RATIOS = (
         "of ideal",
     ),
     Ratio(
+        "the command for 100,000 attendees, of a bare loop's processor time",
+        "onboard",
+        {"case": "onboard"},
+        "of bare",
+    ),
+    Ratio(
         "importing it, of importing aiobotocore alone",
         "startup",
         {"program": "import aioivschat"},
@@ -400,6 +406,7 @@ SECTIONS = {
     "hits": Section("Cache hits", {"hits": plot_hits}),
     "coalesce": Section("Equal calls at once", {"coalesce": plot_coalesce}),
     "rush": Section("A rush against the quota", {"rush": plot_rush}),
+    "onboard": Section("Onboarding many", {}),
     "memory": Section("Memory and pauses", {}),
     "endpoint": Section("The token endpoint", {}),
     "startup": Section("Until a program can begin", {}),

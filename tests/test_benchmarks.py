@@ -19,7 +19,9 @@ def _run(script: str, *arguments: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("script", ["hits", "cold", "coalesce", "rush", "memory", "startup"])
+@pytest.mark.parametrize(
+    "script", ["hits", "cold", "coalesce", "rush", "onboard", "memory", "startup"]
+)
 def test_a_quick_run_fills_the_page(script: str, tmp_path: Path) -> None:
     """With what is installed; every line of the table is on the page."""
     file = tmp_path / f"{script}.json"
@@ -30,13 +32,6 @@ def test_a_quick_run_fills_the_page(script: str, tmp_path: Path) -> None:
         labels = list(row["labels"].values())
         assert any(line.startswith(labels[0]) for line in table.splitlines())
         assert f"| {' | '.join(labels)} | " in page
-
-
-def test_onboarding_is_measured() -> None:
-    """A quick run has a line for each of its parts."""
-    table = _run("onboard", "--quick")
-    for part in ("cost", "memory", "pace", "kills"):
-        assert any(line.startswith(f"{part} ") for line in table.splitlines())
 
 
 def test_the_page_puts_its_main_table_into_a_text(tmp_path: Path) -> None:
