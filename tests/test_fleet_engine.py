@@ -139,11 +139,13 @@ async def test_calls_at_the_same_time_count_as_one_failure(
 async def test_a_crowd_of_calls_is_no_failure(
     open_engine: Open, engine_server: EngineServer
 ) -> None:
-    """A thousand at once wait for one another, and not for an engine that would be slow."""
-    engine = open_engine(engine_server.url)
+    """They wait for one another for longer than a call may take, and none is too late."""
+    engine = open_engine(engine_server.url, timeout=0.5)
     await is_back(engine)
-    results = await asyncio.gather(*(tried(engine) for _ in range(1_000)))
+    busy = Script("for _ = 1, 300000 do end return 1")
+    results = await asyncio.gather(*(tried(engine, busy) for _ in range(1_000)))
     assert {None} == {away for _, away in results}
+    assert max(seconds for seconds, _ in results) > 0.5
 
 
 async def test_an_engine_that_was_killed_is_found_again(
