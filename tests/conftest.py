@@ -23,7 +23,7 @@ UNLIMITED = Quota(rate=1_000_000.0)
 """For tests that are not about the pace."""
 
 Server = ThreadedEmulatorServer | MotoServer
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "faults"]
 
 OpenService = Callable[..., AsyncTokenService]
 

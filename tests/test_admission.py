@@ -55,9 +55,11 @@ async def test_a_full_queue_refuses_at_once(emulator: Emulator, open_service: Op
     """With or without a deadline; a place that becomes free is taken again."""
     tokens = open_service(quota=Quota(rate=0.01, max_waiting=3))
     crowd = await _crowd(tokens, 3)
+    sent = emulator.counts().requests
     with pytest.raises(Overloaded) as caught:
         await tokens.issue(TokenRequest(ROOM, "u"))
     assert caught.value.retry_after > 0
+    assert sent == emulator.counts().requests
     crowd.pop().cancel()
     await until(lambda: tokens.stats().waiting == 2)
     crowd.append(asyncio.create_task(tokens.issue(TokenRequest(ROOM, "u"))))

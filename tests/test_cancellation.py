@@ -60,8 +60,9 @@ async def test_a_cancelled_caller_takes_nobody_with_it(
 
 
 @pytest.mark.fault(2)
+@pytest.mark.parametrize("how", [{"fresh": True}, {"idempotency_key": "another"}, {}])
 async def test_a_token_whose_callers_left_becomes_stock(
-    emulator: Emulator, open_service: OpenService
+    emulator: Emulator, open_service: OpenService, how: dict[str, Any]
 ) -> None:
     """All cancelled after the request was sent: it completes and serves the next call, once."""
     emulator.configure(latency=0.1)
@@ -70,7 +71,7 @@ async def test_a_token_whose_callers_left_becomes_stock(
         call.cancel()
     await until(lambda: tokens.stats().flights == 0)
     assert 1 == tokens.stats().stock_held
-    token = await tokens.issue(REQUEST, fresh=True)
+    token = await tokens.issue(REQUEST, **how)
     assert not token.reused
     assert 1 == emulator.counts().requests
     await tokens.issue(REQUEST, fresh=True)
@@ -162,7 +163,7 @@ async def test_a_short_timeout_does_not_wait_for_the_flight(
 
 @pytest.mark.fault(8)
 async def test_a_flight_runs_in_no_callers_context(open_service: OpenService) -> None:
-    """What callers keep in context variables stays theirs."""
+    """What callers keep in context variables stays theirs: of the first and of who joins."""
     user: contextvars.ContextVar[str | None] = contextvars.ContextVar("user", default=None)
     seen: list[str | None] = []
 
@@ -171,6 +172,10 @@ async def test_a_flight_runs_in_no_callers_context(open_service: OpenService) ->
             seen.append(user.get())
 
     tokens = open_service(observers=[observer])
-    user.set("caller")
-    await tokens.issue(REQUEST)
+
+    async def call(name: str) -> None:
+        user.set(name)
+        await tokens.issue(REQUEST)
+
+    await asyncio.gather(call("first"), call("second"))
     assert [None] == seen

@@ -268,6 +268,20 @@ def test_output_through_a_link_is_refused(run: Run, workplace: Path) -> None:
     assert not (workplace / "elsewhere").exists()
 
 
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("name", ["tokens.csv", "TOKENS.CSV", "tokens.tsv"])
+def test_no_file_is_written_that_a_spreadsheet_would_open(
+    run: Run, emulator: ThreadedEmulatorServer, workplace: Path, name: str
+) -> None:
+    """JSON lines under the name of CSV: a user id could become a cell that is run."""
+    attendees = json.dumps({"room": ROOM, "user": "canary,=1+1,"})
+    endpoint = ("--endpoint-url", emulator.url)
+    done = run("onboard", "-", *endpoint, "--output", name, stdin=attendees)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert "--output: JSON lines are written, not CSV" in done.stderr
+    assert ([], 0) == (list(workplace.iterdir()), emulator.emulator.counts().requests)
+
+
 def test_output_with_failed_rows_is_complete(run: Run, workplace: Path) -> None:
     """Errors are in it, by line."""
     done = run("onboard", "-", "--output", "tokens.jsonl", *FAST, stdin=rows(2) + "ragged\n")

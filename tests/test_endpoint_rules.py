@@ -28,15 +28,19 @@ from aioivschat import (
     AsyncTokenService,
     ChatToken,
     InvalidConfiguration,
+    PoolPolicy,
     Quota,
     RetryPolicy,
     TokenRequest,
 )
+from aioivschat._doors import percentile
 from aioivschat._endpoint import BODY_MAX_BYTES, Endpoint
 from aioivschat.aiohttp import Ask, EndpointPolicy, Share
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
+from aioivschat.planning import _minting_here
 from conftest import ROOM, BentClock, OpenService, outcomes, until
 from endpoint_servers import GENEROUS, Answer, Client, Rule, Serve, serve_aiohttp, serve_starlette
+from virtual import VirtualClock, virtual_time
 
 OTHER_ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/ZyXwVuTsRqPo"
 ONE_TRY = RetryPolicy(max_attempts=1)
@@ -107,6 +111,7 @@ def _requests(emulator: ThreadedEmulatorServer) -> int:
 # The reply.
 
 
+@pytest.mark.fault(27)
 async def test_the_reply_is_safe_for_the_sdk(mount: Mount) -> None:
     """The SDK renews by ``tokenExpirationTime``, so that this is the session's end."""
     before = datetime.now().astimezone()
@@ -260,6 +265,7 @@ async def test_a_rule_may_answer_in_its_own_way(mount: Mount) -> None:
     assert "no-store" == answer.headers["Cache-Control"]
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize("returned", [ValueError("secret"), True, {"room": ROOM}])
 async def test_a_rule_that_fails_grants_nothing(mount: Mount, returned: Any) -> None:
     """It is an error of the server, without a word about it."""
@@ -470,6 +476,7 @@ async def test_only_post_is_allowed(mount: Mount) -> None:
 # What AWS says.
 
 
+@pytest.mark.fault(27)
 @pytest.mark.parametrize(
     ("kind", "status", "name", "comes_back"),
     [
@@ -493,6 +500,16 @@ async def test_upstream_failures_are_told_in_our_own_words(
     answer = await (await mount()).ask()
     _assert_problem(answer, status, name)
     assert comes_back == ("Retry-After" in answer.headers)
+
+
+async def test_a_wait_without_end_that_aws_asks_for_is_told_as_a_day(
+    mount: Mount, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """More digits than a number has are no reason to fail."""
+    ivschat_emulator.emulator.fail_next(Fault(FaultKind.THROTTLE_EMPTY, retry_after="9" * 400))
+    answer = await (await mount()).ask()
+    _assert_problem(answer, 503, "overloaded")
+    assert 86_400 <= int(answer.headers["Retry-After"]) <= 1.5 * 86_400
 
 
 async def test_an_unknown_room_is_404(
@@ -648,6 +665,63 @@ async def test_one_users_flood_costs_the_others_nothing(
         _assert_problem(answer, 429, "own-share")
         assert 200 <= int(answer.headers["Retry-After"]) <= 301
     assert 35 == _requests(ivschat_emulator)
+
+
+def _stays(leave: Callable[[], None]) -> Callable[[], None]:
+    """Watch a client that does not go away."""
+    return lambda: None
+
+
+async def _p99(flood: int) -> tuple[float, int]:
+    """Return the p99 wait of 100 viewers a second beside so many requests a second of one user,
+    and how many tokens that user got.
+    """
+
+    async def rule(user: str, ask: Ask) -> TokenRequest | None:
+        return TokenRequest(ROOM, user)
+
+    loop = asyncio.get_running_loop()
+    clock, got = VirtualClock(), 0
+    endpoint = Endpoint(rule, EndpointPolicy(), ValueError, clock)
+    waits: list[float] = []
+
+    async def ask(user: str) -> None:
+        nonlocal got
+        begun = loop.time()
+        headers = {"Content-Type": "application/json"}
+        answer = await endpoint.respond(service, user, headers, b"{}", _stays)
+        if user == "mallory":
+            got += answer.status == 200
+            assert answer.status in (200, 429)
+            assert (answer.status == 429) == ("Retry-After" in answer.headers)
+        else:
+            assert 200 == answer.status
+            waits.append(loop.time() - begun)
+
+    async with AsyncTokenService(
+        session=_minting_here(clock, 0.02),
+        endpoint_url="http://127.0.0.1",
+        pool=PoolPolicy(prepared=False),
+        clock=clock,
+    ) as service:
+        calls = []
+        for tick in range(1000):
+            names = [f"viewer-{tick}", *["mallory"] * (flood // 100)]
+            calls += [asyncio.create_task(ask(name)) for name in names]
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*calls)
+    return percentile(sorted(waits), 99), got
+
+
+@pytest.mark.fault(27)
+@virtual_time
+async def test_one_users_flood_at_most_doubles_the_others_wait() -> None:
+    """1,000 requests a second of one user, for ten seconds, and not one beyond its share."""
+    alone, _ = await _p99(flood=0)
+    beside, got = await _p99(flood=1_000)
+    assert 0.02 == pytest.approx(alone)
+    assert beside <= 2 * alone
+    assert 5 <= got <= 5 + 5
 
 
 async def test_a_share_grows_again(ivschat_emulator: ThreadedEmulatorServer) -> None:

@@ -18,7 +18,7 @@ from aioivschat._models import Identity
 from aioivschat._shared import Busy, Fenced, Held
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.redis import RedisTier
-from aioivschat.redis._tokens import RedisTokens
+from aioivschat.redis._tokens import RedisFlight, RedisTokens
 from conftest import ROOM, SEALING_KEY, OpenService, outcomes, until
 from engine import EngineServer
 
@@ -181,6 +181,27 @@ async def test_a_follower_that_is_not_told_asks_again(open_tokens: OpenTokens) -
     held = await follower.claim(lease=60.0)
     assert isinstance(held, Held)
     assert "the one" == held.token.token
+
+
+@pytest.mark.fault(25)
+async def test_followers_do_not_ask_all_at_once(open_tokens: OpenTokens) -> None:
+    """Each after a time of its own, half of it at random."""
+    tokens = open_tokens()
+    assert await open_tokens().flight(ATTEMPT, ATTEMPT).claim(lease=60.0) is None
+    followers = [tokens.flight(ATTEMPT, ATTEMPT) for _ in range(20)]
+    for follower in followers:
+        assert isinstance(await follower.claim(lease=60.0), Busy)
+    loop = asyncio.get_running_loop()
+    started, asked = loop.time(), []
+
+    async def follow(flight: RedisFlight) -> None:
+        await flight.landed()
+        asked.append(loop.time() - started)
+
+    await asyncio.gather(*map(follow, followers))
+    assert 0.124 < min(asked)
+    # Of 20, uniform over 125 ms, they are closer together once in 10 ** 11 times.
+    assert max(asked) - min(asked) > 0.03
 
 
 @pytest.mark.fault(25)

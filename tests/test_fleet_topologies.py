@@ -85,6 +85,7 @@ async def _behind_tls(port: int, file: Path) -> AsyncIterator[int]:
         yield server.sockets[0].getsockname()[1]
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize(
     "kind",
     ["password", "TLS", "cluster", "cluster client", "sentinel", "decoding client", "valkey-py"],

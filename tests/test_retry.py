@@ -226,9 +226,11 @@ async def test_a_wait_longer_than_anybodys_patience_is_not_begun() -> None:
 async def test_a_cancelled_retry_makes_no_further_attempt() -> None:
     """Wherever it is: here in the sleep between two."""
     run = Run(Loop("Refused"), policy=RetryPolicy(base_delay=10.0, max_delay=10.0))
+    started = asyncio.get_running_loop().time()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await run.go()
+    assert asyncio.get_running_loop().time() - started < 0.05
     made = list(run.attempts)
     await asyncio.sleep(100)
     assert [1] == made == run.attempts

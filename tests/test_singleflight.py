@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -380,6 +381,62 @@ async def test_each_caller_gets_a_failure_of_its_own() -> None:
         assert "value" == await airport.call("key", flies())
         assert 2 == airport.started
         del results, errors, tasks
+
+
+@pytest.mark.fault(6)
+@virtual_time
+async def test_a_caller_whose_time_is_up_waits_for_nothing() -> None:
+    """Neither for work that goes on without it, nor for one that cleans up slowly."""
+    loop = asyncio.get_running_loop()
+    for work in (flies(100.0), flies(100.0, commits_after=1.0), cleans_up(100.0, [], "slow")):
+        airport, started = Airport(), loop.time()
+        with nothing_left():
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await airport.call("key", work)
+            assert loop.time() - started < 0.05
+            await asyncio.sleep(200.0)
+
+
+@pytest.mark.fault(18)
+@virtual_time
+async def test_twenty_thousand_distinct_keys_leave_nothing() -> None:
+    """No flight and no memory, once they have landed, failed or been left."""
+    airport = Airport()
+
+    async def wave() -> None:
+        work = (flies(), fails(Broken()), cleans_up(1.0, [], "left"))
+        names = (f"key-{airport.started + number}" for number in range(500))
+        calls = [
+            asyncio.create_task(airport.call(name, work[number % 3]))
+            for number, name in enumerate(names)
+        ]
+        await settle()
+        for call in calls[::3]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await asyncio.sleep(10.0)
+        airport.taken.clear()
+        airport.unclaimed.clear()
+        assert 0 == len(airport.flights)
+
+    await wave()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        await wave()
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(38):
+            await wave()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 20_000 == airport.started
+    # Something kept of each flight would be a megabyte and more; asyncio's own set of all tasks may
+    # have grown a little.
+    assert after - before < 400_000
 
 
 @pytest.mark.fault(8)

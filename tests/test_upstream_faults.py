@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,12 +14,14 @@ from aiobotocore.session import AioSession
 
 from aioivschat import (
     AccessDenied,
+    AsyncTokenService,
     ConnectionFailed,
     DeadlineExceeded,
     Event,
     MalformedResponse,
     PendingVerification,
     PoolPolicy,
+    Quota,
     Retrying,
     RetryPolicy,
     ServerFault,
@@ -26,7 +30,8 @@ from aioivschat import (
     ValidationFailed,
 )
 from aioivschat.emulator import Emulator, Fault, FaultKind, ThreadedEmulatorServer
-from conftest import ROOM, OpenService, outcomes
+from conftest import ROOM, UNLIMITED, OpenService, local_session, outcomes, until
+from virtual import VirtualClock
 
 REQUEST = TokenRequest(ROOM, "u")
 QUICK = RetryPolicy(max_attempts=4, base_delay=0.001, max_delay=0.001)
@@ -56,6 +61,20 @@ async def test_a_lasting_throttle_costs_exactly_the_attempts(
     assert ("ThrottlingException", 429) == (caught.value.code, caught.value.status)
     assert (4, 4) == (emulator.counts().requests, tokens.stats().requests)
     assert 4 == tokens.stats().throttled
+
+
+@pytest.mark.fault(9)
+async def test_a_second_attempt_needs_a_permit_like_the_first(
+    emulator: Emulator, open_service: OpenService
+) -> None:
+    """However soon it may be made, it waits for the quota: here a hundred seconds."""
+    emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, times=None))
+    tokens = open_service(quota=Quota(rate=0.01), retry=QUICK)
+    call = asyncio.create_task(tokens.issue(REQUEST))
+    await until(lambda: tokens.stats().waiting == 1)
+    assert (1, 1) == (emulator.counts().requests, tokens.stats().throttled)
+    call.cancel()
+    await outcomes(call)
 
 
 @pytest.mark.fault(10)
@@ -188,6 +207,79 @@ async def test_in_a_black_hole_all_callers_end_by_their_deadline(
     # Far from the read timeout; how far from the deadline depends on the machine.
     assert loop.time() - started < 10.0
     assert isinstance(got[0], TimeoutError)
+
+
+class _IdleSelector(selectors.DefaultSelector):
+    """Looks at real connections; where nothing comes of them, time jumps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1_000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(None if timeout is None else 0)
+        if not ready and timeout is not None:
+            self.now += max(0.0, timeout)
+        return ready
+
+
+class _IdleLoop(asyncio.SelectorEventLoop):
+    """A loop with real servers, whose time passes only while it has nothing to do."""
+
+    def __init__(self) -> None:
+        self._idle = _IdleSelector()
+        super().__init__(self._idle)
+
+    def time(self) -> float:
+        return self._idle.now
+
+
+async def _busily(condition: Callable[[], bool]) -> None:
+    """Wait for real servers, while no time passes."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize("prepared", [True, False])
+def test_in_a_black_hole_no_caller_is_late(
+    ivschat_emulator: ThreadedEmulatorServer, prepared: bool
+) -> None:
+    """By their deadline and 100 ms, though three of four wait for a connection: on a loop whose
+    time no busy machine takes up.
+    """
+
+    emulator = ivschat_emulator.emulator
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with AsyncTokenService(
+            session=local_session(),
+            endpoint_url=ivschat_emulator.url,
+            quota=UNLIMITED,
+            clock=VirtualClock(),
+            pool=PoolPolicy(max_connections=1, read_timeout=60.0, prepared=prepared),
+        ) as tokens:
+            for number in range(2):
+                warm = asyncio.create_task(tokens.issue(TokenRequest(ROOM, f"warm-{number}")))
+                await _busily(warm.done)
+            emulator.fail_next(Fault(FaultKind.BLACK_HOLE, times=None))
+            started, ended = loop.time(), []
+            calls = [
+                asyncio.create_task(tokens.issue(TokenRequest(ROOM, f"u{number}"), timeout=0.5))
+                for number in range(4)
+            ]
+            for call in calls:
+                call.add_done_callback(lambda _: ended.append(loop.time() - started))
+            await _busily(lambda: emulator.counts().requests == 3)
+            assert [] == ended
+            got = await outcomes(*calls)
+            assert [DeadlineExceeded] * 4 == [type(error) for error in got]
+            assert all(0.5 <= seconds <= 0.6 for seconds in ended)
+            assert 3 == emulator.counts().requests
+
+    with asyncio.Runner(loop_factory=_IdleLoop) as runner:
+        runner.run(main())
 
 
 class _Refreshing:

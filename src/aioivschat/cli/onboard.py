@@ -35,6 +35,8 @@ from aioivschat.onboarding import (
 )
 
 _FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_SPREADSHEETS = (".csv", ".tsv")
+"""Whoever opens such a file would have a spreadsheet split the lines at commas, and run cells."""
 _WINDOW = 2.0  # seconds of the quota under way at once
 _WINDOW_MOST = 2000  # more than one process can keep busy
 _AHEAD = 25
@@ -52,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
     check_target(options)
     if options.force and not options.output:
         options.parser.error("--force needs --output")
+    if options.output and Path(options.output).suffix.lower() in _SPREADSHEETS:
+        options.parser.error("--output: JSON lines are written, not CSV")
     others = {os.path.realpath(path) for path in (options.attendees, options.output) if path}
     if options.resume and os.path.realpath(options.resume) in others:
         options.parser.error("--resume needs a file of its own")
