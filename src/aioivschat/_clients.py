@@ -10,7 +10,7 @@ import ipaddress
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -66,6 +66,9 @@ _BY_STATUS: dict[int, type[AwsError]] = {
     404: ResourceNotFound,
     429: Throttled,
 }
+
+_RETRY_AFTER_MOST = 86_400.0
+"""Seconds that a server may ask to wait: beyond a day it is a mistake, or no number at all."""
 
 _WITHHELD = "(message withheld: it may repeat the request)"
 
@@ -189,6 +192,8 @@ class ClientPool:
             # Only now is it known what AWS_ENDPOINT_URL_IVSCHAT or a profile said.
             _check_endpoint("the configured endpoint URL", client.meta.endpoint_url)
             _keep_secrets_out_of_debug_logs()
+            with suppress(AttributeError):  # what stands in for a client parses nothing
+                client.meta.events.register("before-parse.ivschat.CreateChatToken", _note_answer)
             self._calls[region] = self._call(region, client)
             self._on_open(region, self._clock.monotonic() - started)
 
@@ -207,15 +212,17 @@ class ClientPool:
         """
         call = self._calls[region]
         asked_at = self._clock.wall()
-        minting = _minting.set(True)
+        answer: dict[str, Any] = {}
+        minting = _minting.set(answer)
         try:
             return _checked(await call(request), asked_at)
         except (ConnectionFailed, MalformedResponse) as error:
             failure: Exception = error
         except Exception as error:
-            failure = _translated(error, request)
+            failure = _translated(error, request, answer)
         finally:
             _minting.reset(minting)
+            answer.clear()  # out of tracebacks that show locals
         # Raised out here, without context: botocore's frames and messages hold the request.
         raise failure.with_traceback(None)
 
@@ -323,7 +330,7 @@ def _date(metadata: Mapping[str, Any]) -> datetime | None:
 def _http_date(text: str) -> datetime | None:
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
@@ -332,15 +339,21 @@ def _retry_after(metadata: Mapping[str, Any]) -> float | None:
     """Return the seconds that ``Retry-After`` asks for: a number, or a date."""
     text = _headers(metadata).get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
-        return float(text)
+        return min(float(text), _RETRY_AFTER_MOST)
     until, answered = _http_date(text), _date(metadata)
     if until is None or answered is None:
         return None
-    return max(0.0, (until - answered).total_seconds())
+    return min(max(0.0, (until - answered).total_seconds()), _RETRY_AFTER_MOST)
 
 
-def _translated(error: Exception, request: TokenRequest) -> Exception:
-    """Return what to raise instead of an error of botocore, aiohttp or the parser."""
+def _translated(error: Exception, request: TokenRequest, answer: Mapping[str, Any]) -> Exception:
+    """Return what to raise instead of an error of botocore, aiohttp or the parser.
+
+    Args:
+        error: theirs.
+        request: what was asked for.
+        answer: status and headers of what botocore was about to read, if anything came.
+    """
     if isinstance(error, botocore_errors.ClientError):
         return _refusal(error, request)
     if isinstance(error, botocore_errors.HTTPClientError | botocore_errors.ConnectionError):
@@ -352,7 +365,21 @@ def _translated(error: Exception, request: TokenRequest) -> Exception:
     elif isinstance(error, OSError):
         return ConnectionFailed(type(error).__name__)
     # A timestamp that is none, nesting without end: the parser lets many kinds through.
+    if answer and answer["status_code"] >= 301:  # from here on it is an error to botocore
+        return _refusal(_unread(answer), request)
     return MalformedResponse(f"it cannot be parsed ({type(error).__name__})")
+
+
+def _unread(answer: Mapping[str, Any]) -> botocore_errors.ClientError:
+    """Return the error of an answer that tells nothing but its status."""
+    headers, status = answer["headers"], answer["status_code"]
+    metadata = {
+        "RequestId": headers.get("x-amzn-requestid"),
+        "HTTPStatusCode": status,
+        "HTTPHeaders": headers,
+    }
+    response: Any = {"Error": {"Code": str(status)}, "ResponseMetadata": metadata}
+    return botocore_errors.ClientError(response, "CreateChatToken")
 
 
 def _refusal(error: botocore_errors.ClientError, request: TokenRequest) -> AwsError:
@@ -417,14 +444,22 @@ def _names(message: str, secret: str) -> bool:
     return bool(secret) and re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", message) is not None
 
 
-_minting: ContextVar[bool] = ContextVar("aioivschat_minting", default=False)
+_minting: ContextVar[dict[str, Any] | None] = ContextVar("aioivschat_minting", default=None)
+"""While a request is made: the status and headers of the answer, once it is there."""
+
+
+def _note_answer(response_dict: Mapping[str, Any], **_: object) -> None:
+    """Note what an answer tells without its body, which botocore may not be able to read."""
+    answer = _minting.get()
+    if answer is not None:
+        answer |= {name: response_dict[name] for name in ("status_code", "headers")}
 
 
 class _SecretsFilter(logging.Filter):
     """Drops what botocore logs of our requests below INFO: it shows token, user and signature."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.INFO or not _minting.get()
+        return record.levelno >= logging.INFO or _minting.get() is None
 
 
 _secrets_filter = _SecretsFilter()

@@ -91,10 +91,11 @@ class Arrivals:
                 raise InvalidConfiguration(
                     "arrivals", "0 or more in each second of at most a day", len(self.counts)
                 )
-            if not 1 <= sum(self.counts) <= _MAX_ATTENDEES:
-                raise InvalidConfiguration(
-                    "arrivals", f"1 to {_MAX_ATTENDEES:,} in all", f"{sum(self.counts):,}"
-                )
+            attendees = sum(self.counts)
+            if not 1 <= attendees <= _MAX_ATTENDEES:
+                # Python refuses to print thousands of digits.
+                found = f"{attendees:,}" if attendees < 10**12 else "far more"
+                raise InvalidConfiguration("arrivals", f"1 to {_MAX_ATTENDEES:,} in all", found)
 
     @classmethod
     def parse(cls, text: str) -> Self:

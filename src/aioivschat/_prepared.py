@@ -228,7 +228,7 @@ class PreparedCalls:
         create, call, send, _ = self._seen
         if not (_is_theirs(create) and _is_theirs(call)):
             raise _Unexpected("its calls are intercepted")
-        if any(not self._is_ours(handler) for handler in self._handlers()):
+        if any(not _is_harmless(handler) for handler in self._handlers()):
             raise _Unexpected("something else listens to its events")
         if type(self._http) is not AIOHTTPSession:
             raise _Unexpected("it has another HTTP client")
@@ -241,12 +241,6 @@ class PreparedCalls:
     def _handlers(self) -> Iterator[Any]:
         for stage in _STAGES:
             yield from self._emitter._handlers.prefix_search(f"{stage}.{_OPERATION}")
-
-    def _is_ours(self, handler: Any) -> bool:
-        if handler == self._about_to_send:
-            return True
-        module = getattr(handler, "__module__", None) or type(handler).__module__
-        return _is_from(module)
 
     def _go_general(self, reason: str) -> None:
         # Calls that were under way together may all find out.
@@ -549,6 +543,12 @@ def _is_theirs(function: Any) -> bool:
     """Tell whether a function is botocore's or aiobotocore's; what others wrap in theirs is not."""
     # A wrapper takes over the name of the module and the like, and not what it is made of.
     return type(function) is FunctionType and _is_from(function.__globals__["__name__"])
+
+
+def _is_harmless(handler: Any) -> bool:
+    """Tell whether a handler is one of theirs, or of the pool's."""
+    module = getattr(handler, "__module__", None) or type(handler).__module__
+    return _is_from(module) or module in (__name__, "aioivschat._clients")
 
 
 def _is_from(module: str) -> bool:

@@ -85,7 +85,7 @@ def setup(
     async def token(request: web.Request) -> web.Response:
         watch = partial(departures.watch, request)
         try:
-            body = await _read(request)
+            body = await _body(request)
             answer = await endpoint.respond(get_service(app), request, request.headers, body, watch)
         except ConnectionError:
             return _response(NOBODY)
@@ -123,6 +123,15 @@ async def _own_service(app: web.Application) -> AsyncIterator[None]:
     async with AsyncTokenService() as service:
         app[SERVICE] = service
         yield
+
+
+async def _body(request: web.Request) -> bytes | None:
+    """Return the body, or ``None`` if it is too large."""
+    try:
+        return await _read(request)
+    except web.RequestPayloadError:
+        # Not compressed as it says it is: refused for that, or else for being no JSON.
+        return b""
 
 
 async def _read(request: web.Request) -> bytes | None:

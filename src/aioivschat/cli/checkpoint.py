@@ -17,6 +17,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import threading
 import time
@@ -32,6 +33,9 @@ _VERSION = 1
 _DIGEST_BYTES = 16
 _SYNC_SECONDS = 1.0
 """A power cut makes at most so much of a job be done again; a kill nothing."""
+_LINES_MOST = 1_000_000_000
+"""Nearly two months of the quota. A log that tells of more is damaged, and takes the memory."""
+_BYTES_MOST = 2**63
 
 
 class InputChanged(Exception):
@@ -198,17 +202,17 @@ class Checkpoint:
                 self._synced = time.monotonic()
 
     def _note(self, line: int, *, failed: bool) -> None:
-        self._mark(line)
+        self._mark(line, line)
         self._noted.append(line)
         if failed:
             self.failed += 1
         else:
             self.tokens += 1
 
-    def _mark(self, line: int) -> None:
-        if line >= len(self._done):
-            self._done.extend(bytes(line + 1 - len(self._done)))
-        self._done[line] = True
+    def _mark(self, first: int, last: int) -> None:
+        if last >= len(self._done):
+            self._done.extend(bytes(last + 1 - len(self._done)))
+        self._done[first : last + 1] = b"\1" * (last + 1 - first)
 
     def _is_done(self, line: int) -> bool:
         return line < len(self._done) and bool(self._done[line])
@@ -229,7 +233,7 @@ class Checkpoint:
                     # What is cut off may be JSON all the same.
                     entry = json.loads(line) if line.endswith(b"\n") else {}
                     self._apply(entry, path, kind, first=not end)
-                except (ValueError, KeyError, TypeError):
+                except (ValueError, KeyError, TypeError, RecursionError):
                     break
                 end += len(line)
         if not end and os.fstat(self._file).st_size:
@@ -239,28 +243,37 @@ class Checkpoint:
 
     def _apply(self, entry: dict[str, Any], path: str, kind: str, *, first: bool) -> None:
         if first:
-            self.started = float(entry["started"])
-            if entry["checkpoint"] != _VERSION:
+            started = float(entry["started"])
+            if entry["checkpoint"] != _VERSION or not math.isfinite(started):
                 raise ValueError
+            self.started = started
             if entry["output"] != kind:
                 raise OSError(errno.EINVAL, f"is of a job that wrote to {entry['output']}", path)
         elif "begun" in entry:
-            self._begun, self._input = int(entry["begun"]), str(entry["input"])
+            self._begun, self._input = _count(entry["begun"]), str(entry["input"])
         elif "again" in entry:
-            self.again += int(entry["again"])
+            self.again += _count(entry["again"])
         else:
-            tokens, failed, output = (int(entry[name]) for name in ("tokens", "failed", "output"))
-            for first_line, last_line in entry["done"]:
-                if not 0 < first_line <= last_line <= self._begun:
-                    raise ValueError
-                for line in range(first_line, last_line + 1):
-                    self._mark(line)
+            tokens, failed = _count(entry["tokens"]), _count(entry["failed"])
+            output = _count(entry["output"], _BYTES_MOST)
+            # All of it or nothing: what is not taken is cut off.
+            done = [(_count(first), _count(last)) for first, last in entry["done"]]
+            if not all(0 < first <= last <= self._begun for first, last in done):
+                raise ValueError
+            for first_line, last_line in done:
+                self._mark(first_line, last_line)
             self.tokens, self.failed, self.output = tokens, failed, output
 
     def _append(self, entry: dict[str, object]) -> None:
         line = json.dumps(entry).encode() + b"\n"
         if os.write(self._file, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _count(value: object, most: int = _LINES_MOST) -> int:
+    if type(value) is int and 0 <= value <= most:
+        return value
+    raise ValueError
 
 
 def _ranges(numbers: Iterable[int]) -> Iterator[list[int]]:

@@ -13,7 +13,8 @@ letter   type    holds
 ======== ======= ===========================================================================
 
 ``<namespace>:log`` is a sorted set of all recent invalidations, for whoever missed one. A token is
-stored as ``<born>|<end>|<sealed>``. All times are the engine's own, in microseconds.
+stored as ``<born>|<end>|<sealed>``. All times are the engine's own, in microseconds. The end is
+sealed too, so that nobody who may write to the engine can lengthen a life.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from datetime import datetime
 from typing import Any
 
 from aioivschat._clock import Clock
-from aioivschat._models import TOKEN_LIFE, ChatToken, Identity
+from aioivschat._models import ChatToken, Identity
 from aioivschat._shared import Busy, Fenced, Held
 from aioivschat.redis._engine import Engine, EngineAway, Script
 from aioivschat.redis._sealing import Sealer
@@ -58,6 +59,7 @@ _PRELUDE = """
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local A, L, S, F, STRIDE = 0, 1, 2, 3, 6
+local MOST = 60000000 -- a token's life
 
 local fenced = 0
 for at = 1, #KEYS, STRIDE do
@@ -71,7 +73,7 @@ local function left(value, margin)
   local born, ending = string.match(value, '^(%d+)|(%d+)|')
   if not born then return 0 end
   if tonumber(born) < fenced or ending - now < margin then return nil end
-  return ending - now
+  return math.min(ending - now, MOST)
 end
 
 local function token(margin)
@@ -255,7 +257,7 @@ class RedisTokens:
                     refused()
 
         names = self.names(identity, None)
-        sealed = self.seal(names[_STOCK_AT], token)
+        sealed = self.seal(names[_STOCK_AT], token, life)
         arguments = (sealed, _microseconds(life), self.born(age))
         self.start(give())
 
@@ -301,24 +303,33 @@ class RedisTokens:
         )
         return [name for row in zip(*columns, strict=True) for name in row]
 
-    def seal(self, name: str, token: ChatToken) -> bytes:
-        """Seal a token for its name."""
-        parts = token.token, token.token_expires.isoformat(), token.session_expires.isoformat()
-        return self.sealer.seal(name, json.dumps(parts).encode())
+    def seal(self, name: str, token: ChatToken, life: float) -> bytes:
+        """Seal a token for its name, with its end."""
+        expires = token.token_expires.isoformat(), token.session_expires.isoformat()
+        end = self.born(-life)
+        return self.sealer.seal(name, json.dumps((token.token, *expires, end)).encode())
 
-    def unseal(self, name: str, value: bytes, reused: bool) -> ChatToken | None:
-        """Return the token of a stored value, or count it as rejected."""
+    def unseal(self, name: str, value: bytes, life: float, reused: bool, now: int) -> Held | None:
+        """Return the token of a stored value, or count it as rejected.
+
+        Args:
+            name: where it was stored.
+            value: what was stored.
+            life: seconds that it lives by what is written beside it, which anybody may have.
+            reused: whether it is an attempt's.
+            now: the engine's time.
+        """
         plain = self.sealer.open(name, value.rpartition(b"|")[2])
-        if plain is None:
-            self.rejected += 1
-            return None
-        token, token_expires, session_expires = json.loads(plain)
-        return ChatToken(
-            token,
-            datetime.fromisoformat(token_expires),
-            datetime.fromisoformat(session_expires),
-            reused,
-        )
+        if plain is not None:
+            token, token_expires, session_expires, end = json.loads(plain)
+            if end:  # or else nobody knew the engine's time
+                life = min(life, (end - now) / 1e6)
+            if life >= self.margin / 1e6:
+                parse = datetime.fromisoformat
+                found = ChatToken(token, parse(token_expires), parse(session_expires), reused)
+                return Held(found, life)
+        self.rejected += 1
+        return None
 
     def learn(self, engine_now: int) -> None:
         """Take note of an engine's time that has just come.
@@ -481,7 +492,7 @@ class RedisFlight:
             _PUBLISH,
             self._owner,
             tokens.channel,
-            tokens.seal(self._names[_ATTEMPT_AT], token),
+            tokens.seal(self._names[_ATTEMPT_AT], token, life),
             _microseconds(life),
             tokens.born(age),
             tokens.margin,
@@ -528,9 +539,9 @@ class RedisFlight:
             first, value, life = found[0] - 1, _raw(found[1]), found[2] / 1e6
             stocked = _raw(kind) == b"stock"
             name = self._names[first + (_STOCK_AT if stocked else _ATTEMPT_AT)]
-            token = tokens.unseal(name, value, reused=not stocked)
-            if token is not None:
-                return Held(token, min(life, TOKEN_LIFE))
+            held = tokens.unseal(name, value, life, not stocked, int(now))
+            if held is not None:
+                return held
             if not stocked:
                 with contextlib.suppress(EngineAway):
                     await tokens.engine.call(_DISCARD, [name], [value])
