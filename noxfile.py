@@ -35,10 +35,10 @@ def _build_wheel(session: nox.Session) -> Path:
 
 def _lowest(requirements: list[str]) -> list[str]:
     """Turn each lower bound into a pin."""
-    return [
-        re.sub(r"^([\w.-]+(?:\[\w+\])?)>=([\w.]+).*", r"\1==\2", requirement)
-        for requirement in requirements
-    ]
+    bounds = [re.match(r"([\w.-]+(?:\[\w+\])?)>=([\w.]+)", each) for each in requirements]
+    if None in bounds:
+        raise ValueError("one without a lower bound would be tested as the newest, unseen")
+    return [f"{bound[1]}=={bound[2]}" for bound in bounds if bound]
 
 
 @nox.session(python=PYTHONS)
@@ -53,6 +53,7 @@ def tests(session: nox.Session) -> None:
         general = ["--general"] if session.python == GENERAL else []
         session.run("pytest", *(session.posargs or ["-n", "auto", *general]))
         return
+    session.run("pytest", "--faults")
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", "-n", "auto")
     session.run("coverage", "combine", "--quiet")
@@ -98,6 +99,38 @@ def e2e(session: nox.Session) -> None:
         *session.posargs,
         env={"AIOIVSCHAT_E2E_CACHE": str(cache)},
     )
+
+
+@nox.session(python=OLDEST)
+def fuzz(session: nox.Session) -> None:
+    """Search for inputs that break something, guided by coverage.
+
+    Arguments are targets (default: all) and ``--seconds=300`` (default: 60) for each of them.
+    """
+    session.install("-e", ".[moto,redis,starlette]", *_group("test"), *_group("fuzz"))
+    corpus = Path(session.cache_dir).resolve() / "fuzz"
+    session.run("python", "tests/fuzz/run.py", f"--corpus={corpus}", *session.posargs)
+
+
+@nox.session(python=OLDEST)
+def audit(session: nox.Session) -> None:
+    """Look for advisories about what an installation brings, and for habits that bring some.
+
+    It asks PyPI, and fails where that does not answer for every package.
+    """
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"]
+    session.install(*_group("audit"))
+    session.run("bandit", "--quiet", "--recursive", "src", "--configfile", "pyproject.toml")
+    # aioboto3 pins an older aiobotocore: what it brings is looked at apart.
+    for chosen in (extras.keys() - {"aioboto3"}, {"aioboto3"}):
+        folder = Path(session.create_tmp()) / "installed"
+        shutil.rmtree(folder, ignore_errors=True)
+        wanted = list(project["dependencies"])
+        wanted += [each for extra in sorted(chosen) for each in extras[extra]]
+        session.install("--target", str(folder), *wanted)
+        # Strict: a package that PyPI does not tell of has not been looked at.
+        session.run("pip-audit", "--strict", "--vulnerability-service=pypi", f"--path={folder}")
 
 
 @nox.session(python=OLDEST)
