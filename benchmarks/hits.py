@@ -20,7 +20,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -30,6 +29,7 @@ from cachetools import TTLCache
 
 import harness
 from aioivschat import AsyncTokenService, CachePolicy, Clock, Quota, TokenRequest
+from aioivschat._virtual import Answer, session_here
 
 CAPABILITIES = ("SEND_MESSAGE",)
 BY_REQUEST, BY_KEYWORDS = "async-lru, request", "async-lru, keywords"
@@ -61,17 +61,10 @@ def local_session(clock: Clock) -> AioSession:
     async def create_chat_token(**_: object) -> Mapping[str, object]:
         return harness.token(clock.wall()).reply()
 
-    @asynccontextmanager
-    async def create_client(*_: object, **options: Any) -> AsyncIterator[SimpleNamespace]:
-        yield SimpleNamespace(
-            meta=SimpleNamespace(endpoint_url=options["endpoint_url"]),
-            create_chat_token=create_chat_token,
-        )
+    async def open_client(_: str) -> Answer:
+        return create_chat_token
 
-    session = harness.session()
-    # Not a subclass: the signature has an overload for every service of AWS.
-    vars(session)["create_client"] = create_client
-    return session
+    return session_here(open_client)
 
 
 @contextmanager

@@ -55,11 +55,23 @@ class BentClock(Clock):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the suite run both ways in which requests are sent."""
+    """Let the suite run both ways in which requests are sent, and search for longer."""
     parser.addoption(
         "--general",
         action="store_true",
         help="every request of the tests goes the general way: none is prepared once per client",
+    )
+    parser.addoption(
+        "--programs",
+        type=int,
+        default=1_000,
+        metavar="N",
+        help="how many random programs the simulation runs (default: %(default)s)",
+    )
+    parser.addoption(
+        "--as-found",
+        action="store_true",
+        help="a program that fails is shown as it was found, not made as small as it goes",
     )
 
 

@@ -469,6 +469,18 @@ async def test_a_token_that_cannot_work_is_not_restocked() -> None:
 
 
 @virtual_time
+async def test_only_a_token_that_is_given_again_is_a_hit() -> None:
+    """None is if there is none, or only a dead one; whichever way it is looked for."""
+    bench = Bench()
+    assert (None, None) == (bench.cache.get(who(), who()), bench.cache.again(who()))
+    bench.cache.put(who(), entry := bench.entry())
+    assert (entry, entry) == (bench.cache.get(who(), who()), bench.cache.again(who()))
+    pass_time(56.0)
+    assert (None, None) == (bench.cache.again(who()), bench.cache.get(who(), who()))
+    assert 2 == bench.cache.hits
+
+
+@virtual_time
 async def test_the_first_to_be_given_a_token_is_told_so_and_the_rest_too() -> None:
     """The same token each time; only the mark differs."""
     entry = Bench().entry()

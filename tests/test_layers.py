@@ -62,7 +62,7 @@ FRIENDS = {
 # Who alone may import what.
 SOLE_IMPORTERS = {
     "tenacity": {"_retry"},
-    "aiobotocore": {"_clients", "_prepared"},
+    "aiobotocore": {"_clients", "_prepared", "_virtual"},
     "redis": {"redis"},
     "cryptography": {"redis"},
 }

@@ -633,6 +633,19 @@ async def test_a_change_of_rate_is_told_and_nothing_else() -> None:
 
 
 @virtual_time
+async def test_a_slower_pace_begins_with_no_burst() -> None:
+    """What a known bucket has left is so many permits at any pace, and not so much time."""
+    limiter = limiter_of(rate=10, burst=3)
+    times = await serve(limiter, 10)
+    for _ in times:
+        limiter.throttled()
+    times += await serve(limiter, 10)
+    assert limiter.rate < 10
+    bucket = QuotaShape("bucket", 10, 3).meter()
+    assert [True] * 20 == [bucket.admit(time) for time in times]
+
+
+@virtual_time
 async def test_the_rate_changes_for_those_who_wait_already() -> None:
     """The reservation holds a place, not a time."""
     limiter = limiter_of(rate=10)

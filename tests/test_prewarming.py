@@ -301,6 +301,48 @@ async def test_cancelled_it_gives_places_back_and_keeps_what_was_sent(upstream: 
 
 
 @virtual_time
+async def test_cancelled_it_tries_nothing_again(upstream: Upstream) -> None:
+    """Nobody is left who would want the token."""
+    upstream.failing = lambda _: "InternalServerException"
+    async with upstream.service() as tokens:
+        work = asyncio.create_task(tokens.prewarm(guests(1)))
+        await asyncio.sleep(1.5 * LATENCY)
+        work.cancel()
+        await outcomes(work)
+        sent = len(upstream.sent)
+        await asyncio.sleep(60)
+        assert 1 <= sent == len(upstream.sent)
+
+
+@virtual_time
+async def test_what_is_tried_again_waits_behind_callers(upstream: Upstream) -> None:
+    """The first of its queue, and after all that are more urgent."""
+    failures = iter(["InternalServerException"])
+    upstream.failing = lambda user: next(failures, None) if user == "guest-0" else None
+    async with upstream.service(quota=Quota(rate=10.0)) as tokens:
+        work = asyncio.create_task(tokens.prewarm(guests(1)))
+        await asyncio.sleep(LATENCY / 2)
+        callers = [TokenRequest(ROOM, f"caller-{number}") for number in range(20)]
+        await asyncio.gather(*map(tokens.issue, callers))
+        assert 1 == (await work).minted
+    users = [user for _, user in upstream.sent]
+    assert ["guest-0", *(caller.user for caller in callers), "guest-0"] == users
+
+
+@virtual_time
+async def test_what_was_invalidated_under_way_is_nobodys(upstream: Upstream) -> None:
+    """A caller does not take it over, and it is no stock."""
+    (request,) = guests(1)
+    async with upstream.service() as tokens:
+        work = asyncio.create_task(tokens.prewarm([request]))
+        await asyncio.sleep(LATENCY / 2)
+        tokens.invalidate(user=request.user)
+        await tokens.issue(request, fresh=True)
+        assert 1 == (await work).minted
+        assert (2, 0) == (len(upstream.sent), tokens.stats().stock_held)
+
+
+@virtual_time
 async def test_failures_are_counted_by_their_names(upstream: Upstream) -> None:
     """And harm nobody else."""
     upstream.failing = lambda user: "AccessDeniedException" if user.endswith("7") else None

@@ -94,8 +94,23 @@ async def test_a_token_that_comes_without_its_margin_is_malformed(
         cache=CachePolicy(min_remaining=10.0),
         retry=RetryPolicy(max_attempts=3, base_delay=0.001, max_delay=0.001),
     )
-    with pytest.raises(MalformedResponse, match="lives"):
+    with pytest.raises(MalformedResponse, match="too little is left"):
         await tokens.issue(REQUEST)
+    assert 3 == emulator.counts().requests
+
+
+@pytest.mark.fault(15)
+async def test_an_upstream_that_takes_too_long_is_not_asked_for_ever(
+    emulator: Emulator, open_service: OpenService
+) -> None:
+    """What is left of the token when it has come is what counts, and attempts are counted."""
+    emulator.configure(latency=0.2)
+    tokens = open_service(
+        cache=CachePolicy(min_remaining=59.9),
+        retry=RetryPolicy(max_attempts=3, base_delay=0.001, max_delay=0.001),
+    )
+    with pytest.raises(MalformedResponse, match="too little is left"):
+        await tokens.issue(REQUEST, timeout=60.0)
     assert 3 == emulator.counts().requests
 
 

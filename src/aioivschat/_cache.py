@@ -255,15 +255,21 @@ class TokenCache:
             self._drop_oldest_stock()
         return bool(order)
 
-    def restock(self, key: Hashable, identity: Identity, entry: Entry) -> None:
-        """Keep a token whose callers left without it as stock, and as stock only."""
+    def restock(self, key: Hashable, identity: Identity, entry: Entry) -> bool:
+        """Keep a token whose callers left without it as stock, and as stock only.
+
+        Returns:
+            Whether it was: not if it was handed out, is too old, or was invalidated.
+        """
         if entry.handed_out:
-            return
+            return False
         shard = self._delivered[hash(key) % _SHARDS]
         if shard.get(key) is entry:
             del shard[key]
-        if self.usable(entry, identity):
-            self.stock(identity, entry)
+        if not self.usable(entry, identity):
+            return False
+        self.stock(identity, entry)
+        return True
 
     def invalidate(self, room: str | None, user: str | None) -> None:
         """Forget the tokens of a room, of a user, or of a user in a room.

@@ -1,6 +1,6 @@
 """The way to AWS: one long-lived aiobotocore client a region, and its errors in our words.
 
-This module and ``_prepared`` are the only ones that import aiobotocore.
+This module and ``_prepared`` are the only ones on that way that import aiobotocore.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
+TICK = time.get_clock_info("monotonic").resolution
+"""Seconds by which the event loop may call too early: to ask for another timer would be to spin."""
+
 
 class Clock:
     """The clocks of this host.

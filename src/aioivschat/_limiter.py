@@ -16,13 +16,12 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from aioivschat._clock import Clock
+from aioivschat._clock import TICK, Clock
 from aioivschat._models import Priority
 from aioivschat.errors import InvalidConfiguration
 
@@ -47,9 +46,6 @@ of each other: less evens their shares out too slowly, more only adds throttled 
 
 _GROWTH = 2.0
 """Factor for a second in which nothing was throttled: the others have left."""
-
-_TICK = time.get_clock_info("monotonic").resolution
-"""Seconds by which the event loop may call too early: to ask for another timer would be to spin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +349,7 @@ class LocalLimiter(QueuedLimiter):
         self._learn(now)
         while self.waiting:
             due = self._due(now)
-            if due > now + _TICK:
+            if due > now + TICK:
                 self._timer = asyncio.get_running_loop().call_later(due - now, self._grant_due)
                 return
             self._unused += 1
@@ -387,6 +383,10 @@ class LocalLimiter(QueuedLimiter):
             self._rate = self._rate * share + _PROBE * self._quota.rate
         # A long rest restores the whole rate; a larger exponent could overflow.
         self._rate = min(self._ceiling, self._rate * _GROWTH ** min(clean_epochs, 50))
+        # What was taken ahead of time is as many permits as before: else a slower pace, at which
+        # the burst is worth more time, would begin with a burst of its own.
+        if self._next > now:
+            self._next = now + (self._next - now) * before / self._rate
         self._served = self._throttled = 0
         self._epoch_end = now + _EPOCH
         if self._rate != before and self._on_rate is not None:

@@ -142,7 +142,6 @@ class Minter:
         cache: the tokens of this process.
         retrier: tries again.
         clock: where the time comes from.
-        min_remaining: seconds that a token must have left when it comes.
         observers: told what happens.
 
     Attributes:
@@ -159,14 +158,12 @@ class Minter:
         cache: TokenCache,
         retrier: Retrier,
         clock: Clock,
-        min_remaining: float,
         observers: Observers,
     ) -> None:
         self._pool = pool
         self._cache = cache
         self._retrier = retrier
         self._clock = clock
-        self._min_remaining = min_remaining
         self._observers = observers
         self.counters = Counters()
         self.flights = SingleFlight[Entry, Mint](self._keep_unclaimed)
@@ -265,8 +262,12 @@ class Minter:
         flight.committed = True
         try:
             minted = await self._pool.mint(RoomArn.parse(request.room).region, request)
-            if minted.life < self._min_remaining:
-                raise MalformedResponse(f"the token lives {minted.life:.1f} s only")
+            entry = Entry(
+                minted.token, started + minted.life, started_wall + minted.life, flight.generation
+            )
+            # An attempt like any other that failed: else a slow upstream would be asked for ever.
+            if not self._cache.alive(entry):
+                raise MalformedResponse(f"too little is left of the token's {minted.life:.1f} s")
         except ChatTokenError as error:
             flight.committed = False
             if isinstance(error, Throttled):
@@ -284,9 +285,7 @@ class Minter:
         flight.limiter.served()
         if self._observers:
             self._observers.tell(Minted(request.room, number, clock.monotonic() - started))
-        return Entry(
-            minted.token, started + minted.life, started_wall + minted.life, flight.generation
-        )
+        return entry
 
     def _keep(self, flight: Mint, entry: Entry) -> None:
         """Keep a token for those who will ask for the same."""
@@ -373,7 +372,8 @@ class Minter:
         """Put a token that nobody was given into the stock: the fleet's, if it can be reached."""
         identity = flight.request.identity
         if self.tokens is None:
-            self._cache.restock(flight.key, identity, entry)
+            if not self._cache.restock(flight.key, identity, entry):
+                return
         else:
             now = self._clock.monotonic()
             self.tokens.stock(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from aioivschat._cache import TokenCache
 from aioivschat._clients import ClientPool
-from aioivschat._clock import Clock
+from aioivschat._clock import TICK, Clock
 from aioivschat._events import ExpiredUnused, Observers
 from aioivschat._limiter import Limiter
 from aioivschat._minting import NEVER, Mint, Minter
@@ -330,7 +330,7 @@ class _Line:
         clock = self._ahead.clock
         while True:
             now = clock.monotonic()
-            if now >= self._opening or (self._complete and not self._waiting):
+            if now + TICK >= self._opening or (self._complete and not self._waiting):
                 return False
             on_time = False
             if not self._waiting:
@@ -340,7 +340,7 @@ class _Line:
             else:
                 due = max(self._next, self._begin())
                 free = max(due, self._free_at(now))
-                if free <= now:
+                if free <= now + TICK:
                     # Lost time beyond that is lost.
                     self._next = max(due, now - _CATCH_UP) + 1 / self._pace
                     self._free = max(free, now - _CATCH_UP) + 1 / self._limiter.rate

@@ -173,7 +173,6 @@ class AsyncTokenService:
             self._cache,
             Retrier(retry, self._clock, rng or random.Random()),  # noqa: S311 (no secret)
             self._clock,
-            cache.min_remaining,
             self._observers,
         )
         self._flights = self._minter.flights
@@ -575,6 +574,8 @@ class AsyncTokenService:
                     waited = self._clock.monotonic() - started
                     self._observers.tell(Delivered(request.room, flight.source, waited))
                 return token
+            # It may be closing by now, and would not wait for a flight that starts after that.
+            self._check_usable()
 
     def _board(
         self,

@@ -94,7 +94,7 @@ class SharedTokens(Protocol):
         token: ChatToken,
         life: float,
         age: float,
-        refused: Callable[[], None],
+        refused: Callable[[], object],
     ) -> None:
         """Let any process claim a token that nobody was given.
 

@@ -1,9 +1,18 @@
-"""Virtual time: an event loop whose clock jumps to the next thing that happens."""
+"""Virtual time: an event loop whose clock jumps to the next thing that happens.
+
+With it goes a session whose clients need no network: no I/O can be waited for on such a loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import selectors
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+from aiobotocore.session import AioSession
 
 from aioivschat._clock import Clock
 
@@ -57,3 +66,32 @@ class LoopClock(Clock):
     def wall(self) -> float:
         """Return seconds since the epoch."""
         return EPOCH + self._loop.time()
+
+
+Answer = Callable[..., Awaitable[Mapping[str, Any]]]
+"""What takes the place of a client's ``create_chat_token``."""
+
+
+def session_here(
+    open_client: Callable[[str], Awaitable[Answer]], session: AioSession | None = None
+) -> AioSession:
+    """Return a session whose clients are answered in this process.
+
+    Args:
+        open_client: given a region, returns what answers there.
+        session: which one is to open such clients from now on; a new one by default.
+    """
+
+    @asynccontextmanager
+    async def create_client(
+        *_: object, region_name: str, endpoint_url: str, **__: object
+    ) -> AsyncIterator[SimpleNamespace]:
+        yield SimpleNamespace(
+            meta=SimpleNamespace(endpoint_url=endpoint_url),
+            create_chat_token=await open_client(region_name),
+        )
+
+    session = session or AioSession()
+    # Not a subclass: the signature has an overload for every service of AWS.
+    vars(session)["create_client"] = create_client
+    return session

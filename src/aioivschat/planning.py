@@ -16,11 +16,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
 
 from aiobotocore.session import AioSession
@@ -41,7 +40,7 @@ from aioivschat._doors import (
 )
 from aioivschat._models import TOKEN_LIFE, RoomArn
 from aioivschat._service import AsyncTokenService
-from aioivschat._virtual import LoopClock, VirtualLoop
+from aioivschat._virtual import Answer, LoopClock, VirtualLoop, session_here
 
 __all__ = [
     "CONNECTIONS",
@@ -226,17 +225,10 @@ def _minting_here(clock: Clock, latency: float) -> AioSession:
             "sessionExpirationTime": now + timedelta(minutes=sessionDurationInMinutes),
         }
 
-    @asynccontextmanager
-    async def create_client(*_: object, **options: Any) -> AsyncIterator[SimpleNamespace]:
-        yield SimpleNamespace(
-            meta=SimpleNamespace(endpoint_url=options["endpoint_url"]),
-            create_chat_token=create_chat_token,
-        )
+    async def open_client(_: str) -> Answer:
+        return create_chat_token
 
-    session = AioSession()
-    # Not a subclass: the signature has an overload for every service of AWS.
-    vars(session)["create_client"] = create_client
-    return session
+    return session_here(open_client)
 
 
 @contextmanager

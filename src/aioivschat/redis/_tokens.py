@@ -244,7 +244,7 @@ class RedisTokens:
         token: ChatToken,
         life: float,
         age: float,
-        refused: Callable[[], None],
+        refused: Callable[[], object],
     ) -> None:
         """Let any process claim a token that nobody was given."""
 
