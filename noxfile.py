@@ -74,6 +74,29 @@ def compat(session: nox.Session) -> None:
     session.run("pytest", others, *(session.posargs or ["-n", "auto"]))
 
 
+@nox.session(python=OLDEST)
+def simulate(session: nox.Session) -> None:
+    """Run 20,000 random programs, others each time, and show what they reached.
+
+    Arguments are those of ``python -m simulation``, such as ``--seed 5`` for those of another run.
+    """
+    session.install("-e", ".", *_group("test"))
+    session.chdir("tests")
+    session.run("python", "-m", "simulation", *(session.posargs or ["--programs", "20000"]))
+
+
+@nox.session(python=OLDEST)
+def mutants(session: nox.Session) -> None:
+    """Put faults into the library, one at a time, and show which test finds each.
+
+    Arguments are names of faults (default: all those of ``tests/mutants/table.py``), and options,
+    such as ``--programs 5000`` for how many random programs are to look for each.
+    """
+    session.install("-e", ".[cli,moto,redis,starlette]", *_group("test"))
+    session.chdir("tests")
+    session.run("python", "-m", "mutants", *session.posargs)
+
+
 def _has_recent_node(session: nox.Session) -> bool:
     """Tell whether there are npm and a Node of version 20 or later."""
     if shutil.which("node") is None or shutil.which("npm") is None:

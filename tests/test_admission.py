@@ -6,9 +6,16 @@ import asyncio
 
 import pytest
 
-from aioivschat import AsyncTokenService, DeadlineExceeded, Overloaded, Quota, TokenRequest
+from aioivschat import (
+    AsyncTokenService,
+    ChatToken,
+    DeadlineExceeded,
+    Overloaded,
+    Quota,
+    TokenRequest,
+)
 from aioivschat.emulator import Emulator, Fault, FaultKind, ThreadedEmulatorServer
-from conftest import ROOM, OpenService, until
+from conftest import ROOM, OpenService, outcomes, until
 
 
 @pytest.fixture
@@ -114,3 +121,19 @@ async def test_one_callers_deadline_is_not_anothers(
         await tokens.issue(request, timeout=0.01)
     assert (await patient).token
     assert 1 == emulator.counts().requests
+
+
+async def test_the_most_patient_caller_decides_how_long_a_flight_tries(
+    emulator: Emulator, open_service: OpenService
+) -> None:
+    """Who set it off has no time for the retry, and who joined has."""
+    tokens = open_service()
+    await tokens.issue(TokenRequest(ROOM, "somebody"))  # opening a client takes its time
+    emulator.fail_next(Fault(FaultKind.ERROR_503, retry_after="1"))
+    request = TokenRequest(ROOM, "u")
+    impatient, patient = await outcomes(
+        tokens.issue(request, timeout=0.5), tokens.issue(request, timeout=60.0)
+    )
+    assert isinstance(impatient, DeadlineExceeded)
+    assert isinstance(patient, ChatToken)
+    assert 1 == tokens.stats().joined

@@ -16,6 +16,7 @@ from aioivschat import (
     Capability,
     ChatToken,
     InvalidRequest,
+    PoolPolicy,
     Priority,
     Quota,
     ResourceNotFound,
@@ -33,7 +34,7 @@ from aioivschat.emulator import (
     ThreadedEmulatorServer,
 )
 from aioivschat.emulator.moto_backend import MotoServer
-from conftest import ROOM, UNLIMITED, OpenService, Server, local_session, until
+from conftest import ROOM, UNLIMITED, OpenService, Server, local_session, outcomes, until
 
 
 @pytest.fixture(params=["emulator", "moto"])
@@ -216,6 +217,10 @@ async def test_a_call_takes_over_a_prewarming_flight(
     assert 2 == ivschat_emulator.emulator.counts().requests
 
 
+ONE_BY_ONE = PoolPolicy(max_connections=1)
+"""Requests arrive in the order in which they are sent, however busy the machine is."""
+
+
 class Diary(Emulator):
     """An emulator that writes down who it was asked for, in the order of arrival."""
 
@@ -242,7 +247,7 @@ async def test_more_urgent_calls_go_first(
 ) -> None:
     """Moderators before viewers, first come first served within each."""
     emulator, url = diary
-    tokens = open_service(endpoint_url=url, quota=Quota(rate=50.0, burst=1))
+    tokens = open_service(endpoint_url=url, quota=Quota(rate=50.0, burst=1), pool=ONE_BY_ONE)
 
     async def issue(user: str, priority: Priority) -> None:
         await tokens.issue(TokenRequest(ROOM, user), priority=priority)
@@ -262,7 +267,7 @@ async def test_an_urgent_call_speeds_up_the_flight_it_joins(
 ) -> None:
     """The flight is as urgent as its most urgent caller."""
     emulator, url = diary
-    tokens = open_service(endpoint_url=url, quota=Quota(rate=20.0, burst=1))
+    tokens = open_service(endpoint_url=url, quota=Quota(rate=20.0, burst=1), pool=ONE_BY_ONE)
 
     async def issue(user: str, priority: Priority) -> None:
         await tokens.issue(TokenRequest(ROOM, user), priority=priority)
@@ -308,6 +313,27 @@ async def test_invalidate_fences_a_flight_under_way(
     after = await tokens.issue(request)
     assert (await before).token != after.token
     assert after.token == (await tokens.issue(request)).token
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["delivered", "stock"])
+async def test_what_an_invalidated_flight_brings_is_not_kept(
+    ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService, stays: bool
+) -> None:
+    """Whoever asks after it has landed gets another token, be its caller there or gone."""
+    ivschat_emulator.emulator.configure(latency=0.2)
+    tokens = open_service()
+    request = TokenRequest(ROOM, "u")
+    before = asyncio.create_task(tokens.issue(request))
+    await until(lambda: tokens.stats().requests == 1)
+    tokens.invalidate(user="u")
+    if not stays:
+        before.cancel()
+    await until(lambda: tokens.stats().flights == 0)
+    after = await tokens.issue(request)
+    assert not after.reused
+    assert 2 == ivschat_emulator.emulator.counts().requests
+    (told,) = await outcomes(before)
+    assert isinstance(told, ChatToken if stays else asyncio.CancelledError)
 
 
 async def test_invalidate_needs_a_room_or_a_user(open_service: OpenService) -> None:

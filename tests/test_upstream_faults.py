@@ -31,6 +31,7 @@ from aioivschat import (
 )
 from aioivschat.emulator import Emulator, Fault, FaultKind, ThreadedEmulatorServer
 from conftest import ROOM, UNLIMITED, OpenService, local_session, outcomes, until
+from raw_servers import BODY, http, raw_server
 from virtual import VirtualClock
 
 REQUEST = TokenRequest(ROOM, "u")
@@ -51,7 +52,7 @@ async def test_a_lasting_throttle_costs_exactly_the_attempts(
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
 ) -> None:
-    """N requests, each through the limiter; no second layer retries, whatever the environment."""
+    """N requests; no second layer retries, whatever the environment."""
     monkeypatch.setenv("AWS_RETRY_MODE", mode)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "7")
     emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, times=None))
@@ -104,6 +105,25 @@ async def test_a_malformed_answer_is_an_error_and_never_kept(
     emulator.fail_next(Fault(kind))
     assert (await tokens.issue(REQUEST)).token
     assert 6 == emulator.counts().requests
+
+
+@pytest.mark.fault(10)
+@pytest.mark.parametrize(
+    ("right", "wrong", "problem"),
+    [
+        (b'"token":"t"', b'"token":""', "no token"),
+        (b"T11:00:00", b"T09:59:59", "sessionExpirationTime is past"),
+    ],
+    ids=["empty token", "session over"],
+)
+async def test_a_token_that_connects_to_nothing_is_malformed(
+    open_service: OpenService, right: bytes, wrong: bytes, problem: str
+) -> None:
+    """The answer is whole, and of no use."""
+    async with raw_server(http(BODY.replace(right, wrong))) as server:
+        tokens = open_service(endpoint_url=server.url, retry=RetryPolicy(max_attempts=1))
+        with pytest.raises(MalformedResponse, match=problem):
+            await tokens.issue(REQUEST)
 
 
 @pytest.mark.fault(11)
