@@ -97,6 +97,16 @@ def mutants(session: nox.Session) -> None:
     session.run("python", "-m", "mutants", *session.posargs)
 
 
+@nox.session(python=OLDEST)
+def soak(session: nox.Session) -> None:
+    """Load the service for ten minutes in bad weather, and see that nothing is lost or kept.
+
+    Arguments are those of ``tests/soak.py``, such as ``--seconds 120``.
+    """
+    session.install(str(_build_wheel(session)))
+    session.run("python", "-X", "dev", "-W", "error", "tests/soak.py", *session.posargs)
+
+
 def _has_recent_node(session: nox.Session) -> bool:
     """Tell whether there are npm and a Node of version 20 or later."""
     if shutil.which("node") is None or shutil.which("npm") is None:

@@ -79,6 +79,23 @@ async def test_a_token_whose_callers_left_becomes_stock(
 
 
 @pytest.mark.fault(2)
+async def test_a_token_that_was_invalidated_on_its_way_is_no_stock(
+    emulator: Emulator, open_service: OpenService
+) -> None:
+    """It is thrown away, and neither counted nor told of as if somebody could have it."""
+    emulator.configure(latency=0.3)
+    told: list[str] = []
+    tokens = open_service(observers=[lambda event: told.append(type(event).__name__)])
+    (call,) = await _in_flight(tokens, 1)
+    call.cancel()
+    tokens.invalidate(user=REQUEST.user)
+    await until(lambda: tokens.stats().flights == 0)
+    stats = tokens.stats()
+    assert (1, 0, 0) == (stats.minted, stats.stocked, stats.stock_held)
+    assert "Stocked" not in told
+
+
+@pytest.mark.fault(2)
 async def test_a_failure_whose_callers_left_is_silent(
     emulator: Emulator, open_service: OpenService
 ) -> None:

@@ -34,7 +34,7 @@ from aioivschat import (
     TokenRequest,
 )
 from aioivschat._doors import percentile
-from aioivschat._endpoint import BODY_MAX_BYTES, Endpoint
+from aioivschat._endpoint import BODY_MAX_BYTES, Endpoint, Received
 from aioivschat.aiohttp import Ask, EndpointPolicy, Share
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.planning import _minting_here
@@ -688,8 +688,8 @@ async def _p99(flood: int) -> tuple[float, int]:
     async def ask(user: str) -> None:
         nonlocal got
         begun = loop.time()
-        headers = {"Content-Type": "application/json"}
-        answer = await endpoint.respond(service, user, headers, b"{}", _stays)
+        received = Received({"Content-Type": "application/json"}, b"{}")
+        answer = await endpoint.respond(service, user, received, _stays)
         if user == "mallory":
             got += answer.status == 200
             assert answer.status in (200, 429)

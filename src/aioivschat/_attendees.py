@@ -35,7 +35,7 @@ from hashlib import blake2b
 from itertools import chain
 from typing import Any, BinaryIO, Literal
 
-from aioivschat._models import SESSION_MAX_MINUTES, RoomArn, TokenRequest
+from aioivschat._models import SESSION_MAX_MINUTES, RoomArn, Secret, TokenRequest
 from aioivschat.errors import InvalidRequest
 
 LINE_MAX_BYTES = 65_536
@@ -53,7 +53,7 @@ _Members = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Attendee:
+class Attendee(Secret):
     """One row of an attendee file: somebody who is to get a token, or why nobody can.
 
     Args:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, quote_plus, urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
@@ -151,10 +153,11 @@ class ClientPool:
         on_open: Callable[[str, float], None],
         on_general: Callable[[str, str], None],
     ) -> None:
-        if endpoint_url is not None:
-            _check_endpoint("endpoint_url", endpoint_url)
-        self._create_client = _client_factory(session)
         self._endpoint_url = endpoint_url
+        del endpoint_url  # out of tracebacks that show locals: it may hold a password
+        if self._endpoint_url is not None:
+            _check_endpoint("endpoint_url", self._endpoint_url)
+        self._create_client = _client_factory(session)
         self._policy = policy
         self._clock = clock
         self._on_open = on_open
@@ -270,12 +273,12 @@ def _client_factory(session: Any) -> Callable[..., Any]:
 
 
 def _check_endpoint(option: str, url: str) -> None:
-    parts = urlsplit(url)
-    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
+    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    del url  # it may hold a password
+    if scheme == "https" or (scheme == "http" and _is_loopback(host or "")):
         return
-    # The URL itself may hold a password.
     raise InvalidConfiguration(
-        option, "an HTTPS URL, or an HTTP one on this host", f"{parts.scheme}://{parts.hostname}"
+        option, "an HTTPS URL, or an HTTP one on this host", f"{scheme}://{host}"
     )
 
 
@@ -418,11 +421,12 @@ def _without_secrets(
     metadata = response.get("ResponseMetadata", {})
     message = str(error.get("Message", ""))
     secrets = (request.user, *request.attributes, *request.attributes.values())
-    told = any(_names(message, secret) for secret in secrets)
     # Validation messages quote values, signature errors the canonical request.
     quotes = kind is ValidationFailed or "Signature" in str(error.get("Code", ""))
+    if quotes or _names_any(message, secrets):
+        message = _WITHHELD
     kept: dict[str, Any] = {
-        "Error": {"Code": error.get("Code"), "Message": _WITHHELD if told or quotes else message},
+        "Error": {"Code": error.get("Code"), "Message": message},
         "ResponseMetadata": {
             key: metadata[key]
             for key in ("RequestId", "HTTPStatusCode", "RetryAttempts")
@@ -432,9 +436,26 @@ def _without_secrets(
     if kind in (ResourceNotFound, Throttled):
         # The resource is the room, or what the quota belongs to.
         for member in ("resourceId", "resourceType", "limit"):
-            if member in response:
+            if member in response and not _names_any(str(response[member]), secrets):
                 kept[member] = response[member]
     return kept
+
+
+def _names_any(message: str, secrets: Iterable[str]) -> bool:
+    """Tell whether a message holds a secret, however it is spelled."""
+    folded = message.casefold()
+    return any(
+        _names(folded, spelled.casefold()) for secret in secrets for spelled in _spellings(secret)
+    )
+
+
+def _spellings(secret: str) -> set[str]:
+    """Return how a message may spell a secret."""
+    spelled = {secret, json.dumps(secret)[1:-1], quote(secret), quote(secret, safe="")}
+    spelled.add(quote_plus(secret))
+    if len(secret) > 3:  # in fewer letters, anything may look like it
+        spelled |= {secret.encode().hex(), b64encode(secret.encode()).decode().rstrip("=")}
+    return spelled
 
 
 def _names(message: str, secret: str) -> bool:

@@ -24,7 +24,7 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from cachetools import LRUCache, TTLCache
 
 from aioivschat._clock import Clock
-from aioivschat._models import TOKEN_LIFE, ChatToken, Identity, TokenRequest
+from aioivschat._models import TOKEN_LIFE, ChatToken, Identity, Secret, TokenRequest, Unpickled
 from aioivschat._service import AsyncTokenService
 from aioivschat.errors import (
     AwsError,
@@ -63,7 +63,7 @@ _ATTEMPT_SECONDS = TOKEN_LIFE / 2
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Ask:
+class Ask(Secret):
     """What the body of a request asks for; it grants nothing.
 
     What the body leaves out is ``None``. Every member that is there keeps the limits of
@@ -145,11 +145,46 @@ class EndpointPolicy:
 
 
 class Answer(NamedTuple):
-    """What goes back to the client."""
+    """What goes back to the client; it shows no body, which may hold a token."""
 
     status: int
     headers: dict[str, str]
     body: bytes
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.status}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an Answer may hold a token and is not pickled")
+
+
+class Received(Unpickled):
+    """What came from the client; an object that shows nothing of it, also where locals are shown.
+
+    Args:
+        headers: by name, whatever the case.
+        body: ``None`` if it is larger than ``BODY_MAX_BYTES``.
+
+    Attributes:
+        key: the idempotency key, once the form was checked.
+    """
+
+    __slots__ = ("body", "headers", "key")
+
+    def __init__(self, headers: Mapping[str, str], body: bytes | None) -> None:
+        self.headers = headers
+        self.body = body
+        self.key: str | None = None
+
+
+class _Served(Unpickled):
+    """The token that an attempt was given, and the reply that says so."""
+
+    __slots__ = ("answer", "token")
+
+    def __init__(self, token: str, answer: Answer) -> None:
+        self.token = token
+        self.answer = answer
 
 
 Authorize = Callable[[R, Ask], Awaitable[TokenRequest | None]]
@@ -192,8 +227,7 @@ class Endpoint(Generic[R]):
         clock = clock or Clock()
         self._shares = _Shares(policy, clock)
         self._asks: dict[bytes, Ask] = {}
-        # By attempt: the token it was given, and the reply that says so.
-        self._served: TTLCache[tuple[Identity, str], tuple[str, Answer]] = TTLCache(
+        self._served: TTLCache[Identity, _Served] = TTLCache(  # by attempt
             _KNOWN_CALLERS, _ATTEMPT_SECONDS, timer=clock.monotonic
         )
 
@@ -201,8 +235,7 @@ class Endpoint(Generic[R]):
         self,
         service: AsyncTokenService,
         request: R,
-        headers: Mapping[str, str],
-        body: bytes | None,
+        received: Received,
         watch: Watch,
     ) -> Answer:
         """Answer a request.
@@ -210,15 +243,14 @@ class Endpoint(Generic[R]):
         Args:
             service: issues the token.
             request: the framework's own request, for the rule.
-            headers: by name, whatever the case.
-            body: ``None`` if it is larger than ``BODY_MAX_BYTES``.
+            received: what it holds.
             watch: how to learn that the client went away; used while there is a wait.
 
         Raises:
             Exception: one of ``passed_on``, raised by the rule.
         """
         try:
-            return await self._token(service, request, headers, body, watch)
+            return await self._token(service, request, received, watch)
         except _Departed:
             return NOBODY
         except _Refusal as refusal:
@@ -233,27 +265,27 @@ class Endpoint(Generic[R]):
         self,
         service: AsyncTokenService,
         request: R,
-        headers: Mapping[str, str],
-        body: bytes | None,
+        received: Received,
         watch: Watch,
     ) -> Answer:
-        key = _checked_form(headers, body)
-        assert body is not None  # noqa: S101 (the form's check saw it)
-        ask = self._asks.get(body) or self._parsed(body)
+        _check_form(received)
+        assert received.body is not None  # noqa: S101 (the form's check saw it)
+        ask = self._asks.get(received.body) or self._parsed(received.body)
         wanted = await self._granted(request, ask)
-        attempt = None if key is None else (wanted.identity, key)
+        fresh = received.key is None
+        attempt = None if fresh else Identity((wanted.identity, received.key))
         served = None if attempt is None else self._remembered(attempt)
         if served is None:
             self._shares.charge(wanted)
-        token = service.ready(wanted, idempotency_key=key, fresh=key is None)
+        token = service.ready(wanted, idempotency_key=received.key, fresh=fresh)
         if token is None:
             try:
                 with _Presence(watch):
                     token = await service.issue(
                         wanted,
-                        idempotency_key=key,
-                        fresh=key is None,
-                        timeout=self._patience(headers),
+                        idempotency_key=received.key,
+                        fresh=fresh,
+                        timeout=self._patience(received.headers),
                     )
             except Overloaded:
                 if served is None:
@@ -262,14 +294,14 @@ class Endpoint(Generic[R]):
             # Whoever was banned meanwhile gets nothing. The token stays unused: a later call gets
             # it only by being granted the very same again, for the same attempt.
             _check_still_covered(wanted, await self._granted(request, ask))
-        if served is not None and served[0] == token.token:
-            return served[1]
+        if served is not None and served.token == token.token:
+            return served.answer
         answer = self._reply(token)
         if attempt is not None:
-            self._served[attempt] = token.token, answer
+            self._served[attempt] = _Served(token.token, answer)
         return answer
 
-    def _remembered(self, attempt: tuple[Identity, str]) -> tuple[str, Answer] | None:
+    def _remembered(self, attempt: Identity) -> _Served | None:
         try:
             return self._served[attempt]  # its get() would look twice
         except KeyError:
@@ -344,8 +376,9 @@ class Endpoint(Generic[R]):
 _WAIT = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])', re.IGNORECASE)
 
 
-def _checked_form(headers: Mapping[str, str], body: bytes | None) -> str | None:
-    """Check everything that needs no look into the body; return the idempotency key."""
+def _check_form(received: Received) -> None:
+    """Check everything that needs no look into the body, and take the idempotency key."""
+    headers, body = received.headers, received.body
     content_type = headers.get("Content-Type", "")
     # Strict, for more than form's sake: a page from elsewhere cannot send JSON with the user's
     # cookies unless CORS lets it.
@@ -369,7 +402,7 @@ def _checked_form(headers: Mapping[str, str], body: bytes | None) -> str | None:
             _BAD_REQUEST,
             f"Idempotency-Key must be 1 to {_KEY_MAX_CHARACTERS} visible ASCII characters.",
         )
-    return key
+    received.key = key
 
 
 # What the body asks. Its members go by the library's names, by AWS's, and by those of AWS's demo.
@@ -480,7 +513,7 @@ def _check_still_covered(minted: TokenRequest, grant: TokenRequest) -> None:
 # The caller's own share.
 
 
-class _Buckets:
+class _Buckets(Unpickled):
     """Token buckets by name, each held as the one moment when it is full again (GCRA)."""
 
     def __init__(self, share: Share, clock: Clock) -> None:

@@ -13,7 +13,7 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from aioivschat.errors import InvalidRequest
 
@@ -27,6 +27,7 @@ SESSION_MAX_MINUTES = 180
 SESSION_DEFAULT_MINUTES = 60
 
 _ROOM = re.compile(r"arn:aws:ivschat:([a-z0-9-]+):([0-9]+):room/([a-zA-Z0-9-]+)")
+_OTHER_ARN = re.compile(r"arn:[a-z-]{1,16}:[a-z0-9-]{1,32}:[a-z0-9-]{0,32}:[0-9]{0,16}:")
 _ROOM_LIMIT = "a room ARN, arn:aws:ivschat:<region>:<account>:room/<id>"
 
 _CAPABILITY = re.compile(r"[A-Z_]{1,32}")
@@ -73,9 +74,15 @@ class RoomArn:
         Raises:
             InvalidRequest: if it is not the ARN of a chat room.
         """
-        if not isinstance(text, str):
-            raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, _kind(text))
-        return _parse_room(text)
+        try:
+            if not isinstance(text, str):
+                raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, _kind(text))
+            return _parse_room(text)
+        except InvalidRequest as error:
+            wrong = error
+        # A traceback that shows locals must not show it: it may be anything.
+        del text
+        raise wrong.with_traceback(None)
 
     def __str__(self) -> str:
         return f"arn:aws:ivschat:{self.region}:{self.account}:room/{self.room_id}"
@@ -90,16 +97,38 @@ def _parse_room(text: str) -> RoomArn:
         )
     match = _ROOM.fullmatch(text)
     if match is None:
-        # Anything else may be a user id in the wrong place.
-        found = ascii(text) if text.startswith("arn:") else "other text"
+        # Anything else, or what comes after that, may be a user id in the wrong place.
+        other = _OTHER_ARN.match(text)
+        found = f"{other[0]}…" if other is not None else "other text"
         raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, found)
     return RoomArn(*match.groups())
 
 
-class Identity(tuple[Any, ...]):
+class Unpickled:
+    """Holds somebody's secret, so it is not pickled: a pickle would show it in plain text."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} holds what is secret and is not pickled")
+
+
+class Secret(Unpickled):
+    """The same, and never changed: a copy is the thing itself."""
+
+    __slots__ = ()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+class Identity(Secret, tuple[Any, ...]):
     """What makes two requests the same to AWS: a key for dictionaries.
 
-    It holds a user id, so it shows nothing of itself and refuses to be pickled.
+    It holds a user id, so it shows nothing of itself.
     """
 
     __slots__ = ()
@@ -107,12 +136,9 @@ class Identity(tuple[Any, ...]):
     def __repr__(self) -> str:
         return "<identity>"
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("an identity holds a user id and is not pickled")
-
 
 @dataclass(frozen=True, init=False, eq=False, repr=False, slots=True)
-class TokenRequest:
+class TokenRequest(Secret):
     """A request for one token.
 
     Two requests are equal if and only if they would mean the same to AWS: the order of
@@ -149,7 +175,7 @@ class TokenRequest:
         identity = _identify(room, user, capabilities, attributes, session_minutes)
         if isinstance(identity, InvalidRequest):
             # A traceback that shows locals must not show these.
-            del self, room, user, capabilities, attributes
+            del self, room, user, capabilities, attributes, session_minutes
             raise identity
         pairs = identity[3]
         put = object.__setattr__
@@ -189,18 +215,9 @@ class TokenRequest:
             f"session_minutes={self.session_minutes})"
         )
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a TokenRequest holds a user id and is not pickled; send its members")
-
-    def __copy__(self) -> TokenRequest:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TokenRequest:
-        return self
-
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ChatToken:
+class ChatToken(Secret):
     """A token that connects once.
 
     Args:
@@ -234,17 +251,8 @@ class ChatToken:
             f"session_expires={self.session_expires.isoformat()}, reused={self.reused})"
         )
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a ChatToken is a secret and is not pickled")
 
-    def __copy__(self) -> ChatToken:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ChatToken:
-        return self
-
-
-class Reply(dict[str, Any]):
+class Reply(Unpickled, dict[str, Any]):
     """The reply of ``create_chat_token``: a dict that does not show its token.
 
     A task or a log line that shows its result would show the token otherwise.
@@ -266,9 +274,6 @@ class Reply(dict[str, Any]):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reply:
         return Reply(self)  # its values never change
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("the reply holds a token and is not pickled")
 
 
 def _identify(

@@ -40,7 +40,7 @@ from botocore.credentials import ReadOnlyCredentials
 from multidict import CIMultiDict
 from yarl import URL
 
-from aioivschat._models import SORTED_NAMES, TokenRequest
+from aioivschat._models import SORTED_NAMES, TokenRequest, Unpickled
 from aioivschat.errors import ConnectionFailed
 
 _OPERATION = "ivschat.CreateChatToken"
@@ -302,7 +302,7 @@ class _Watch:
             task.cancel()
 
 
-class _Pattern:
+class _Pattern(Unpickled):
     """What all requests of one client have in common.
 
     Args:

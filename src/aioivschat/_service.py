@@ -159,15 +159,18 @@ class AsyncTokenService:
         self._min_remaining = cache.min_remaining
         self._cache = TokenCache(cache, self._clock)
         self._limiters: dict[tuple[str, str], Limiter] = {}
-        self._pool = ClientPool(
-            session,
-            endpoint_url,
-            pool,
-            self._clock,
-            self._client_opened,
-            # No method of ours: a client that outlives the service must not hold it.
-            partial(_tell_not_prepared, self._observers),
-        )
+        try:
+            self._pool = ClientPool(
+                session,
+                endpoint_url,
+                pool,
+                self._clock,
+                self._client_opened,
+                # No method of ours: a client that outlives the service must not hold it.
+                partial(_tell_not_prepared, self._observers),
+            )
+        finally:
+            del endpoint_url  # out of tracebacks that show locals: it may hold a password
         self._minter = Minter(
             self._pool,
             self._cache,
@@ -211,6 +214,8 @@ class AsyncTokenService:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_flights"):  # a traceback of its making may show it
+            return "<AsyncTokenService, not made>"
         return (
             f"<AsyncTokenService {self._state.value}, {len(self._flights)} flights, "
             f"{self._waiting} waiting, {self._cache.delivered} tokens, "
@@ -276,7 +281,8 @@ class AsyncTokenService:
         finally:
             # A traceback that shows locals must not show these.
             identity = None
-            del roomIdentifier, userId, attributes, idempotency_key
+            del roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
+            del idempotency_key
         token = self._ready(request, key)
         if token is None:
             token = await self._wait(timeout, request, key, priority)
@@ -418,15 +424,18 @@ class AsyncTokenService:
             InvalidRequest: neither was given, or the room is not a room's ARN.
             ServiceClosed, WrongLoop: in a fleet, as for :meth:`issue`.
         """
-        if room is None and user is None:
-            raise InvalidRequest("invalidate", "given a room, a user or both", "neither")
-        if room is not None:
-            RoomArn.parse(room)
-        self._forget(room, user)
-        if self._shared is not None:
-            self._check_usable()
-            if self._minter.tokens is not None:
-                self._minter.tokens.invalidate(room, user)
+        try:
+            if room is None and user is None:
+                raise InvalidRequest("invalidate", "given a room, a user or both", "neither")
+            if room is not None:
+                RoomArn.parse(room)
+            self._forget(room, user)
+            if self._shared is not None:
+                self._check_usable()
+                if self._minter.tokens is not None:
+                    self._minter.tokens.invalidate(room, user)
+        finally:
+            del room, user  # out of tracebacks that show locals
 
     def estimate(self, room: str, *, priority: Priority = Priority.NORMAL) -> float:
         """Return the seconds that a new call for a room would wait for its turn now.
@@ -438,7 +447,10 @@ class AsyncTokenService:
         Raises:
             InvalidRequest: the room is not a room's ARN.
         """
-        return self._limiter(RoomArn.parse(room)).predicted_wait(priority, room)
+        try:
+            return self._limiter(RoomArn.parse(room)).predicted_wait(priority, room)
+        finally:
+            del room  # out of tracebacks that show locals: it may be anything
 
     def stats(self) -> Stats:
         """Return the counters and the state of the moment."""
@@ -486,19 +498,21 @@ class AsyncTokenService:
         self, request: TokenRequest, idempotency_key: str | None, fresh: bool
     ) -> Identity | None:
         """Return what calls must agree on to share a token; ``None``: they never do."""
-        # Whatever is not the loop of an open service is looked at more closely.
-        if self._home is not get_running_loop():
-            self._check_usable()
-        if idempotency_key is None:
-            return None if fresh else request.identity
-        if fresh:
-            raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
-        is_text = isinstance(idempotency_key, str)
-        if not is_text or not 1 <= len(idempotency_key) <= _KEY_MAX_CHARACTERS:
-            del idempotency_key
-            limit = f"1 to {_KEY_MAX_CHARACTERS} characters"
-            raise InvalidRequest("idempotency_key", limit, "other")
-        return Identity((request.identity, idempotency_key))
+        try:
+            # Whatever is not the loop of an open service is looked at more closely.
+            if self._home is not get_running_loop():
+                self._check_usable()
+            if idempotency_key is None:
+                return None if fresh else request.identity
+            if fresh:
+                raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
+            is_text = isinstance(idempotency_key, str)
+            if not is_text or not 1 <= len(idempotency_key) <= _KEY_MAX_CHARACTERS:
+                limit = f"1 to {_KEY_MAX_CHARACTERS} characters"
+                raise InvalidRequest("idempotency_key", limit, "other")
+            return Identity((request.identity, idempotency_key))
+        finally:
+            del idempotency_key  # out of tracebacks that show locals
 
     def _ready(self, request: TokenRequest, key: Identity | None) -> ChatToken | None:
         """Return a token that is there already."""

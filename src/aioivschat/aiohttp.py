@@ -25,6 +25,7 @@ from aioivschat._endpoint import (
     Endpoint,
     EndpointPolicy,
     Provider,
+    Received,
     Share,
     missing_service,
     openapi,
@@ -85,8 +86,8 @@ def setup(
     async def token(request: web.Request) -> web.Response:
         watch = partial(departures.watch, request)
         try:
-            body = await _body(request)
-            answer = await endpoint.respond(get_service(app), request, request.headers, body, watch)
+            received = Received(request.headers, await _body(request))
+            answer = await endpoint.respond(get_service(app), request, received, watch)
         except ConnectionError:
             return _response(NOBODY)
         except web.HTTPException as answer_of_rule:

@@ -32,6 +32,7 @@ from aioivschat._endpoint import (
     Endpoint,
     EndpointPolicy,
     Provider,
+    Received,
     Share,
     missing_service,
     openapi,
@@ -114,10 +115,8 @@ def routes(
     async def token(request: Request) -> Response:
         watch = partial(_watch, request)
         try:
-            body = await _read(request)
-            answer = await endpoint.respond(
-                get_service(request), request, request.headers, body, watch
-            )
+            received = Received(request.headers, await _read(request))
+            answer = await endpoint.respond(get_service(request), request, received, watch)
         except ClientDisconnect:
             return _response(NOBODY)
         except HTTPException as answer_of_rule:

@@ -711,10 +711,10 @@ CLIENTS = (
     Mutant(
         "message-kept",
         "_clients.py",
-        "_WITHHELD if told or quotes else message",
-        "message",
+        "if quotes or _names_any(message, secrets):",
+        "if False:",
         "an error of AWS shows who asked",
-        tests="test_secrets.py",
+        tests="test_canary.py",
         simulated=False,
     ),
 )

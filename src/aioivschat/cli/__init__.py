@@ -303,7 +303,12 @@ def _add_fleet(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     check.set_defaults(module="aioivschat.cli.fleet", parser=check)
-    check.add_argument("url", metavar="URL", help="its address, as RedisTier takes it")
+    check.add_argument(
+        "url",
+        metavar="URL",
+        help="its address, as RedisTier takes it; - reads it from standard input, as others see "
+        "a command line with its password",
+    )
     check.add_argument(
         "--namespace",
         default="aioivschat",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,8 @@ def run(options: argparse.Namespace) -> int:
     except ImportError:
         return complain("fleet check needs more: pip install 'aioivschat[redis]'")
     check_standard_output()
-    return run_to_end(_print(check(options.url, namespace=options.namespace)))
+    url = sys.stdin.readline().strip() if options.url == "-" else options.url
+    return run_to_end(_print(check(url, namespace=options.namespace)))
 
 
 async def _print(findings: AsyncIterator[Finding]) -> int:

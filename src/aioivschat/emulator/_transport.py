@@ -10,7 +10,7 @@ import struct
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
-def reset(transport: asyncio.Transport) -> None:
+def reset(transport: asyncio.WriteTransport) -> None:
     """End a connection at once, with a reset; what was not sent yet is lost."""
     connection = transport.get_extra_info("socket")
     if connection is not None and not transport.is_closing():

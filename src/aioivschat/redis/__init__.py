@@ -66,19 +66,21 @@ class RedisTier:
         members: int = 1,
         timeout: float = TIMEOUT,
     ) -> None:
-        if not 1 <= len(namespace) <= 64 or set(namespace) & set("{}"):
-            raise InvalidConfiguration(
-                "RedisTier.namespace", "1 to 64 characters without braces", "other text"
-            )
-        if members < 1:
-            raise InvalidConfiguration("RedisTier.members", "at least 1", members)
-        if not timeout > 0:
-            raise InvalidConfiguration("RedisTier.timeout", "above 0 s", timeout)
         try:
+            if not 1 <= len(namespace) <= 64 or set(namespace) & set("{}"):
+                raise InvalidConfiguration(
+                    "RedisTier.namespace", "1 to 64 characters without braces", "other text"
+                )
+            if members < 1:
+                raise InvalidConfiguration("RedisTier.members", "at least 1", members)
+            if not timeout > 0:
+                raise InvalidConfiguration("RedisTier.timeout", "above 0 s", timeout)
             self._sealer = Sealer(keys) if keys else None
+            self._engine = Engine(
+                engine, self._engine_changed, timeout=timeout, namespace=namespace
+            )
         finally:
-            del keys  # out of tracebacks that show locals
-        self._engine = Engine(engine, self._engine_changed, timeout=timeout, namespace=namespace)
+            del keys, engine  # out of tracebacks that show locals
         self._namespace = namespace
         self._members = members
         self._limiters: list[SharedLimiter] = []
@@ -87,6 +89,8 @@ class RedisTier:
         self._changed: Callable[[SharedState, str], None] | None = None
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_namespace"):  # a traceback of its making may show it
+            return "<RedisTier, not made>"
         return f"<RedisTier {self._namespace!r}, {self._engine.state}>"
 
     @property

@@ -113,7 +113,10 @@ class Engine:
     ) -> None:
         self._timeout = timeout
         self._own = isinstance(address, str)
-        self._client = connect(address) if isinstance(address, str) else address
+        try:
+            self._client = connect(address) if isinstance(address, str) else address
+        finally:
+            del address  # out of tracebacks that show locals: it may hold a password
         self._rng = rng or random.Random()  # noqa: S311 (no secret)
         self._state = EngineState.CONNECTING
         self._on_state = [on_state] if on_state is not None else []
@@ -132,6 +135,8 @@ class Engine:
         self._closed = False
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_state"):  # a traceback of its making may show it
+            return "<Engine, not made>"
         return f"<Engine {self._state}>"
 
     @property
@@ -366,6 +371,21 @@ def connect(url: str) -> Any:
         InvalidConfiguration: the URL is none of these.
         ImportError: redis-py is not installed.
     """
+    try:
+        return _connected(url)
+    except InvalidConfiguration as error:
+        wrong = error
+    except (TypeError, ValueError) as error:
+        wrong = InvalidConfiguration(
+            "RedisTier", "a URL with a port and options that redis-py knows", type(error).__name__
+        )
+    finally:
+        del url
+    # Raised out here, without context: the frames within, redis-py's too, hold the password.
+    raise wrong.with_traceback(None)
+
+
+def _connected(url: str) -> Any:
     from redis.asyncio import Redis, RedisCluster
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff

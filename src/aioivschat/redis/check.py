@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 from urllib.parse import urlsplit
 
+from aioivschat.errors import InvalidConfiguration
 from aioivschat.redis._engine import TIMEOUT, _close, connect
 
 __all__ = ["Finding", "Grade", "check"]
@@ -70,7 +71,11 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
     Raises:
         InvalidConfiguration: the URL is none.
     """
-    client = connect(url)
+    try:
+        client = connect(url)
+    except InvalidConfiguration:
+        del url  # out of tracebacks that show locals: it may hold a password
+        raise
     try:
         try:
             nodes = await asyncio.wait_for(_info(client, url), _PATIENCE)
