@@ -9,8 +9,10 @@ import pytest
 
 from aioivschat import (
     CachePolicy,
+    Event,
     InvalidConfiguration,
     MalformedResponse,
+    Minted,
     RetryPolicy,
     TokenRequest,
 )
@@ -159,6 +161,22 @@ async def test_a_token_that_died_on_the_way_is_replaced(
     assert not token.reused
     assert 2 == emulator.counts().requests
     assert token.token == (await tokens.issue(REQUEST)).token
+
+
+@pytest.mark.fault(16)
+async def test_a_token_that_died_while_its_caller_was_woken_is_replaced(
+    emulator: Emulator, open_service: OpenService
+) -> None:
+    """The host was suspended just when the answer had been read."""
+    clock = BentClock()
+
+    def suspend(event: Event) -> None:
+        if isinstance(event, Minted) and emulator.counts().requests == 1:
+            clock.pass_by(58.0)
+
+    tokens = open_service(clock=clock, observers=[suspend])
+    assert not (await tokens.issue(REQUEST)).reused
+    assert 2 == emulator.counts().requests
 
 
 @pytest.mark.fault(17)
