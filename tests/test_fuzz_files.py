@@ -310,6 +310,7 @@ def check_arrivals(raw: bytes) -> None:
 )
 @example(b"9" * 4300 + b"\n" + b"9" * 4300)
 @example(b"9" * 5000 + b"\n1")
+@example(b"0,0,1\n1")
 def test_everybody_in_a_file_of_arrivals_comes_or_a_line_is_told(raw: bytes) -> None:
     """Numbers of any length included."""
     check_arrivals(raw)

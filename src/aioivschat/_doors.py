@@ -134,12 +134,12 @@ class Arrivals:
                 continue
             try:
                 *second, arrivals = map(int, line.split(","))
-                (at,) = second or [len(counts)]
             except ValueError:
                 if number == 1:
                     continue  # the header
-                at = arrivals = -1
-            if not (0 <= at < _DAY and arrivals >= 0):
+                second, arrivals = [], -1
+            at = second[0] if second else len(counts)
+            if len(second) > 1 or not (0 <= at < _DAY and arrivals >= 0):
                 raise InvalidConfiguration(
                     f"arrivals, line {number}",
                     "a second of at most a day and its arrivals, or arrivals only",
