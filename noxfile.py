@@ -70,7 +70,7 @@ def compat(session: nox.Session) -> None:
     session.install("--force-reinstall", "--no-deps", str(wheel))
     session.install(str(wheel), *pins, *_group("test"))
     # What checks the endpoint against its description needs a newer rich.
-    others = "--ignore=tests/test_endpoint_schema.py"
+    others = "--ignore=tests/endpoint/test_schema.py"
     session.run("pytest", others, *(session.posargs or ["-n", "auto"]))
 
 
@@ -78,33 +78,34 @@ def compat(session: nox.Session) -> None:
 def simulate(session: nox.Session) -> None:
     """Run 20,000 random programs, others each time, and show what they reached.
 
-    Arguments are those of ``python -m simulation``, such as ``--seed 5`` for those of another run.
+    Arguments are those of ``python -m search.simulation``; ``--seed 5`` runs others again.
     """
     session.install("-e", ".", *_group("test"))
     session.chdir("tests")
-    session.run("python", "-m", "simulation", *(session.posargs or ["--programs", "20000"]))
+    session.run("python", "-m", "search.simulation", *(session.posargs or ["--programs", "20000"]))
 
 
 @nox.session(python=OLDEST)
 def mutants(session: nox.Session) -> None:
     """Put faults into the library, one at a time, and show which test finds each.
 
-    Arguments are names of faults (default: all those of ``tests/mutants/table.py``), and options,
+    Arguments are names of faults (default: all of ``tests/search/mutants/table.py``), and options,
     such as ``--programs 5000`` for how many random programs are to look for each.
     """
     session.install("-e", ".[cli,moto,redis,starlette]", *_group("test"))
     session.chdir("tests")
-    session.run("python", "-m", "mutants", *session.posargs)
+    session.run("python", "-m", "search.mutants", *session.posargs)
 
 
 @nox.session(python=OLDEST)
 def soak(session: nox.Session) -> None:
     """Load the service for ten minutes in bad weather, and see that nothing is lost or kept.
 
-    Arguments are those of ``tests/soak.py``, such as ``--seconds 120``.
+    Arguments are those of ``tests/search/soak.py``, such as ``--seconds 120``.
     """
     session.install(str(_build_wheel(session)))
-    session.run("python", "-X", "dev", "-W", "error", "tests/soak.py", *session.posargs)
+    session.chdir("tests")
+    session.run("python", "-X", "dev", "-W", "error", "-m", "search.soak", *session.posargs)
 
 
 def _has_recent_node(session: nox.Session) -> bool:
@@ -127,7 +128,7 @@ def e2e(session: nox.Session) -> None:
     session.run(
         "pytest",
         # Of what is for other sessions, what this one's environment cannot even import.
-        "--ignore=tests/test_endpoint_schema.py",
+        "--ignore=tests/endpoint/test_schema.py",
         *("-m", "e2e"),
         *session.posargs,
         env={"AIOIVSCHAT_E2E_CACHE": str(cache)},
@@ -142,7 +143,8 @@ def fuzz(session: nox.Session) -> None:
     """
     session.install("-e", ".[moto,redis,starlette]", *_group("test"), *_group("fuzz"))
     corpus = Path(session.cache_dir).resolve() / "fuzz"
-    session.run("python", "tests/fuzz/run.py", f"--corpus={corpus}", *session.posargs)
+    session.chdir("tests")
+    session.run("python", "-m", "search.fuzz.run", f"--corpus={corpus}", *session.posargs)
 
 
 @nox.session(python=OLDEST)

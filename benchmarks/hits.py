@@ -29,7 +29,7 @@ from cachetools import TTLCache
 
 import harness
 from aioivschat import AsyncTokenService, CachePolicy, Clock, Quota, TokenRequest
-from aioivschat._virtual import Answer, session_here
+from aioivschat.planning._virtual_time import Answer, session_here
 
 CAPABILITIES = ("SEND_MESSAGE",)
 BY_REQUEST, BY_KEYWORDS = "async-lru, request", "async-lru, keywords"

@@ -19,8 +19,8 @@ from functools import partial
 
 import harness
 from aioivschat import CachePolicy, ChatToken, Clock, TokenRequest
-from aioivschat._cache import Entry, TokenCache
 from aioivschat._models import Identity
+from aioivschat._service.cache import Entry, TokenCache
 
 _LIFE = 60.0
 

@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from aiobotocore.session import AioSession
-from moto.core.models import botocore_stubber
 
-from aioivschat import AsyncTokenService, Clock, Quota
+from aioivschat import AsyncTokenService
 from aioivschat.emulator import ThreadedEmulatorServer
-from aioivschat.emulator.moto_backend import MotoServer
+from support import services
+from support.services import SEALING_KEY, UNLIMITED, OpenService, local_session
 
 if TYPE_CHECKING:
-    from engine import EngineServer  # needs redis-py
+    from support.engine import EngineServer  # needs redis-py
 
-ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/AbCdEfGhIjKl"
-
-UNLIMITED = Quota(rate=1_000_000.0)
-"""For tests that are not about the pace."""
-
-Server = ThreadedEmulatorServer | MotoServer
-pytest_plugins = ["pytester", "faults"]
-
-OpenService = Callable[..., AsyncTokenService]
-
-
-class BentClock(Clock):
-    """The host's clock, bent by tests.
-
-    Attributes:
-        stepped: seconds by which somebody set the wall clock off.
-        ahead: seconds by which the monotonic clock runs ahead: time that passed for the test.
-    """
-
-    def __init__(self) -> None:
-        self.stepped = 0.0
-        self.ahead = 0.0
-
-    def wall(self) -> float:
-        """Return seconds since the epoch."""
-        return super().wall() + self.stepped
-
-    def monotonic(self) -> float:
-        """Return seconds that never go back."""
-        return super().monotonic() + self.ahead
-
-    def pass_by(self, seconds: float) -> None:
-        """Let time pass on both clocks."""
-        self.stepped += seconds
-        self.ahead += seconds
+pytest_plugins = ["pytester", "support.faults"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,37 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-_general = False
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Take note of the way, for whoever opens a session."""
-    global _general
-    _general = config.getoption("--general")
-
-
-def bare_session(*credentials: str) -> AioSession:
-    """Return a session that nobody listens to, whichever way the suite runs.
-
-    Args:
-        credentials: key, secret and session token; none if the session is to find its own.
-    """
-    session: Any = AioSession()
-    if credentials:
-        session.set_credentials(*credentials)
-    # moto listens to every session from its import on, for mocks that are not used here.
-    session.unregister("before-send", botocore_stubber)
-    opened: AioSession = session
-    return opened
-
-
-def local_session() -> AioSession:
-    """Return a session with the credentials that the servers know, whatever the host has."""
-    session = bare_session("testing", "testing")
-    if _general:
-        # Who listens is to hear of every request, so none can be prepared.
-        session.register("before-call.ivschat", lambda **_: None)
-    return session
+    services.go_the_general_way = config.getoption("--general")
 
 
 @pytest.fixture
@@ -128,24 +64,9 @@ async def open_service(
         await service.aclose(grace=1.0)
 
 
-async def until(condition: Callable[[], bool], *, within: float = 10.0) -> None:
-    """Wait until something holds; the limit only ends a test that would hang."""
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-async def outcomes(*calls: Awaitable[Any]) -> list[Any]:
-    """Return what each of concurrent calls gave: its value or its exception."""
-    return await asyncio.gather(*calls, return_exceptions=True)
-
-
-SEALING_KEY = b"k" * 32
-
-
 @pytest.fixture(scope="session")
 def _engine_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineServer]:
-    from engine import EngineServer
+    from support.engine import EngineServer
 
     with EngineServer(tmp_path_factory.mktemp("engine")) as server:
         yield server

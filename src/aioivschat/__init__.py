@@ -4,8 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aioivschat._cache import CachePolicy
-    from aioivschat._clients import PoolPolicy
+    from aioivschat._aws.clients import PoolPolicy
     from aioivschat._clock import Clock
     from aioivschat._events import (
         AttemptFailed,
@@ -27,12 +26,13 @@ if TYPE_CHECKING:
         Source,
         Stocked,
     )
-    from aioivschat._limiter import Limiter, LocalLimiter, Quota, Reservation
     from aioivschat._models import Capability, ChatToken, Priority, RoomArn, TokenRequest
-    from aioivschat._prewarming import Prewarmed
-    from aioivschat._retry import RetryPolicy
-    from aioivschat._service import AsyncTokenService, Stats
-    from aioivschat._shared import SharedTier
+    from aioivschat._service.cache import CachePolicy
+    from aioivschat._service.fleet import SharedTier
+    from aioivschat._service.limiter import Limiter, LocalLimiter, Quota, Reservation
+    from aioivschat._service.prewarming import Prewarmed
+    from aioivschat._service.retry import RetryPolicy
+    from aioivschat._service.service import AsyncTokenService, Stats
     from aioivschat.errors import (
         AccessDenied,
         AwsError,
@@ -111,13 +111,13 @@ _MODULES = (
     "_clock",
     "_models",
     "_events",
-    "_cache",
-    "_limiter",
-    "_shared",
-    "_retry",
-    "_clients",
-    "_prewarming",
-    "_service",
+    "_service.cache",
+    "_service.limiter",
+    "_service.fleet",
+    "_service.retry",
+    "_aws.clients",
+    "_service.prewarming",
+    "_service.service",
 )
 """Where names are looked for: each module imports only from those before it, the heaviest last."""
 

@@ -15,7 +15,7 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
-from aioivschat._endpoint import (
+from aioivschat._endpoint.endpoint import (
     BODY_MAX_BYTES,
     NOBODY,
     PATH,
@@ -31,7 +31,7 @@ from aioivschat._endpoint import (
     openapi,
     provider_path,
 )
-from aioivschat._service import AsyncTokenService
+from aioivschat._service.service import AsyncTokenService
 from aioivschat.errors import InvalidConfiguration
 
 __all__ = ["SERVICE", "Ask", "EndpointPolicy", "Share", "get_service", "openapi", "setup"]

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aioivschat._endpoint import (
+from aioivschat._endpoint.endpoint import (
     BODY_MAX_BYTES,
     NOBODY,
     PATH,
@@ -38,7 +38,7 @@ from aioivschat._endpoint import (
     openapi,
     provider_path,
 )
-from aioivschat._service import AsyncTokenService
+from aioivschat._service.service import AsyncTokenService
 
 __all__ = [
     "Ask",

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aioivschat.emulator import ThreadedEmulatorServer
-
-from .stage import HERE, Clients, Node, Stage, open_clients, open_stage
+from e2e.stage import HERE, Clients, Node, Stage, open_clients, open_stage
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser

@@ -17,8 +17,8 @@ import aioivschat.aiohttp
 from aioivschat import AsyncTokenService, CachePolicy, Quota, TokenRequest
 from aioivschat.aiohttp import Ask, EndpointPolicy
 from aioivschat.emulator import ThreadedEmulatorServer
-from conftest import ROOM, UNLIMITED, local_session
-from endpoint_servers import GENEROUS, running
+from support.endpoint_servers import GENEROUS, running
+from support.services import ROOM, UNLIMITED, local_session
 
 HERE = Path(__file__).parent
 

@@ -10,8 +10,9 @@ from urllib.parse import urlencode
 import pytest
 from aiohttp import web
 
+from e2e.stage import HERE, Node, Stage
+
 from .conftest import OpenStage
-from .stage import HERE, Node, Stage
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page, Route

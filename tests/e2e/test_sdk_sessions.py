@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 
 from aioivschat.aiohttp import EndpointPolicy
+from e2e.stage import Clients
 
 from .conftest import OpenClients, OpenStage, Show
-from .stage import Clients
 
 pytestmark = pytest.mark.e2e
 

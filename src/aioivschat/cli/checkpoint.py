@@ -27,7 +27,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from aioivschat.onboarding import Attendee, Outcome, open_private
+from aioivschat.onboarding import Attendee, Outcome
+from aioivschat.onboarding._bulk import open_private
 
 _VERSION = 1
 _DIGEST_BYTES = 16

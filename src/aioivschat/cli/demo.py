@@ -9,10 +9,10 @@ import sys
 import webbrowser
 from threading import Thread
 
-from aioivschat import _demo
 from aioivschat.cli import OK
 from aioivschat.cli.process import run_to_end, say, write_to_standard_output
 from aioivschat.cli.source import session_without_configuration
+from aioivschat.demo.server import run_demo
 
 
 def run(options: argparse.Namespace) -> int:
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
     session = session_without_configuration()
     run_to_end(
-        _demo.run(session, host=options.host, port=options.port, rate=options.rate, ready=ready)
+        run_demo(session, host=options.host, port=options.port, rate=options.rate, ready=ready)
     )
     return OK
 

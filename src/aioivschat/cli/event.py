@@ -6,8 +6,8 @@ import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
-from aioivschat._limiter import Quota
 from aioivschat._models import RoomArn
+from aioivschat._service.limiter import Quota
 from aioivschat.planning import Arrivals, LiveEvent, Renewal
 
 

@@ -17,8 +17,8 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from aioivschat._cache import CachePolicy
 from aioivschat._models import TOKEN_LIFE, RoomArn, TokenRequest
+from aioivschat._service.cache import CachePolicy
 from aioivschat.cli import OK, ROWS_FAILED
 from aioivschat.cli.checkpoint import Checkpoint, Fingerprint, InputChanged
 from aioivschat.cli.output import FILE, STANDARD_OUTPUT, Write, open_output

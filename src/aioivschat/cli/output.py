@@ -20,11 +20,10 @@ from aioivschat.cli.checkpoint import Checkpoint
 from aioivschat.cli.process import check_standard_output, write_to_standard_output
 from aioivschat.onboarding import (
     Outcome,
-    check_free,
-    open_private,
     outcome_as_json,
     private_output,
 )
+from aioivschat.onboarding._bulk import check_free, open_private
 
 Write = Callable[[Sequence[Outcome]], object]
 """Writes outcomes, a line each; it may block."""

@@ -8,9 +8,9 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from aiobotocore.session import AioSession
 
-from aioivschat._cache import CachePolicy
-from aioivschat._limiter import Quota
-from aioivschat._service import AsyncTokenService
+from aioivschat._service.cache import CachePolicy
+from aioivschat._service.limiter import Quota
+from aioivschat._service.service import AsyncTokenService
 from aioivschat.cli.process import say
 
 

@@ -19,10 +19,10 @@ from typing import Any
 
 from aioivschat._clock import Clock
 from aioivschat._events import SharedState
-from aioivschat._limiter import Limiter, Quota
+from aioivschat._service.limiter import Limiter, Quota
 from aioivschat.errors import InvalidConfiguration
 from aioivschat.redis._engine import TIMEOUT, Engine, EngineState
-from aioivschat.redis._quota import SharedLimiter
+from aioivschat.redis._limiter import SharedLimiter
 from aioivschat.redis._sealing import Sealer
 from aioivschat.redis._tokens import RedisTokens
 

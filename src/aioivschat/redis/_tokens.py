@@ -30,7 +30,7 @@ from typing import Any
 
 from aioivschat._clock import Clock
 from aioivschat._models import ChatToken, Identity
-from aioivschat._shared import Busy, Fenced, Held
+from aioivschat._service.fleet import Busy, Fenced, Held
 from aioivschat.redis._engine import Engine, EngineAway, Script
 from aioivschat.redis._sealing import Sealer
 

@@ -1,0 +1,1 @@
+"""The way to AWS: clients, and the requests that they send."""

@@ -1,0 +1,1 @@
+"""How a token is issued, on one machine and in a fleet: from the call to the cache."""

@@ -1,0 +1,148 @@
+"""What the service asks of a fleet: one quota, one stock and one token for each attempt.
+
+Only protocols: the engine behind them is an extra. A fleet that cannot be reached raises nothing
+here; each process then goes on by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from aioivschat._clock import Clock
+from aioivschat._events import SharedState
+from aioivschat._models import ChatToken, Identity
+from aioivschat._service.limiter import Limiter, Quota
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A token that the fleet had.
+
+    Args:
+        token: the attempt's own if it is ``reused``; otherwise one from the stock, which is now
+            the caller's alone.
+        life: seconds that it lives, counted from the start of the question.
+    """
+
+    token: ChatToken
+    life: float
+
+
+class Busy:
+    """Another process is at it: wait for :meth:`SharedFlight.landed`, then ask again."""
+
+
+class Fenced:
+    """It was invalidated meanwhile: it is for those who wait already, and for nobody else."""
+
+
+class SharedFlight(Protocol):
+    """One flight as the fleet sees it: at most one of its key flies anywhere."""
+
+    async def claim(self, lease: float) -> Held | Busy | None:
+        """Ask for the attempt's token, for one from the stock, or else for the right to mint.
+
+        Args:
+            lease: seconds that nobody else may mint for the same key.
+
+        Returns:
+            ``None``: it is ours to mint; also if the fleet cannot be reached.
+        """
+
+    async def landed(self) -> None:
+        """Wait until the one who is at it has landed, or until it is time to ask again."""
+
+    async def publish(
+        self, token: ChatToken, life: float, age: float
+    ) -> Held | Busy | Fenced | None:
+        """Make a token the attempt's, for every process.
+
+        Args:
+            token: what was minted.
+            life: seconds that it still lives.
+            age: seconds since its flight began: what was invalidated since is not kept.
+
+        Returns:
+            ``None``: it is the attempt's token, or the fleet cannot be reached. With ``Held`` and
+            ``Busy`` somebody else was faster, and the token is still nobody's.
+        """
+
+    def close(self) -> None:
+        """End it, giving back a right to mint that was not used."""
+
+
+class SharedTokens(Protocol):
+    """The tokens of a fleet."""
+
+    @property
+    def rejected(self) -> int:
+        """How many values were found that could not be opened."""
+
+    def flight(self, identity: Identity, key: Identity | None) -> SharedFlight:
+        """Begin a flight.
+
+        Args:
+            identity: what is asked for.
+            key: what callers agree on when they share the token; ``None``: nobody does.
+        """
+
+    def stock(
+        self,
+        identity: Identity,
+        token: ChatToken,
+        life: float,
+        age: float,
+        refused: Callable[[], object],
+    ) -> None:
+        """Let any process claim a token that nobody was given.
+
+        Args:
+            identity: what was asked for.
+            token: the token.
+            life: seconds that it still lives.
+            age: seconds since its flight began.
+            refused: called if the token certainly stayed here.
+        """
+
+    def invalidate(self, room: str | None, user: str | None) -> None:
+        """Let every process forget the tokens of a room, of a user, or of a user in a room."""
+
+    async def settled(self) -> None:
+        """Wait until everything that was given has arrived, or failed to."""
+
+
+class SharedTier(Protocol):
+    """What a fleet shares."""
+
+    @property
+    def tokens(self) -> SharedTokens | None:
+        """The tokens; ``None``: the fleet shares its quota only."""
+
+    def open(
+        self,
+        clock: Clock,
+        min_remaining: float,
+        invalidated: Callable[[str | None, str | None], None],
+        changed: Callable[[SharedState, str], None],
+    ) -> None:
+        """Begin, on the running event loop.
+
+        Args:
+            clock: where the time comes from.
+            min_remaining: seconds that a token must have left to be of use.
+            invalidated: called with room and user when another process invalidated.
+            changed: called with the new state and the reason, in words that hold no secret.
+
+        Raises:
+            InvalidConfiguration: it serves another service already.
+        """
+
+    def limiter(
+        self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]
+    ) -> Limiter:
+        """Return a limiter that shares the quota of an account and region with the fleet."""
+
+    async def aclose(self) -> None:
+        """End it; what others wait for here is given back."""

@@ -1,0 +1,1 @@
+"""The page of ``aioivschat demo``, its server and its crowd."""

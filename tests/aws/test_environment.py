@@ -1,0 +1,238 @@
+"""What the host's configuration may decide, and what it may not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiobotocore.session import AioSession
+from botocore.exceptions import NoCredentialsError
+
+from aioivschat import (
+    AsyncTokenService,
+    Event,
+    InvalidConfiguration,
+    PoolPolicy,
+    TokenRequest,
+)
+from aioivschat.emulator import Emulator, Fault, FaultKind, ThreadedEmulatorServer
+from aioivschat.planning._virtual_time import Answer, session_here
+from support.services import ROOM, OpenService, local_session, outcomes
+from support.virtual import VirtualClock, virtual_time
+
+REQUEST = TokenRequest(ROOM, "u")
+
+
+@pytest.fixture
+def emulator(ivschat_emulator: ThreadedEmulatorServer) -> Emulator:
+    """The model behind the server."""
+    return ivschat_emulator.emulator
+
+
+@pytest.mark.usefixtures("ivschat_env")
+async def test_unmodified_code_reaches_the_endpoint_of_the_environment(
+    emulator: Emulator,
+) -> None:
+    """``AWS_ENDPOINT_URL_IVSCHAT`` and credentials are found as boto3 finds them."""
+    async with AsyncTokenService() as tokens:
+        assert (await tokens.issue(REQUEST)).token
+    assert 1 == emulator.counts().minted
+
+
+@pytest.mark.usefixtures("ivschat_env")
+async def test_the_endpoint_of_the_constructor_wins(
+    emulator: Emulator, ivschat_emulator: ThreadedEmulatorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the code says stands above what the environment says."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", "http://127.0.0.1:9")
+    async with AsyncTokenService(endpoint_url=ivschat_emulator.url) as tokens:
+        assert (await tokens.issue(REQUEST)).token
+    assert 1 == emulator.counts().minted
+
+
+async def test_a_configured_profile_is_honoured(
+    emulator: Emulator,
+    ivschat_emulator: ThreadedEmulatorServer,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Its credentials and its endpoint; its retry settings are not."""
+    config = tmp_path / "config"
+    config.write_text(
+        "[profile event]\n"
+        "region = eu-west-1\n"
+        "aws_access_key_id = testing\n"
+        "aws_secret_access_key = testing\n"
+        "retry_mode = legacy\n"
+        "max_attempts = 9\n"
+        "services = local\n"
+        "[services local]\n"
+        "ivschat =\n"
+        f"  endpoint_url = {ivschat_emulator.url}\n"
+    )
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_IVSCHAT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(config))
+    monkeypatch.setenv("AWS_PROFILE", "event")
+    emulator.configure(any_room=False)
+    # The room's region decides, not the profile's.
+    room = emulator.create_room(region="us-east-1")["arn"]
+    emulator.fail_next(Fault(FaultKind.ERROR_500))
+    async with AsyncTokenService() as tokens:
+        assert (await tokens.issue(TokenRequest(room, "u"))).token
+        assert 2 == tokens.stats().requests == emulator.counts().requests
+
+
+async def test_missing_credentials_are_botocores_own_error(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_service: OpenService
+) -> None:
+    """It is not tried again, nothing is sent, and every caller gets its own object."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    tokens = open_service(session=AioSession())
+    errors = await outcomes(tokens.issue(REQUEST), tokens.issue(REQUEST))
+    assert [NoCredentialsError] * 2 == [type(error) for error in errors]
+    assert errors[0] is not errors[1]
+    assert 0 == emulator.counts().requests
+
+
+async def test_an_aioboto3_session_will_do(
+    emulator: Emulator, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """Whatever wraps an ``AioSession`` as ``aioboto3.Session`` does; the real one where it is."""
+    try:
+        import aioboto3
+    except ImportError:
+
+        class Session:
+            """The two members that the pool needs of ``aioboto3.Session``."""
+
+            def __init__(self) -> None:
+                self._session = local_session()
+
+            def client(self, *args: Any, **kwargs: Any) -> Any:
+                """Make a client, to be entered."""
+                return self._session.create_client(*args, **kwargs)
+
+        session: Any = Session()
+    else:
+        session = aioboto3.Session(aws_access_key_id="testing", aws_secret_access_key="testing")
+    async with AsyncTokenService(session=session, endpoint_url=ivschat_emulator.url) as tokens:
+        assert (await tokens.issue(REQUEST)).token
+    assert 1 == emulator.counts().minted
+
+
+@pytest.mark.parametrize("session", [object(), "default", 7])
+def test_what_is_no_session_is_refused(session: object) -> None:
+    """At construction, naming what would do."""
+    with pytest.raises(InvalidConfiguration, match="AioSession"):
+        AsyncTokenService(session=session)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://ivschat.example.com", "http://10.0.0.7:8000", "ftp://127.0.0.1", "127.0.0.1:80", ""],
+)
+def test_an_endpoint_in_the_clear_is_refused(url: str) -> None:
+    """Tokens go over HTTPS or stay on this host."""
+    with pytest.raises(InvalidConfiguration, match="endpoint_url"):
+        AsyncTokenService(endpoint_url=url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ivschat.us-east-1.amazonaws.com",
+        "http://127.0.0.1:1",
+        "http://localhost:1",
+        "http://api.localhost",
+        "http://[::1]:1",
+    ],
+)
+def test_https_and_this_host_are_fine(url: str) -> None:
+    """No connection is opened before it is needed."""
+    AsyncTokenService(endpoint_url=url)
+
+
+@pytest.mark.usefixtures("ivschat_env")
+async def test_an_endpoint_in_the_clear_from_the_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is known only when the client is made; still nothing is sent."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", "http://user:password@ivschat.example.com")
+    async with AsyncTokenService() as tokens:
+        with pytest.raises(InvalidConfiguration, match=r"ivschat\.example\.com") as caught:
+            await tokens.issue(REQUEST)
+    assert "password" not in str(caught.value)
+
+
+async def test_a_local_endpoint_is_not_reached_through_a_proxy(
+    emulator: Emulator, open_service: OpenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy elsewhere would see tokens in the clear."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert (await open_service().issue(REQUEST)).token
+    assert 1 == emulator.counts().minted
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("max_connections", 0), ("connect_timeout", 0.0), ("read_timeout", -1.0)],
+)
+def test_a_pool_that_cannot_work_is_refused(option: str, value: float) -> None:
+    """The error names the option."""
+    with pytest.raises(InvalidConfiguration, match=rf"PoolPolicy\.{option}"):
+        PoolPolicy(**{option: value})  # type: ignore[arg-type]  # one is an int
+
+
+async def test_a_client_is_opened_once_and_connections_are_bounded(
+    emulator: Emulator, open_service: OpenService
+) -> None:
+    """100 first calls at once, one opening, no more connections than the policy says."""
+    opened: list[str] = []
+
+    def observer(event: Event) -> None:
+        if type(event).__name__ == "ClientOpened":
+            opened.append(type(event).__name__)
+
+    emulator.configure(latency=0.01)
+    tokens = open_service(observers=[observer], pool=PoolPolicy(max_connections=7))
+    await outcomes(*(tokens.issue(TokenRequest(ROOM, f"u{number}")) for number in range(100)))
+    assert ["ClientOpened"] == opened
+    assert 100 == emulator.counts().minted
+    assert 7 >= emulator.counts().connections
+
+
+@virtual_time
+async def test_a_client_that_takes_its_time_to_open_is_opened_once() -> None:
+    """Those who come meanwhile wait for that one."""
+    clock, opened = VirtualClock(), list[str]()
+
+    async def create_chat_token(**asked: Any) -> Mapping[str, Any]:
+        end = datetime.fromtimestamp(clock.wall() + 60, UTC)
+        return {"token": asked["userId"], "tokenExpirationTime": end, "sessionExpirationTime": end}
+
+    async def open_client(region: str) -> Answer:
+        opened.append(region)
+        await asyncio.sleep(1.0)
+        return create_chat_token
+
+    async with AsyncTokenService(
+        session=session_here(open_client),
+        endpoint_url="http://127.0.0.1",
+        pool=PoolPolicy(prepared=False),
+        clock=clock,
+    ) as tokens:
+        users = [f"u{number}" for number in range(5)]
+        got = await asyncio.gather(*(tokens.issue(TokenRequest(ROOM, user)) for user in users))
+    assert (users, ["us-east-1"]) == ([token.token for token in got], opened)

@@ -1,0 +1,606 @@
+"""The command, run as a process: what it writes, where, and how it ends."""
+
+import json
+import os
+import pty
+import re
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
+from support.paths import ROOT
+
+ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Lobby"
+EXAMPLE = ROOT / "examples" / "attendees.csv"
+COMMAND = (sys.executable, "-m", "aioivschat")
+NOTICE = "aioivschat: these tokens are from the local emulator and do not connect to AWS"
+FAST = ("--rate", "2000")
+SOON = 30.0  # seconds; far more than anything here takes
+
+
+def rows(count: int, start: int = 0) -> str:
+    """Return a file of so many attendees."""
+    lines = (f"{ROOM},canary-{number}" for number in range(start, start + count))
+    return "room,user\n" + "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Return an environment with credentials, and with nothing else of AWS."""
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return {
+        **kept,
+        "HOME": str(home),
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """Return an empty directory."""
+    place = tmp_path / "workplace"
+    place.mkdir()
+    return place
+
+
+@pytest.fixture
+def emulator() -> Iterator[ThreadedEmulatorServer]:
+    """Run an emulator that refuses nobody."""
+    with ThreadedEmulatorServer(Emulator(quota=QuotaShape("unlimited"))) as server:
+        yield server
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(environment: dict[str, str], workplace: Path) -> Run:
+    """Return what runs the command to its end."""
+
+    def run(*arguments: str, stdin: str | bytes = "", **options: Any) -> Any:
+        raw = stdin if isinstance(stdin, bytes) else stdin.encode()
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            check=False,
+            input=raw,
+            env={**environment, **options.pop("environment", {})},
+            cwd=workplace,
+            timeout=SOON,
+            **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
+        )
+        return subprocess.CompletedProcess(
+            done.args, done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode()
+        )
+
+    return run
+
+
+@contextmanager
+def started(
+    arguments: Sequence[str], environment: dict[str, str], workplace: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the command while the block does."""
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        env=environment,
+        cwd=workplace,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that happens soon."""
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def outcomes(text: str) -> list[dict[str, Any]]:
+    """Return the lines of the output."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_onboarding_the_example_on_the_emulator(run: Run, workplace: Path) -> None:
+    """The first sixty attendees of the example each get a token of their own."""
+    attendees = workplace / "some.csv"
+    attendees.write_text("".join(EXAMPLE.read_text().splitlines(keepends=True)[:61]))
+    done = run("onboard", "some.csv", *FAST)
+    assert done.returncode == 0
+    made = outcomes(done.stdout)
+    assert {each["line"] for each in made} == set(range(2, 62))
+    assert len({each["token"] for each in made}) == 60
+    assert set(made[0]) == {
+        "line",
+        "room",
+        "user",
+        "token",
+        "tokenExpirationTime",
+        "sessionExpirationTime",
+    }
+    notice, summary = done.stderr.splitlines()
+    assert notice.startswith(NOTICE)
+    assert re.fullmatch(
+        r"60 attendees: 60 tokens, 0 failed in \d+\.\d s \(\d+ a second of 2000\)", summary
+    )
+
+
+def test_quiet_leaves_only_the_notice(run: Run) -> None:
+    """That the tokens are not real is always said."""
+    done = run("onboard", "-", "--quiet", *FAST, stdin=rows(3))
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)
+
+
+@pytest.mark.fault(28)
+def test_bad_rows_are_reported_and_all_others_done(
+    run: Run, emulator: ThreadedEmulatorServer
+) -> None:
+    """Status 2, one request for each good row and none for a bad one."""
+    text = (
+        "\N{BYTE ORDER MARK}room,user,attributes\n"
+        f"{ROOM},canary-1,\n"
+        f"{ROOM},canary-2\n"
+        f'{ROOM},"canary-3,\n'
+        f"{ROOM},canary-1,\n"
+        f'{ROOM},canary-5,"{{""a"": NaN}}"\n'
+        f"{ROOM},canary-6,\n"
+    )
+    done = run("onboard", "-", "--endpoint-url", emulator.url, stdin=text)
+    made = {each["line"]: each for each in outcomes(done.stdout)}
+    assert done.returncode == 2
+    assert {line for line, each in made.items() if "token" in each} == {2, 7}
+    assert {line for line, each in made.items() if "error" in each} == {3, 4, 5, 6}
+    assert made[6]["user"] == "canary-5"
+    assert "user" not in made[4]
+    assert {each["error"]["code"] for each in made.values() if "error" in each} == {
+        "InvalidRequest"
+    }
+    assert emulator.emulator.counts().requests == 2
+    assert "6 attendees: 2 tokens, 4 failed in" in done.stderr
+
+
+def test_refused_rows_fail_on_their_own(run: Run, emulator: ThreadedEmulatorServer) -> None:
+    """What AWS says about one row is its outcome, and the status is 2."""
+    emulator.emulator.configure(any_room=False)
+    done = run("onboard", "-", "--endpoint-url", emulator.url, stdin=rows(2))
+    assert done.returncode == 2
+    assert [each["error"]["code"] for each in outcomes(done.stdout)] == ["ResourceNotFound"] * 2
+
+
+def test_neither_tokens_nor_users_are_on_standard_error(
+    run: Run, emulator: ThreadedEmulatorServer
+) -> None:
+    """Whatever goes well or wrong."""
+    emulator.emulator.configure(any_room=False)
+    endpoint = ("--endpoint-url", emulator.url)
+    done = [
+        run("onboard", "-", *FAST, stdin=rows(20) + f"{ROOM},canary-1\ncanary\n"),
+        run("onboard", "-", *endpoint, stdin=rows(3)),
+        run("onboard", "-", *endpoint, stdin="canary-1,canary-2\n"),
+        run("issue", "--room", ROOM, "--user", "canary" * 30),
+        run("issue", "--room", "canary", "--user", "canary"),
+        run("issue", "--room", ROOM, "--user", "canary", "--capability", "ROOT"),
+        run("issue", "--room", ROOM, "--user", "canary", *endpoint),
+    ]
+    assert [each.returncode for each in done] == [2, 2, 2, 2, 2, 2, 1]
+    tokens = [each["token"] for each in outcomes(done[0].stdout) if "token" in each]
+    assert len(tokens) == 20
+    for each in done:
+        assert "canary" not in each.stderr
+        assert "Traceback" not in each.stderr
+        assert not any(token in each.stderr for token in tokens)
+
+
+def test_json_lines_and_a_room_for_all(run: Run) -> None:
+    """Told by the extension, by the first character, or by the option."""
+    done = [
+        run("onboard", "-", "--room", ROOM, *FAST, stdin=' {"user": "canary-1"}\n'),
+        run("onboard", "-", "--format", "jsonl", "--room", ROOM, stdin='{"user": "canary-1"}'),
+        run("onboard", "-", "--format", "csv", "--room", ROOM, stdin="user\ncanary-1\n"),
+    ]
+    assert [each.returncode for each in done] == [0, 0, 0]
+    assert {(each["room"], each["user"]) for run_ in done for each in outcomes(run_.stdout)} == {
+        (ROOM, "canary-1")
+    }
+
+
+def test_tokens_come_while_standard_input_is_open(
+    environment: dict[str, str], workplace: Path
+) -> None:
+    """A pipe that blocks freezes nothing: each row is answered before the next is written."""
+    arguments = ["onboard", "-", "--room", ROOM]
+    with started(arguments, environment, workplace) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"user\n")
+        for number in range(3):
+            process.stdin.write(f"canary-{number}\n".encode())
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["user"] == f"canary-{number}"
+        process.stdin.close()
+        assert process.wait(SOON) == 0
+
+
+@pytest.mark.fault(29)
+def test_output_is_its_owners_only_and_is_not_overwritten(run: Run, workplace: Path) -> None:
+    """A second run needs ``--force``, and asks for no token without."""
+    onboard = ("onboard", "-", "--output", "tokens.jsonl", *FAST)
+    output = workplace / "tokens.jsonl"
+    done = run(*onboard, stdin=rows(3), umask=0)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert [output] == list(workplace.iterdir())
+    assert stat.S_IMODE(output.stat().st_mode) == 0o600
+    first = output.read_text()
+    assert len(outcomes(first)) == 3
+    refused = run(*onboard, stdin=rows(4))
+    assert (1, first) == (refused.returncode, output.read_text())
+    assert refused.stderr == "aioivschat: tokens.jsonl: exists already\n"
+    assert run(*onboard, "--force", stdin=rows(4)).returncode == 0
+    assert len(outcomes(output.read_text())) == 4
+
+
+@pytest.mark.fault(29)
+def test_output_through_a_link_is_refused(run: Run, workplace: Path) -> None:
+    """By force too."""
+    (workplace / "tokens.jsonl").symlink_to("elsewhere")
+    done = run("onboard", "-", "--output", "tokens.jsonl", "--force", stdin=rows(3))
+    assert done.returncode == 1
+    assert done.stderr == "aioivschat: tokens.jsonl: is a symbolic link\n"
+    assert not (workplace / "elsewhere").exists()
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("name", ["tokens.csv", "TOKENS.CSV", "tokens.tsv"])
+def test_no_file_is_written_that_a_spreadsheet_would_open(
+    run: Run, emulator: ThreadedEmulatorServer, workplace: Path, name: str
+) -> None:
+    """JSON lines under the name of CSV: a user id could become a cell that is run."""
+    attendees = json.dumps({"room": ROOM, "user": "canary,=1+1,"})
+    endpoint = ("--endpoint-url", emulator.url)
+    done = run("onboard", "-", *endpoint, "--output", name, stdin=attendees)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert "--output: JSON lines are written, not CSV" in done.stderr
+    assert ([], 0) == (list(workplace.iterdir()), emulator.emulator.counts().requests)
+
+
+def test_output_with_failed_rows_is_complete(run: Run, workplace: Path) -> None:
+    """Errors are in it, by line."""
+    done = run("onboard", "-", "--output", "tokens.jsonl", *FAST, stdin=rows(2) + "ragged\n")
+    assert done.returncode == 2
+    assert len(outcomes((workplace / "tokens.jsonl").read_text())) == 3
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_leaves_no_file(
+    environment: dict[str, str],
+    workplace: Path,
+    emulator: ThreadedEmulatorServer,
+    number: signal.Signals,
+    status: int,
+) -> None:
+    """In the middle of the job; without a traceback."""
+    attendees = workplace / "attendees.csv"
+    attendees.write_text(rows(500))
+    arguments = ["onboard", "attendees.csv", "--output", "tokens.jsonl", "--rate", "10"]
+    arguments += ["--endpoint-url", emulator.url]
+    with started(arguments, environment, workplace) as process:
+        until(lambda: emulator.emulator.counts().minted >= 2)
+        assert len(list(workplace.iterdir())) == 2
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=SOON)
+    assert (status, b"") == (process.returncode, stderr)
+    assert [attendees] == list(workplace.iterdir())
+
+
+@pytest.mark.parametrize("source", ["-", "fifo"])
+def test_an_interrupt_ends_a_wait_for_input(
+    environment: dict[str, str], workplace: Path, source: str
+) -> None:
+    """The thread that reads it holds nothing up."""
+    os.mkfifo(workplace / "fifo")
+    with started(["onboard", source, "--room", ROOM], environment, workplace) as process:
+        assert process.stderr is not None
+        with (workplace / "fifo").open("wb") if source == "fifo" else nullcontext():
+            assert process.stderr.readline().decode().startswith(NOTICE)
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(SOON) == 130
+        assert process.stderr.read() == b""
+
+
+def test_an_interrupt_ends_a_wait_for_whoever_reads_the_output(
+    environment: dict[str, str], workplace: Path, emulator: ThreadedEmulatorServer
+) -> None:
+    """A consumer that stopped reading stops the requests, and holds nothing up either."""
+    attendees = workplace / "attendees.csv"
+    attendees.write_text(rows(2000))
+    arguments = ["onboard", "attendees.csv", "--endpoint-url", emulator.url, "--rate", "5000"]
+    arguments += ["--in-flight", "20"]
+    with started(arguments, environment, workplace) as process:
+        until(lambda: emulator.emulator.counts().minted >= 100)
+        minted = -1
+        while minted != (minted := emulator.emulator.counts().minted):
+            time.sleep(0.3)
+        assert minted < 1000  # a pipe holds about 130 lines
+        process.send_signal(signal.SIGINT)
+        # The pipe is still full: nobody reads until it has ended.
+        assert process.wait(SOON) == 130
+
+
+@pytest.mark.fault(29)
+def test_a_full_disk_leaves_no_file(run: Run, environment: dict[str, str], workplace: Path) -> None:
+    """The status is 1, and the reason is on one line."""
+    # The limit would hold for the data of a coverage measurement as well.
+    environment.pop("COVERAGE_PROCESS_CONFIG", None)
+
+    def no_room() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    done = run(
+        "onboard", "-", "--output", "tokens.jsonl", *FAST, stdin=rows(200), preexec_fn=no_room
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == ["aioivschat: File too large"]
+    assert list(workplace.iterdir()) == []
+
+
+@pytest.mark.fault(29)
+def test_a_full_disk_under_standard_output_is_a_failure(run: Run) -> None:
+    """As ``cat`` and others have it."""
+    with Path("/dev/full").open("wb") as full:
+        done = run("onboard", "-", *FAST, stdin=rows(3), stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == ["aioivschat: No space left on device"]
+
+
+def test_closed_standard_output_ends_the_job_quietly(
+    environment: dict[str, str], workplace: Path
+) -> None:
+    """As in ``aioivschat onboard … | head -1``."""
+    (workplace / "attendees.csv").write_text(rows(2000))
+    arguments = ["onboard", "attendees.csv", *FAST]
+    with started(arguments, environment, workplace) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(SOON) == 1
+        assert len(process.stderr.read().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("closed", "status", "written"),
+    [("<&-", 1, 0), (">&-", 1, 0), ("2>&-", 0, 3)],
+)
+def test_a_stream_that_is_closed_from_the_start_confuses_nothing(
+    environment: dict[str, str], workplace: Path, closed: str, status: int, written: int
+) -> None:
+    """No message goes among the tokens, and no token elsewhere."""
+    (workplace / "attendees.csv").write_text(rows(3))
+    source = "-" if closed == "<&-" else "attendees.csv"
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'"$@" {closed}', "sh", *COMMAND, "onboard", source, *FAST],
+        check=False,
+        env=environment,
+        cwd=workplace,
+        capture_output=True,
+        timeout=SOON,
+    )
+    assert (status, written) == (done.returncode, len(outcomes(done.stdout.decode())))
+    assert b"canary" not in done.stderr
+    assert b"unexpected" not in done.stderr
+
+
+def terminal(run: Run, *arguments: str, **options: Any) -> tuple[int, str]:
+    """Run with a terminal as standard error; return the status and what it shows."""
+    ours, theirs = pty.openpty()
+    try:
+        done = run(*arguments, stderr=theirs, **options)
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 65536):
+                shown += part
+        except OSError:
+            pass  # how Linux says that the other side is closed
+    finally:
+        os.close(ours)
+    return done.returncode, shown.decode()
+
+
+COLUMNS = {"environment": {"COLUMNS": "120", "TERM": "xterm"}}
+
+
+def test_a_terminal_shows_progress(run: Run, workplace: Path) -> None:
+    """What is done, what failed, the pace against the quota; and the summary at the end."""
+    (workplace / "attendees.csv").write_text(rows(60) + "ragged\n")
+    status, shown = terminal(run, "onboard", "attendees.csv", "--rate", "100", **COLUMNS)
+    assert status == 2
+    assert re.search(r"\d+ of 61 .*1 failed .*\d+/100 a second", shown)
+    assert "61 attendees: 60 tokens, 1 failed in" in shown.splitlines()[-1]
+    assert "canary" not in shown
+
+
+def test_progress_of_a_pipe_has_no_total(run: Run) -> None:
+    """Nobody knows how many will come."""
+    _, shown = terminal(run, "onboard", "-", "--rate", "100", stdin=rows(60), **COLUMNS)
+    assert re.search(r"\d+ of \? ", shown)
+
+
+def test_quiet_shows_no_progress(run: Run) -> None:
+    """On a terminal too."""
+    _, shown = terminal(run, "onboard", "-", "--quiet", *FAST, stdin=rows(3), **COLUMNS)
+    assert len(shown.splitlines()) == 1
+
+
+def test_the_command_works_without_rich(environment: dict[str, str], workplace: Path) -> None:
+    """Only the bar is missing."""
+    without = (
+        "import sys; sys.modules['rich'] = None\nimport aioivschat.cli as cli; sys.exit(cli.main())"
+    )
+
+    def run_without(*arguments: str, **options: Any) -> Any:
+        return subprocess.run(
+            [sys.executable, "-c", without, *arguments],
+            check=False,
+            input=rows(3).encode(),
+            env={**environment, **options.pop("environment")},
+            cwd=workplace,
+            timeout=SOON,
+            stdout=subprocess.PIPE,
+            **options,
+        )
+
+    status, shown = terminal(run_without, "onboard", "-", *FAST, **COLUMNS)
+    assert (status, len(shown.splitlines())) == (0, 2)
+    assert "3 attendees: 3 tokens" in shown
+
+
+def test_issue_prints_one_line(run: Run) -> None:
+    """With what the attendee needs."""
+    arguments = ["issue", "--room", ROOM, "--user", "canary", "--session-minutes", "30"]
+    arguments += ["--capability", "SEND_MESSAGE", "--capability", "DELETE_MESSAGE"]
+    done = run(*arguments, "--attribute", "displayName=Viewer 1", "--attribute", "formula=1=1")
+    assert done.returncode == 0
+    (made,) = outcomes(done.stdout)
+    assert (made["room"], made["user"]) == (ROOM, "canary")
+    assert {"token", "tokenExpirationTime", "sessionExpirationTime"} < set(made)
+    assert done.stderr.startswith(NOTICE)
+
+
+def test_the_emulator_needs_and_reads_no_configuration(run: Run, workplace: Path) -> None:
+    """Neither the user's profile nor endpoint nor proxy is used for it."""
+    (workplace / "config").write_text("[default\ngarbage")
+    elsewhere = {
+        "AWS_PROFILE": "missing",
+        "AWS_CONFIG_FILE": str(workplace / "config"),
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "HTTP_PROXY": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }
+    assert run("issue", "--room", ROOM, "--user", "canary", environment=elsewhere).returncode == 0
+
+
+def test_a_profile_gives_the_credentials(
+    run: Run, environment: dict[str, str], emulator: ThreadedEmulatorServer
+) -> None:
+    """On an endpoint, as on AWS."""
+    aws = Path(environment["HOME"]) / ".aws"
+    aws.mkdir()
+    (aws / "credentials").write_text(
+        "[event]\naws_access_key_id = testing\naws_secret_access_key = testing\n"
+    )
+    arguments = ["issue", "--room", ROOM, "--user", "canary", "--endpoint-url", emulator.url]
+    assert run(*arguments, "--profile", "event").returncode == 0
+    done = run(*arguments, "--profile", "other")
+    assert done.returncode == 1
+    assert done.stderr.startswith("aioivschat: ProfileNotFound: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "COMMAND"),
+        (["onboard"], "ATTENDEES"),
+        (["onboard", "-", "--rate", "0"], "--rate"),
+        (["onboard", "-", "--rate", "nan"], "--rate"),
+        (["onboard", "-", "--rate", "fast"], "--rate"),
+        (["onboard", "-", "--in-flight", "0"], "--in-flight"),
+        (["onboard", "-", "--timeout", "-1"], "--timeout"),
+        (["onboard", "-", "--force"], "--force needs --output"),
+        (["onboard", "-", "--output", "a", "--resume", "./a"], "--resume needs a file of its own"),
+        (["onboard", "-", "--profile", "event"], "--profile needs"),
+        (["onboard", "-", "--aws", "--endpoint-url", "http://127.0.0.1:9"], "exclude each other"),
+        (["onboard", "-", "--room", "lobby"], "roomIdentifier"),
+        (["onboard", "-", "--endpoint-url", "http://192.0.2.1"], "endpoint_url"),
+        (["issue", "--room", ROOM], "--user"),
+        (["issue", "--room", ROOM, "--user", "canary", "--attribute", "a"], "KEY=VALUE"),
+        (["issue", "--room", ROOM, "--user", "canary", "--session-minutes", "181"], "181"),
+    ],
+)
+def test_wrong_use_is_status_2(run: Run, arguments: list[str], reason: str) -> None:
+    """The reason is the last line, and nothing was done."""
+    done = run(*arguments, stdin=rows(1))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert reason in done.stderr.splitlines()[-1]
+
+
+def test_other_failures_are_status_1_and_one_line(run: Run, emulator: Any) -> None:
+    """A missing file, missing credentials, an endpoint where nobody listens."""
+    nothing = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    endpoint = ("--endpoint-url", emulator.url)
+    issue = ("issue", "--room", ROOM, "--user", "canary")
+    done = [
+        run("onboard", "missing.csv"),
+        run("onboard", "."),
+        run("onboard", "-", "--output", "missing/tokens.jsonl"),
+        run("onboard", "-", *endpoint, stdin=rows(3), environment=nothing),
+        run(*issue, *endpoint, environment=nothing),
+        run(*issue, "--endpoint-url", "http://127.0.0.1:9", "--timeout", "2"),
+    ]
+    assert [each.returncode for each in done] == [1] * 6
+    assert [len(each.stderr.splitlines()) for each in done] == [1] * 6
+    reasons = ["missing.csv", "directory", "missing/", "NoCredentials", "NoCredentials", ": "]
+    for reason, each in zip(reasons, done, strict=True):
+        assert reason in each.stderr
+
+
+def test_version_and_help(run: Run) -> None:
+    """Help explains the file, gives an example and says what a token's life asks for."""
+    assert run("--version").stdout.startswith("aioivschat ")
+    text = run("onboard", "--help").stdout
+    for told in ("session_minutes", "example:", "A token lives one minute", "exit status:"):
+        assert told in text
+    assert "example:" in run("issue", "--help").stdout
+    assert {"onboard", "issue"} < set(run("--help").stdout.split())
+
+
+@pytest.mark.parametrize("command", [[], ["onboard"], ["issue"], ["plan"], ["rehearse"], ["demo"]])
+def test_help_loads_nothing_that_only_commands_need(
+    environment: dict[str, str], command: list[str]
+) -> None:
+    """It is quick."""
+    script = (
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "from aioivschat.cli import main\n"
+        f"try: main([*{command}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "loaded = set(sys.modules) - before\n"
+        "found = loaded & {'aiobotocore', 'aiohttp', 'asyncio', 'botocore', 'importlib.metadata'}\n"
+        "found |= {name for name in loaded if name.startswith(('aioivschat.', 'rich'))}\n"
+        "assert found == {'aioivschat.cli'}, found"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+    assert done.stdout.startswith("usage: aioivschat")

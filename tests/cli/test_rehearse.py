@@ -1,0 +1,350 @@
+"""``aioivschat rehearse``: a crowd let in for real, with its plan beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aioivschat import AsyncTokenService, Quota
+from aioivschat.emulator import Emulator, Fault, FaultKind, QuotaShape, ThreadedEmulatorServer
+from aioivschat.planning import Arrivals, Doors, LiveEvent, Renewal
+from support.services import OpenService, until
+
+ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Main"
+OTHER = "arn:aws:ivschat:eu-west-1:123456789012:room/Other"
+COMMAND = (sys.executable, "-m", "aioivschat", "rehearse")
+SOON = 60.0  # seconds; far more than anything here takes
+MANY = ("--rate", "2000")
+
+
+@pytest.fixture
+def emulator() -> Iterator[ThreadedEmulatorServer]:
+    """Run an emulator that refuses nobody."""
+    with ThreadedEmulatorServer(Emulator(quota=QuotaShape("unlimited"))) as server:
+        yield server
+
+
+@pytest.fixture
+def environment(tmp_path: Path, emulator: ThreadedEmulatorServer) -> dict[str, str]:
+    """Return an environment in which AWS is that emulator."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    return {
+        **kept,
+        "HOME": str(tmp_path),
+        "TERM": "xterm",
+        "COLUMNS": "150",
+        "PYTHONIOENCODING": "utf-8",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL_IVSCHAT": emulator.url,
+    }
+
+
+def run(
+    *arguments: str, environment: dict[str, str], place: Path | None = None, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        check=False,
+        env=environment,
+        cwd=place,
+        encoding="utf-8",
+        timeout=SOON,
+        **{**streams, **options},
+    )
+
+
+def with_terminal(
+    *arguments: str, environment: dict[str, str], answer: str = ""
+) -> tuple[int, str, str]:
+    """Run with a terminal for input and standard error; return status, output and what it shows."""
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    done = run(*arguments, environment=environment, stdin=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:
+        pass  # how Linux says that the other side is closed
+    os.close(ours)
+    return done.returncode, done.stdout, shown.decode()
+
+
+def test_the_plan_stands_beside_what_was_measured(
+    environment: dict[str, str], emulator: ThreadedEmulatorServer
+) -> None:
+    """On an emulator of its own by default; what is not waiting is exactly as planned."""
+    done = run("--attendees", "300", *MANY, environment=environment)
+    assert 0 == done.returncode, done.stderr
+    table = {
+        line[:18].strip(): line[18:].split() for line in done.stdout.splitlines() if line[:1] != " "
+    }
+    assert ["300", "300"] == table["viewers in"]
+    assert ["0", "0"] == table["throttled requests"]
+    assert ["0", "0"] == table["failed"]
+    assert re.search(r"half wait at most +[\d.]+ s +[\d.]+ s +[+-][\d.]+ s", done.stdout)
+    assert "viewers waiting: bars measured, dots planned" in done.stdout
+    assert "do not connect to AWS" in done.stderr
+    assert 0 == emulator.emulator.counts().requests
+
+
+def test_json_holds_both(environment: dict[str, str], tmp_path: Path) -> None:
+    """In the shape of a plan; and a picture is drawn beside it."""
+    done = run(
+        *("--attendees", "200", "--arrivals", "uniform:1", "--prewarm", "1", "--json"),
+        *("--plot", "r.svg", *MANY),
+        environment=environment,
+        place=tmp_path,
+    )
+    shape = json.loads(done.stdout)
+    assert ["version", "event", "plan", "measured", "interrupted"] == list(shape)
+    assert (1, False, 200) == (shape["version"], shape["interrupted"], shape["event"]["attendees"])
+    assert list(shape["plan"]) == list(shape["measured"])
+    for course in (shape["plan"], shape["measured"]):
+        assert 200 == course["admitted"] == sum(course["timeline"]["admitted"])
+        assert 200 == course["prewarmed"]
+        assert -1 == course["timeline"]["start"]
+    assert "<!-- plan: admitted -->" in (tmp_path / "r.svg").read_text()
+
+
+def test_an_endpoint_serves_the_crowd(
+    environment: dict[str, str], emulator: ThreadedEmulatorServer
+) -> None:
+    """One token for each, one more per region beforehand; throttles are counted and cost nobody."""
+    emulator.emulator.fail_next(Fault(FaultKind.SLOW), Fault(FaultKind.SLOW))  # the first two
+    emulator.emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, times=3))
+    done = run(
+        *("--attendees", "60", "--endpoint-url", emulator.url, "--room", ROOM, "--room", OTHER),
+        *("--session-minutes", "5", "--json", *MANY),
+        environment=environment,
+    )
+    assert 0 == done.returncode, done.stderr
+    shape = json.loads(done.stdout)
+    assert [2, 2] == [shape["event"]["rooms"], shape["event"]["regions"]]
+    assert [60, 3] == [shape["measured"]["admitted"], shape["measured"]["throttled"]]
+    assert 62 == emulator.emulator.counts().minted
+
+
+@pytest.mark.parametrize("target", [("--aws",), ("--endpoint-url", "https://127.0.0.1:1")])
+def test_real_quota_is_not_spent_unasked(
+    environment: dict[str, str], emulator: ThreadedEmulatorServer, target: tuple[str, ...]
+) -> None:
+    """Where nobody can be asked, --yes is needed."""
+    done = run("--attendees", "50", "--room", ROOM, *target, environment=environment)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert "say --yes" in done.stderr
+    assert 0 == emulator.emulator.counts().requests
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "requests"), [("y\n", 0, 51), ("n\n", 130, 0), ("\n", 130, 0)]
+)
+def test_somebody_at_a_terminal_is_asked(
+    environment: dict[str, str],
+    emulator: ThreadedEmulatorServer,
+    answer: str,
+    status: int,
+    requests: int,
+) -> None:
+    """With what it will cost; anything but yes is no."""
+    arguments = ("--attendees", "50", "--room", ROOM, "--aws")
+    found, _, shown = with_terminal(*arguments, environment=environment, answer=answer)
+    assert "asks for 50 tokens" in shown
+    assert (status, requests) == (found, emulator.emulator.counts().requests)
+
+
+def test_with_yes_nobody_is_asked(
+    environment: dict[str, str], emulator: ThreadedEmulatorServer
+) -> None:
+    """And --aws means the endpoint that boto3 would use."""
+    arguments = ("--attendees", "50", "--room", ROOM, "--aws", "--yes", *MANY)
+    assert 0 == run(*arguments, environment=environment).returncode
+    assert 51 == emulator.emulator.counts().requests
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "--attendees is needed"),
+        (("--attendees", "5", "--aws", "--yes"), "--aws needs the event's rooms"),
+        (("--attendees", "5", "--room", "Lobby"), "roomIdentifier: must be a room ARN"),
+        (("--attendees", "5", "--profile", "me"), "--profile needs"),
+        (("--attendees", "5", "--plot", "a.jpg"), "must end in .svg or .png"),
+    ],
+)
+def test_wrong_use_is_status_2(
+    environment: dict[str, str], arguments: tuple[str, ...], told: str
+) -> None:
+    """Before anything is asked for."""
+    done = run(*arguments, environment=environment)
+    assert (2, "") == (done.returncode, done.stdout)
+    assert told in done.stderr
+
+
+def test_a_terminal_shows_how_it_goes(environment: dict[str, str]) -> None:
+    """Who is in, who waits, the pace against the quota, throttles and the p95 so far."""
+    status, printed, shown = with_terminal(
+        "--attendees", "150", "--rate", "50", "--prewarm", "1", environment=environment
+    )
+    assert (0, True) == (status, "viewers in" in printed)
+    state = r"\d+ in, \d+ wait \(p95 \d+\.\d s\), \d+/s of 50, 0 throttled"
+    assert re.search(rf"doors in 1 s .* {state}", shown)
+    assert re.search(rf"\b1 s .* {state}", shown)
+
+
+def test_quiet_shows_no_progress(environment: dict[str, str]) -> None:
+    """On a terminal too."""
+    _, _, shown = with_terminal("--attendees", "20", "--quiet", *MANY, environment=environment)
+    assert 1 == len(shown.splitlines())
+
+
+def test_it_does_without_rich(environment: dict[str, str]) -> None:
+    """Only the live view is missing, which is said."""
+    script = (
+        "import sys; sys.modules['rich'] = None; import aioivschat.cli as c; sys.exit(c.main())"
+    )
+    ours, theirs = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", script, "rehearse", "--attendees", "20", *MANY],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        timeout=SOON,
+        check=False,
+    )
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert (0, True) == (done.returncode, b"viewers in" in done.stdout)
+    assert "a live view needs aioivschat[cli]" in shown
+
+
+@pytest.mark.parametrize("shape", [(), ("--json",)])
+def test_an_interrupt_shows_what_was_measured(
+    environment: dict[str, str], emulator: ThreadedEmulatorServer, shape: tuple[str, ...]
+) -> None:
+    """And the plan up to the same moment."""
+    arguments = ("--attendees", "5000", "--endpoint-url", emulator.url, "--room", ROOM, *shape)
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        try:
+            deadline = time.monotonic() + SOON
+            while emulator.emulator.counts().minted < 100 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            printed, _ = process.communicate(timeout=SOON)
+        finally:
+            process.kill()
+    assert 130 == process.returncode
+    minted = emulator.emulator.counts().minted
+    if shape:
+        found = json.loads(printed)
+        assert found["interrupted"]
+        assert 0 < found["measured"]["admitted"] < minted < 5_000
+        assert 5_000 == found["measured"]["arrived"] == found["plan"]["arrived"]
+        assert 0 < found["plan"]["admitted"] < 5_000
+    else:
+        assert "Interrupted in second" in printed
+        assert re.search(r"viewers in +[\d,]+ +[\d,]+", printed)
+
+
+def test_a_signal_to_terminate_ends_it_at_once(
+    environment: dict[str, str], emulator: ThreadedEmulatorServer
+) -> None:
+    """With the signal's status, and nothing half written."""
+    arguments = ("--attendees", "5000", "--endpoint-url", emulator.url, "--room", ROOM)
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+    ) as process:
+        try:
+            deadline = time.monotonic() + SOON
+            while emulator.emulator.counts().minted < 100 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            process.terminate()
+            printed, _ = process.communicate(timeout=SOON)
+        finally:
+            process.kill()
+    assert (128 + signal.SIGTERM, "") == (process.returncode, printed)
+
+
+def test_a_room_that_is_not_there_is_a_failure(
+    environment: dict[str, str], emulator: ThreadedEmulatorServer
+) -> None:
+    """The crowd is not even asked."""
+    emulator.emulator.configure(any_room=False)
+    arguments = ("--attendees", "50", "--endpoint-url", emulator.url, "--room", ROOM)
+    done = run(*arguments, environment=environment)
+    assert (1, "") == (done.returncode, done.stdout)
+    assert "ResourceNotFound" in done.stderr
+    assert 1 == emulator.emulator.counts().requests
+
+
+async def test_who_gets_no_token_is_counted(
+    ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService
+) -> None:
+    """By the name of the error's class; all others get in."""
+    service = open_service()
+    event = LiveEvent(20, Arrivals("uniform", 0.2), quota=Quota(rate=2_000), reconnects=0)
+    doors = Doors(event, service, [ROOM])
+    holding = asyncio.create_task(doors.hold())
+    await until(lambda: doors.moment().admitted > 3)
+    ivschat_emulator.emulator.fail_next(Fault(FaultKind.ACCESS_DENIED, times=2))
+    await holding
+    course = doors.course()
+    assert {"AccessDenied": 2} == course.failed
+    assert (18, 20) == (course.admitted, course.arrived)
+    assert (0, 2) == (doors.moment().waiting, doors.moment().failed)
+
+
+async def test_clients_come_back_while_the_doors_are_open(open_service: OpenService) -> None:
+    """A viewer whose connection is lost, or who renews, asks again: each for a token of its own."""
+    service: AsyncTokenService = open_service()
+    event = LiveEvent(
+        30,
+        Arrivals("curve", counts=(29, 0, 1)),
+        quota=Quota(rate=2_000),
+        reconnects=3_600,
+        renewal=Renewal.TOKEN,
+    )
+    doors = Doors(event, service, [ROOM, OTHER])
+    await doors.hold()
+    await until(lambda: service.stats().flights == 0)
+    course, stats = doors.course(), service.stats()
+    assert course.returned > 0
+    # Two clients were opened beforehand, with a token each. Who was still coming back at the end
+    # has left a token in the stock.
+    assert 30 + 2 + course.returned == stats.minted - stats.stocked + stats.stock
+    assert stats.minted == sum(course.timeline.tokens) + 2
+
+
+async def test_before_the_doors_nobody_is_in(open_service: OpenService) -> None:
+    """A moment can be asked for at any time."""
+    doors = Doors(LiveEvent(5, prewarm=1), open_service(), [ROOM])
+    moment = doors.moment()
+    assert (-1, 0, 0, 0, 0, 0.0) == (
+        moment.seconds,
+        moment.arrived,
+        moment.admitted,
+        moment.waiting,
+        moment.rate,
+        moment.p95,
+    )
+    assert doors.course().waits is None

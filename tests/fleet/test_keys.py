@@ -1,0 +1,88 @@
+"""With no sealing key a fleet shares its quota only; with several, a key can be changed."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+
+import pytest
+
+from aioivschat import Event, InvalidConfiguration, SharedChanged, SharedState, TokenRequest
+from aioivschat.emulator import ThreadedEmulatorServer
+from aioivschat.redis import RedisTier
+from support.engine import EngineServer
+from support.services import ROOM, OpenService, until
+
+REQUEST = TokenRequest(ROOM, "alice")
+OLD, NEW = b"o" * 32, b"n" * 32
+
+
+async def test_without_a_key_no_token_is_stored_and_that_is_said(
+    open_member: OpenService,
+    engine_server: EngineServer,
+    ivschat_emulator: ThreadedEmulatorServer,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """In the log once, and by an event; prewarmed tokens stay where they are."""
+    events: list[Event] = []
+    with caplog.at_level(logging.WARNING, "aioivschat"):
+        here, there = open_member(keys=[], observers=[events.append]), open_member(keys=[])
+        await here.prewarm([REQUEST])
+        assert not (await here.issue(REQUEST)).reused
+        assert not (await there.issue(REQUEST)).reused
+        here.invalidate(user="alice")
+    assert 2 == ivschat_emulator.emulator.counts().requests
+    warning = "no sealing key: the fleet shares its quota, and not its tokens"
+    assert [warning] * 2 == [record.getMessage() for record in caplog.records]
+    told = [event for event in events if isinstance(event, SharedChanged)]
+    assert [SharedChanged(SharedState.QUOTA_ONLY, "no sealing key")] == told
+    with engine_server.client() as client:
+        kinds = {name.split(b":")[-2] for name in client.scan_iter("{aioivschat}:*:*")}
+    assert not kinds & {b"a", b"l", b"s", b"f"}
+
+
+async def test_a_key_is_changed_while_the_fleet_runs(
+    open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """At each step processes of the step before and of the step after share everything."""
+    steps = [[OLD], [OLD, NEW], [NEW, OLD], [NEW]]
+    for number, (before, after) in enumerate(pairwise(steps)):
+        one, other = open_member(keys=before), open_member(keys=after)
+        request = TokenRequest(ROOM, f"user-{number}")
+        requests = ivschat_emulator.emulator.counts().requests
+        first = await one.issue(request, idempotency_key="one")
+        second = await other.issue(request, idempotency_key="two")
+        assert first.token == (await other.issue(request, idempotency_key="one")).token
+        assert second.token == (await one.issue(request, idempotency_key="two")).token
+        for member, neighbour in ((one, other), (other, one)):
+            await member.prewarm([request])
+            await neighbour.issue(request, fresh=True)
+            assert 1 <= neighbour.stats().shared
+        assert 4 == ivschat_emulator.emulator.counts().requests - requests
+        one.invalidate(user=request.user)
+        await until(lambda one=one: not one._minter.tokens._untold)  # type: ignore[misc]  # a loop's
+        assert not (await other.issue(request, idempotency_key="one")).reused
+
+
+async def test_a_fleet_with_another_key_or_namespace_is_another_fleet(
+    open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """It neither finds nor spoils what is not its own."""
+    here = open_member(keys=[OLD])
+    others = [open_member(keys=[NEW]), open_member(keys=[OLD], namespace="staging")]
+    first = await here.issue(REQUEST)
+    for other in others:
+        assert first.token != (await other.issue(REQUEST)).token
+        assert 0 == other.stats().rejected
+    assert first.token == (await open_member(keys=[OLD]).issue(REQUEST)).token
+
+
+async def test_a_tier_serves_one_service(
+    open_service: OpenService, engine_server: EngineServer
+) -> None:
+    """Each has its own clock, loop and limits."""
+    tier = RedisTier(engine_server.url)
+    one, other = open_service(shared=tier), open_service(shared=tier)
+    await one.issue(REQUEST)
+    with pytest.raises(InvalidConfiguration, match="this service alone"):
+        await other.issue(REQUEST)

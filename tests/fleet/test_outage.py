@@ -1,0 +1,237 @@
+"""The engine goes away and comes back: everybody is served, and the quota is kept all the while."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from aioivschat import (
+    AttemptFailed,
+    Clock,
+    Event,
+    Minted,
+    Quota,
+    SharedChanged,
+    SharedState,
+    TokenRequest,
+)
+from aioivschat.emulator import ThreadedEmulatorServer
+from aioivschat.redis._engine import Engine, EngineState
+from aioivschat.redis._limiter import SharedLimiter
+from support.distant import Fleet
+from support.engine import EngineServer
+from support.services import ROOM, OpenService, until
+from support.virtual import VirtualClock, virtual_time
+
+RATE = 200
+
+
+def busiest_second(times: list[float]) -> int:
+    """Return the largest number of moments in any one second."""
+    times = sorted(times)
+    return max(bisect_left(times, moment + 1) - at for at, moment in enumerate(times))
+
+
+@asynccontextmanager
+async def limiters(
+    server: EngineServer, processes: int, **options: Any
+) -> AsyncIterator[list[SharedLimiter]]:
+    """Run the limiters of a fleet, each with an engine of its own."""
+    engines = [Engine(server.url) for _ in range(processes)]
+    made = [SharedLimiter(each, "fleet", Quota(), Clock(), **options) for each in engines]
+    yield made
+    for limiter in made:
+        await limiter.aclose()
+    for engine in engines:
+        await engine.aclose()
+
+
+@pytest.mark.fault(22)
+async def test_a_killed_engine_costs_nobody_an_error_and_the_quota_is_kept(
+    open_member: OpenService,
+    ivschat_emulator: ThreadedEmulatorServer,
+    engine_server: EngineServer,
+) -> None:
+    """Killed while three processes serve a crowd, and started again: each goes on alone with a
+    third of the quota, and all change over at one moment, within five seconds.
+    """
+    sent: list[float] = []
+    requests: list[list[float]] = [[], [], []]
+    states: list[list[SharedState]] = [[], [], []]
+
+    def observe(process: int, event: Event) -> None:
+        if isinstance(event, Minted | AttemptFailed):
+            sent.append(time.monotonic() - event.seconds)
+            requests[process].append(sent[-1])
+        elif isinstance(event, SharedChanged):
+            states[process].append(event.state)
+
+    members = [
+        open_member(quota=Quota(), observers=[lambda event, at=at: observe(at, event)])
+        for at in range(3)
+    ]
+    crowd = [
+        asyncio.create_task(member.issue(TokenRequest(ROOM, f"{at} {number}")))
+        for at, member in enumerate(members)
+        for number in range(500)
+    ]
+    await until(lambda: len(sent) > 150)
+    engine_server.kill()
+    await until(lambda: all(told[-1] is SharedState.LOCAL for told in states))
+    alone = time.monotonic()
+    await asyncio.sleep(2)
+    engine_server.start()
+    await until(lambda: all(told[-1] is SharedState.SHARED for told in states), within=5.0)
+    tokens = await asyncio.gather(*crowd)
+    assert 3 * 500 == len({token.token for token in tokens})
+    for moments in requests:
+        assert 0 < sum(alone + 0.5 <= moment < alone + 1.5 for moment in moments) <= RATE / 3
+    assert busiest_second(sent) <= 1.1 * RATE
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.3])
+async def test_each_takes_its_part_while_the_engine_is_away(
+    engine_server: EngineServer, wait: float
+) -> None:
+    """Of as many as were there when it was seen last, with demand or without."""
+    async with limiters(engine_server, 4) as fleet:
+        for _ in range(2):
+            for limiter in fleet:
+                await limiter.reserve().granted()
+        with engine_server.stopped():
+            await asyncio.sleep(wait)
+            await fleet[0].reserve().granted()
+            assert not fleet[0].shared
+            assert 0.99 * RATE / 4 == pytest.approx(fleet[0].rate)
+            assert fleet[0].predicted_wait() < 0.1
+
+
+async def test_before_the_engine_was_ever_seen_the_user_says_how_many_share(
+    engine_server: EngineServer,
+) -> None:
+    """The default is one."""
+    engine_server.kill()
+    try:
+        async with limiters(engine_server, 1, members=8) as (limiter,):
+            await limiter.reserve().granted()
+            assert 0.99 * RATE / 8 == pytest.approx(limiter.rate)
+    finally:
+        engine_server.start()
+
+
+@virtual_time
+async def test_who_waits_keeps_the_order_through_an_outage(engine_server: EngineServer) -> None:
+    """Nobody waits twice, alone or shared, and leaving gives a place back in either."""
+    fleet = Fleet(engine_server, 2)
+    limiter, order = fleet.limiters[0], []
+
+    async def one(number: int) -> None:
+        await limiter.reserve().granted()
+        order.append(number)
+
+    callers = [asyncio.create_task(one(number)) for number in range(400)]
+    callers += [asyncio.create_task(fleet.one(1)) for _ in range(100)]
+    await asyncio.sleep(0.5)
+    for engine in fleet.engines:
+        engine.there = False
+    await asyncio.sleep(0.5)
+    assert [False, False] == [each.shared for each in fleet.limiters]
+    for caller in callers[380:400]:
+        caller.cancel()
+    await asyncio.sleep(0.5)
+    for engine in fleet.engines:
+        engine.become(EngineState.SHARED)
+    assert [False, False] == [each.shared for each in fleet.limiters]
+    await asyncio.sleep(1.6)
+    assert [True, True] == [each.shared for each in fleet.limiters]
+    await asyncio.wait(callers)
+    assert list(range(380)) == order
+    await fleet.aclose()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("processes", [2, 4, 50])
+@virtual_time
+async def test_the_fleet_keeps_the_quota_through_every_change(
+    engine_server: EngineServer, processes: int, seed: int
+) -> None:
+    """Each process finds the engine gone when it asks, and back at a moment of its own."""
+    fleet = Fleet(engine_server, processes, seed=seed)
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    crowd = asyncio.create_task(fleet.rush(*[2_000 // processes] * processes))
+    await asyncio.sleep(3)
+    for engine in fleet.engines:
+        engine.there = False
+    await asyncio.sleep(3)
+
+    async def find(at: int) -> None:
+        await asyncio.sleep(fleet.rng.uniform(0, 0.8))
+        fleet.engines[at].become(EngineState.SHARED)
+
+    fleet.client.flushall()  # it was killed
+    await asyncio.gather(*(find(at) for at in range(processes)))
+    await asyncio.sleep(5 - 0.8)
+    assert all(limiter.shared for limiter in fleet.limiters)
+    await crowd
+    assert loop.time() - start <= 1.25 * 2_000 / RATE
+    assert fleet.busiest() <= 1.1 * RATE
+    await fleet.aclose()
+
+
+@virtual_time
+async def test_one_that_lost_its_way_harms_the_others_little(engine_server: EngineServer) -> None:
+    """While it alone cannot reach the engine, it takes its part beside what the others share."""
+    fleet = Fleet(engine_server, 10)
+    crowd = asyncio.create_task(fleet.rush(*[200] * 10))
+    await asyncio.sleep(3)
+    fleet.engines[0].there = False
+    await crowd
+    assert fleet.busiest() <= (1 + 1 / 10) * RATE
+    await fleet.aclose()
+
+
+@virtual_time
+async def test_a_process_alone_learns_from_throttles(engine_server: EngineServer) -> None:
+    """As one that never was in a fleet does."""
+    limiter = SharedLimiter(
+        engine := Fleet(engine_server, 1).engines[0], "fleet", Quota(), VirtualClock(), members=2
+    )
+    engine.become(EngineState.AWAY)
+    await limiter.reserve().granted()
+    limiter.served()
+    for _ in range(50):
+        limiter.throttled()
+    await asyncio.sleep(1.01)
+    await limiter.reserve().granted()
+    assert limiter.rate < 20
+    await limiter.aclose()
+
+
+async def test_what_is_left_behind_is_given_back(engine_server: EngineServer) -> None:
+    """A process that closes is no member any more, and its slots go to others."""
+    async with limiters(engine_server, 2) as (here, there):
+        await asyncio.gather(here.reserve().granted(), there.reserve().granted())
+        waiting = [here.reserve() for _ in range(30)]
+        await until(lambda: waiting[0].expected > 0 and here.waiting < 30)
+        await here.aclose()
+        await there.reserve().granted()
+        assert 1 == there.members
+        with engine_server.client() as client:
+            assert client.zcard("{fleet}:returned") > 10
+
+
+async def test_a_connection_that_was_cut_is_no_outage(engine_server: EngineServer) -> None:
+    """One failure opens no breaker; who waits is served all the same."""
+    async with limiters(engine_server, 1) as (limiter,):
+        await limiter.reserve().granted()
+        with engine_server.client() as client:
+            client.client_kill_filter(skipme=True, _type="normal")
+        await limiter.reserve().granted()
+        assert limiter.shared

@@ -1,0 +1,278 @@
+"""A fleet's pace, in virtual time: one quota for all, in order, fairly, with few script calls."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aioivschat import Clock, Priority, Quota
+from aioivschat.emulator import QuotaShape
+from aioivschat.redis._engine import Engine, EngineState
+from aioivschat.redis._limiter import SharedLimiter
+from support.distant import Fleet
+from support.engine import EngineServer, cluster
+from support.services import until
+from support.virtual import VirtualClock, settle, virtual_time
+
+SHAPES = ["bucket:200:200", "bucket:200:20", "fixed:200", "sliding:200"]
+
+
+def now() -> float:
+    """Return the virtual time."""
+    return asyncio.get_running_loop().time()
+
+
+@asynccontextmanager
+async def fleet_of(server: EngineServer, processes: int, **options: Any) -> AsyncIterator[Fleet]:
+    """Run a fleet and end it."""
+    fleet = Fleet(server, processes, **options)
+    try:
+        yield fleet
+    finally:
+        await fleet.aclose()
+
+
+def throttled(fleet: Fleet, shape: str) -> int:
+    """Return how many of the requests that were sent a quota of that shape refuses."""
+    meter = QuotaShape.parse(shape).meter()
+    return sum(not meter.admit(time) for time, _ in fleet.sent)
+
+
+@pytest.mark.parametrize("trip", [0.001, 0.03])
+@pytest.mark.parametrize("processes", [1, 2, 4, 8])
+@virtual_time
+async def test_a_rush_takes_as_long_as_the_quota_does(
+    engine_server: EngineServer, processes: int, trip: float
+) -> None:
+    """However many the processes; nothing is throttled, whatever the quota's shape."""
+    async with fleet_of(engine_server, processes, trip=trip) as fleet:
+        start = now()
+        await fleet.rush(*[2_000 // processes] * processes)
+        assert now() - start <= 1.02 * 2_000 / 200
+        assert fleet.busiest() <= 200
+        assert [0, 0, 0, 0] == [throttled(fleet, shape) for shape in SHAPES]
+
+
+@virtual_time
+async def test_500_processes_10_ms_away_share_a_quota(engine_server: EngineServer) -> None:
+    """After the first second, in which each of them must ask, a call brings four permits."""
+    async with fleet_of(engine_server, 500, trip=0.01) as fleet:
+        start = now()
+        await fleet.rush(*[16] * 500)
+        assert now() - start <= 1.02 * 8_000 / 200
+        assert fleet.busiest() <= 200
+        assert fleet.calls(start + 1, now()) / (now() - start - 1) <= 60
+
+
+@virtual_time
+async def test_50_processes_cost_60_script_calls_a_second(engine_server: EngineServer) -> None:
+    """Whether all come at once or one by one, once the fleet has found its pace."""
+    async with fleet_of(engine_server, 50) as fleet:
+        start = now()
+        await fleet.rush(*[40] * 50)
+        assert fleet.calls(start, now()) / (now() - start) <= 60
+    async with fleet_of(engine_server, 50) as fleet:
+        start = now()
+        await fleet.trickle(200, 20)
+        assert fleet.calls(start + 4, start + 20) / 16 <= 60
+
+
+@virtual_time
+async def test_below_the_quota_nobody_waits_for_long(engine_server: EngineServer) -> None:
+    """Then there is nothing to gather for one call."""
+    async with fleet_of(engine_server, 50) as fleet:
+        waits = sorted(await fleet.trickle(100, 20))
+        assert waits[len(waits) * 99 // 100] < 0.05
+
+
+@virtual_time
+async def test_without_demand_there_are_no_calls_but_a_beat(engine_server: EngineServer) -> None:
+    """No polling; and a beat in ten seconds keeps a member one."""
+    async with fleet_of(engine_server, 4) as fleet:
+        await fleet.rush(3, 3, 3, 3)
+        start = now()
+        await asyncio.sleep(100)
+        assert 4 * 10 <= fleet.calls(start, now()) <= 4 * 13
+        await fleet.rush(1)
+        assert 4 == fleet.limiters[0].members
+
+
+@pytest.mark.parametrize("crowds", [(500,) * 4, (800, 400, 200, 100)])
+@virtual_time
+async def test_each_process_gets_its_part_of_the_demand(
+    engine_server: EngineServer, crowds: tuple[int, ...]
+) -> None:
+    """At any time: who waits in a large crowd waits no longer for it."""
+    async with fleet_of(engine_server, 4) as fleet:
+        await fleet.rush(*crowds)
+        half = Counter(process for _, process in fleet.sent[: sum(crowds) // 2])
+        for process, crowd in enumerate(crowds):
+            assert crowd / 2 == pytest.approx(half[process], rel=0.2)
+
+
+@virtual_time
+async def test_a_crowd_keeps_nobody_waiting_at_other_processes(engine_server: EngineServer) -> None:
+    """A lease is of one slot at least, so a few that come elsewhere are through in no time."""
+    async with fleet_of(engine_server, 4) as fleet:
+        await fleet.rush(1_000, 20, 20, 20)
+        half = Counter(process for _, process in fleet.sent[:530])
+        assert 20 == half[1] == half[2] == half[3]
+
+
+@virtual_time
+async def test_first_in_first_out_within_a_process_and_urgent_first(
+    engine_server: EngineServer,
+) -> None:
+    """And a retry goes to the head of its queue."""
+    async with fleet_of(engine_server, 2) as fleet:
+        limiter, order = fleet.limiters[0], []
+
+        async def one(name: str, priority: Priority, again: bool = False) -> None:
+            await limiter.reserve(priority, again=again).granted()
+            order.append(name)
+
+        calls = [one(f"background {number}", Priority.BACKGROUND) for number in range(3)]
+        calls += [one(f"normal {number}", Priority.NORMAL) for number in range(3)]
+        calls.append(one("retry", Priority.NORMAL, again=True))
+        promoted = limiter.reserve(Priority.BACKGROUND)
+        promoted.promote(Priority.NORMAL)
+        await asyncio.gather(*calls, fleet.rush(0, 100))
+        await promoted.granted()
+        assert ["retry", "normal 0", "normal 1", "normal 2"] == order[:4]
+        assert ["background 0", "background 1", "background 2"] == order[4:]
+
+
+@virtual_time
+async def test_slots_of_callers_that_left_go_to_other_processes(
+    engine_server: EngineServer,
+) -> None:
+    """They lie before all slots that nobody has taken yet; and none is used twice."""
+    async with fleet_of(engine_server, 51, trip=0.01) as fleet:
+        leaving = [asyncio.create_task(fleet.one(at)) for at in range(50) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        for task in leaving:
+            task.cancel()
+        await asyncio.sleep(0.2)
+        start, taken = now(), int(fleet.client.hget("{fleet}:pace", "next")) / 1e6
+        assert taken > start + 0.5
+        await fleet.rush(*[0] * 50, 20)
+        assert now() < start + 0.3
+        assert fleet.busiest() <= 200
+        assert 0 == sum(limiter.waiting for limiter in fleet.limiters)
+
+
+@virtual_time
+async def test_a_granted_permit_that_is_released_goes_to_the_next(
+    engine_server: EngineServer,
+) -> None:
+    """Its moment has come, so it stays in the process."""
+    async with fleet_of(engine_server, 1) as fleet:
+        limiter = fleet.limiters[0]
+        places = [limiter.reserve() for _ in range(2)]
+        await asyncio.sleep(0.003)
+        waiting = limiter.waiting
+        places[0].release()
+        await settle()
+        assert (1, 0) == (waiting, limiter.waiting)
+        await places[1].granted()
+
+
+@virtual_time
+async def test_what_one_process_learns_the_fleet_obeys(engine_server: EngineServer) -> None:
+    """Throttles bring the fleet's rate down, and a rest brings it back."""
+    told: list[float] = []
+    async with fleet_of(engine_server, 2) as fleet:
+        other = SharedLimiter(
+            fleet.engines[1], "fleet", Quota(), VirtualClock(), told.append, rng=fleet.rng
+        )
+        await fleet.rush(1)
+        for _ in range(100):
+            fleet.limiters[0].throttled()
+        fleet.limiters[0].served()
+        await fleet.rush(1)
+        await asyncio.sleep(1)
+        await other.reserve().granted()
+        assert 198.0 > other.rate == told[-1]
+        # Two served of 102, and the probe: as a process alone would have learnt it.
+        assert 198.0 * 4 / 104 + 0.05 * 198.0 == pytest.approx(other.rate, rel=0.2)
+        await asyncio.sleep(10)
+        await other.reserve().granted()
+        assert 198.0 == other.rate == told[-1]
+        await other.aclose()
+
+
+@virtual_time
+async def test_a_known_bucket_is_used_at_once_by_all_together(engine_server: EngineServer) -> None:
+    """Nine tenths of it, as by a process alone; nothing is throttled for it."""
+    async with fleet_of(engine_server, 4, quota=Quota(burst=200)) as fleet:
+        start = now()
+        await fleet.rush(*[500] * 4)
+        assert now() - start <= 9.3
+        assert 0 == throttled(fleet, "bucket:200:200")
+
+
+@pytest.mark.parametrize("rate", [0.5, 3.7, 1_000.0])
+@virtual_time
+async def test_any_rate_is_kept(engine_server: EngineServer, rate: float) -> None:
+    """Slow ones and fast ones."""
+    async with fleet_of(engine_server, 3, quota=Quota(rate=rate)) as fleet:
+        start = now()
+        count = max(4, round(rate))
+        await fleet.rush(*[count] * 3)
+        assert (3 * count - 1) / rate == pytest.approx(now() - start, rel=0.03, abs=0.1)
+        gaps = [later - sooner for (sooner, _), (later, _) in pairwise(sorted(fleet.sent))]
+        assert min(gaps) >= 1 / rate * 0.98 - 0.003
+
+
+@virtual_time
+async def test_a_wait_is_foreseen(engine_server: EngineServer) -> None:
+    """By a process that knows only what the engine told it at its last call."""
+    async with fleet_of(engine_server, 4) as fleet:
+        crowd = asyncio.create_task(fleet.rush(*[250] * 4))
+        await asyncio.sleep(0.5)
+        limiter = fleet.limiters[0]
+        foreseen = limiter.predicted_wait()
+        place = limiter.reserve()
+        start = now()
+        await place.granted()
+        assert now() - start == pytest.approx(foreseen, rel=0.2)
+        assert start + foreseen == pytest.approx(place.expected)
+        await crowd
+        assert limiter.predicted_wait() < 0.1
+
+
+@virtual_time
+async def test_no_more_wait_than_may(engine_server: EngineServer) -> None:
+    """As in a process alone."""
+    async with fleet_of(engine_server, 1, quota=Quota(max_waiting=20)) as fleet:
+        limiter: SharedLimiter = fleet.limiters[0]
+        full: Callable[[], bool] = lambda: limiter.full  # noqa: E731 (a property that changes)
+        assert not full()
+        crowd = asyncio.create_task(fleet.rush(40))
+        await asyncio.sleep(0.01)
+        assert full()
+        await crowd
+        assert not full()
+
+
+@pytest.mark.fault(25)
+async def test_the_keys_of_a_pace_share_a_hash_slot(tmp_path: Path) -> None:
+    """A cluster, which looks at that closely, has nothing to say against them."""
+    with cluster(tmp_path) as servers:
+        engine = Engine("redis+cluster://" + ",".join(each.address for each in servers))
+        await engine.open()
+        await until(lambda: engine.state is EngineState.SHARED)
+        for region in ("us-east-1", "us-west-2", "eu-west-1"):
+            limiter = SharedLimiter(engine, f"fleet:123456789012:{region}", Quota(), Clock())
+            await asyncio.gather(*(limiter.reserve().granted() for _ in range(10)))
+            assert limiter.shared
+            assert 1 == limiter.members
+            await limiter.aclose()
+        await engine.aclose()

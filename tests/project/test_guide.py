@@ -1,0 +1,81 @@
+"""The guide holds: every command in it runs and says what is shown."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aioivschat.emulator import ThreadedEmulatorServer
+from aioivschat.planning import LiveEvent, plan, plan_as_json
+from support.paths import ROOT
+
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE, flags=re.MULTILINE | re.DOTALL)
+
+
+COMMANDS = _blocks("console")
+
+
+def test_every_block_is_run_by_some_test() -> None:
+    """One command in each block of commands, and one program."""
+    assert len(re.findall(r"^```\w", GUIDE, flags=re.MULTILINE)) == len(COMMANDS) + 1
+    assert all(block.startswith("$ ") and block.count("$ ") == 1 for block in COMMANDS)
+
+
+@pytest.mark.usefixtures("ivschat_env")
+@pytest.mark.parametrize("block", COMMANDS, ids=range(1, len(COMMANDS) + 1))
+def test_a_command_of_the_guide_says_what_is_shown(tmp_path: Path, block: str) -> None:
+    """In this order, with other lines between them; AWS is a local emulator."""
+    command, *shown = block.removeprefix("$ ").splitlines()
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        cwd=tmp_path,
+        check=False,
+        capture_output=True,
+        encoding="utf-8",
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONIOENCODING": "utf-8",
+        },
+    )
+    assert 0 == done.returncode, done.stderr
+    rest = done.stdout
+    for line in shown:
+        found, _, rest = rest.partition(line)
+        assert rest, f"{line!r} is not in what follows:\n{found}"
+
+
+@pytest.mark.usefixtures("ivschat_env")
+def test_the_program_of_the_guide_runs(ivschat_emulator: ThreadedEmulatorServer) -> None:
+    """With warnings as errors; one token is for both its viewer and the prewarming."""
+    (program,) = _blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)
+    assert ivschat_emulator.emulator.counts().minted >= 100
+
+
+def test_the_guide_names_every_member_of_the_json() -> None:
+    """Of a plan, down to the last."""
+    shape = json.loads(json.dumps(plan_as_json(plan(LiveEvent(10)))))
+
+    def names(value: object) -> set[str]:
+        if isinstance(value, dict):
+            return set(value).union(*map(names, value.values()))
+        return set().union(*map(names, value)) if isinstance(value, list) else set()
+
+    described = set(re.findall(r"`(\w+)`", GUIDE.partition("## The shape of")[2]))
+    assert set() == names(shape) - described

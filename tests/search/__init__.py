@@ -1,0 +1,1 @@
+"""Searches for faults: random programs, mutants, fuzzing, bad weather."""

@@ -1,0 +1,1 @@
+"""What comes from outside, made up: properties that hold for any input."""

@@ -1,0 +1,791 @@
+"""The faults, module by module: each is one that somebody might well make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A deliberate fault.
+
+    Args:
+        name: of the fault, for the command line.
+        file: of the package; where the fault is.
+        old: text that occurs exactly once in it.
+        new: what takes its place.
+        why: what goes wrong then.
+        tests: the file of tests that finds it, should the simulation not; ``None`` if only the
+            simulation can.
+        simulated: whether it is in what the simulation reaches.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    why: str
+    tests: str | None = None
+    simulated: bool = True
+
+    def put_into(self, package: Path) -> None:
+        """Make a copy of the package faulty."""
+        path = package / self.file
+        text = path.read_text()
+        found = text.count(self.old)
+        if found != 1:
+            raise LookupError(f"{self.name}: its text is in {self.file} {found} times, not once")
+        path.write_text(text.replace(self.old, self.new))
+
+
+SINGLE_FLIGHT = (
+    Mutant(
+        "shared-task-awaited-bare",
+        "_service/singleflight.py",
+        "await waiter\n",
+        "await flight._task\n",
+        "one caller's cancellation cancels all",
+        tests="service/test_singleflight.py",
+    ),
+    Mutant(
+        "failure-shared",
+        "_service/singleflight.py",
+        "own = _copied(failure)",
+        "own = failure",
+        "callers raise one exception object, which gathers all their tracebacks",
+        tests="service/test_singleflight.py",
+    ),
+    Mutant(
+        "stop-looks-like-cancellation",
+        "_service/singleflight.py",
+        "            if flight._task.cancelled():\n                raise FlightStopped\n",
+        "",
+        "a caller whom nobody cancelled sees CancelledError when the service closes",
+        tests="service/test_singleflight.py",
+    ),
+    Mutant(
+        "landing-by-key-alone",
+        "_service/singleflight.py",
+        "if self._by_key.get(flight.key) is flight:",
+        "if flight.key in self._by_key:",
+        "a flight that lands removes its successor, and a third flies beside it",
+        tests="service/test_singleflight.py",
+    ),
+    Mutant(
+        "successor-beside-a-leaving-flight",
+        "_service/singleflight.py",
+        "return None if flight is None or flight.done else flight",
+        "return None if flight is None or flight.done or flight.leaving else flight",
+        "a flight that is being cancelled and its successor live side by side",
+        tests="service/test_singleflight.py",
+    ),
+    Mutant(
+        "abandoned-after-commitment",
+        "_service/singleflight.py",
+        "if not flight.committed and not flight.done:",
+        "if not flight.done:",
+        "a request is cut off when its callers leave, and the token it would bring is wasted",
+        tests="service/test_singleflight.py",
+    ),
+    Mutant(
+        "never-abandoned",
+        "_service/singleflight.py",
+        "if not flight.committed and not flight.done:",
+        "if False:",
+        "a request is sent for callers who left while they waited for their turn",
+        tests="service/test_singleflight.py",
+    ),
+    Mutant(
+        "unclaimed-not-offered",
+        "_service/singleflight.py",
+        "        if not flight._waiters:\n            self._offer(flight)\n        for waiter",
+        "        for waiter",
+        "a token whose callers have left is lost",
+        tests="service/test_singleflight.py",
+    ),
+    Mutant(
+        "landing-of-a-stopped-flight-not-told",
+        "_service/singleflight.py",
+        "            if not waiter.done():\n",
+        "            if not waiter.done() and not task.cancelled():\n",
+        "callers of a flight that was stopped wait for ever",
+        tests="service/test_singleflight.py",
+    ),
+    Mutant(
+        "work-in-a-callers-context",
+        "_service/singleflight.py",
+        "create_task(work, context=contextvars.Context())",
+        "create_task(work)",
+        "the trace of one caller sticks to what is done for others",
+        tests="service/test_singleflight.py",
+        simulated=False,
+    ),
+)
+
+LIMITER = (
+    Mutant(
+        "permit-not-due",
+        "_service/limiter.py",
+        "if self._timer is None and self._due(now) <= now:",
+        "if self._timer is None:",
+        "whoever finds nobody waiting gets a permit, due or not",
+        tests="service/test_limiter.py",
+    ),
+    Mutant(
+        "given-permits-not-counted",
+        "_service/limiter.py",
+        "over = len(recent) + self._unused - self._per_window",
+        "over = len(recent) - self._per_window",
+        "calls of one moment do not see each other in the window",
+        tests="service/test_limiter.py",
+        simulated=False,
+    ),
+    Mutant(
+        "one-more-in-the-window",
+        "_service/limiter.py",
+        "self._per_window = max(1, math.floor(quota.rate))",
+        "self._per_window = math.floor(quota.rate) + 1",
+        "a second sees one request more than the quota",
+        tests="service/test_limiter.py",
+        simulated=False,
+    ),
+    Mutant(
+        "counted-when-given",
+        "_service/limiter.py",
+        "    def _grant(self) -> None:\n        self._granted = True\n",
+        "    def _grant(self) -> None:\n        self._granted = self._over = True\n"
+        "        self._limiter._spend()\n",
+        "requests that a busy loop delayed come closer to later ones than the quota allows",
+        tests="service/test_limiter.py",
+    ),
+    Mutant(
+        "refund-forgotten",
+        "_service/limiter.py",
+        "        if self._granted:\n            self._limiter._refund()\n        else:\n",
+        "        if not self._granted:\n",
+        "the permit of a caller who left is lost",
+        tests="service/test_limiter.py",
+    ),
+    Mutant(
+        "place-kept",
+        "_service/limiter.py",
+        "        else:\n            self._limiter._withdraw(self)\n",
+        "",
+        "who left the queue is given a permit in its turn, and it is lost",
+        tests="service/test_limiter.py",
+    ),
+    Mutant(
+        "cancellation-swallowed",
+        "_service/limiter.py",
+        "                self.release()\n                raise\n",
+        "                self.release()\n",
+        "a flight that is cancelled while it waits goes on, without a permit",
+        tests="service/test_limiter.py",
+    ),
+    Mutant(
+        "priority-inverted",
+        "_service/limiter.py",
+        "next(queue for queue in self._queues if queue)",
+        "next(queue for queue in reversed(self._queues) if queue)",
+        "what is minted ahead goes before those who wait",
+        tests="service/test_limiter.py",
+        simulated=False,
+    ),
+    Mutant(
+        "no-turns",
+        "_service/limiter.py",
+        "        if line:\n            self._rooms.move_to_end(room)\n",
+        "",
+        "a storm in one room keeps all others waiting",
+        tests="service/test_fairness.py",
+        simulated=False,
+    ),
+    Mutant(
+        "retry-to-the-tail",
+        "_service/limiter.py",
+        "self._queues[place.priority].add(place, at_head=again)",
+        "self._queues[place.priority].add(place)",
+        "a throttled call waits through the whole queue once more",
+        tests="service/test_limiter.py",
+        simulated=False,
+    ),
+    Mutant(
+        "one-more-in-the-queue",
+        "_service/limiter.py",
+        "return self.waiting >= self._max_waiting and",
+        "return self.waiting > self._max_waiting and",
+        "the queue overflows by one",
+        tests="service/test_limiter.py",
+        simulated=False,
+    ),
+    Mutant(
+        "wait-foreseen-without-those-ahead",
+        "_service/limiter.py",
+        "self._paced(now, self._ahead(priority, room))",
+        "self._paced(now)",
+        "who cannot be served in time is let in, and waits in vain",
+        tests="service/test_limiter.py",
+        simulated=False,
+    ),
+    Mutant(
+        "throttles-teach-nothing",
+        "_service/limiter.py",
+        "        self._throttled += 1\n",
+        "",
+        "others' share of the quota is run into, second after second",
+        tests="service/test_limiter.py",
+        simulated=False,
+    ),
+)
+
+CACHE = (
+    Mutant(
+        "margin-ignored",
+        "_service/cache.py",
+        "self._margin = policy.min_remaining",
+        "self._margin = 0.0",
+        "a token is handed out that dies on its way to the client",
+        tests="service/test_cache.py",
+    ),
+    Mutant(
+        "margin-off-by-one",
+        "_service/cache.py",
+        "            entry.monotonic_end - self._monotonic() >= self._margin\n"
+        "            and entry.wall_end - self._wall() >= self._margin\n        )\n",
+        "            entry.monotonic_end - self._monotonic() > self._margin\n"
+        "            and entry.wall_end - self._wall() > self._margin\n        )\n",
+        "a token with just the least remaining life is thrown away",
+        tests="service/test_cache.py",
+        simulated=False,
+    ),
+    Mutant(
+        "life-by-the-wall-clock-only",
+        "_service/cache.py",
+        "            entry.monotonic_end - self._monotonic() >= self._margin\n"
+        "            and entry.wall_end - self._wall() >= self._margin\n        )\n",
+        "            entry.wall_end - self._wall() >= self._margin\n        )\n",
+        "a wall clock that is stepped back brings the dead to life",
+        tests="service/test_cache.py",
+    ),
+    Mutant(
+        "life-by-the-monotonic-clock-only",
+        "_service/cache.py",
+        "            entry.monotonic_end - self._monotonic() >= self._margin\n"
+        "            and entry.wall_end - self._wall() >= self._margin\n        )\n",
+        "            entry.monotonic_end - self._monotonic() >= self._margin\n        )\n",
+        "a host that slept hands out what died meanwhile",
+        tests="service/test_cache.py",
+    ),
+    Mutant(
+        "short-cut-past-a-clock",
+        "_service/cache.py",
+        "            and entry.wall_end - self._wall() >= self._margin\n            and not (",
+        "            and not (",
+        "the same, in the call that is made most often",
+        tests="service/test_token_life.py",
+    ),
+    Mutant(
+        "short-cut-past-the-fence",
+        "_service/cache.py",
+        "            and not (self._fences and self.fenced(entry.generation, identity))\n",
+        "",
+        "who was banned gets the last token once more",
+        tests="service/test_service.py",
+    ),
+    Mutant(
+        "invalidate-forgets-the-stock",
+        "_service/cache.py",
+        "            if self.usable(place.entry, identity):\n                return place.entry\n",
+        "            if self.alive(place.entry):\n                return place.entry\n",
+        "a token that was minted ahead outlives its invalidation",
+        tests="service/test_cache.py",
+    ),
+    Mutant(
+        "stock-not-removed",
+        "_service/cache.py",
+        "            place = next_place()\n            self._vacate(place, places)\n"
+        "            if self.usable(place.entry, identity):\n                return place.entry\n",
+        "            if self.usable(places[0].entry, identity):\n"
+        "                return places[0].entry\n"
+        "            place = next_place()\n            self._vacate(place, places)\n",
+        "a token from stock goes to many",
+        tests="service/test_cache.py",
+    ),
+    Mutant(
+        "delivered-and-stocked",
+        "_service/cache.py",
+        "        if shard.get(key) is entry:\n            del shard[key]\n",
+        "",
+        "callers who leave as the flight lands make one token two",
+        tests="service/test_cache.py",
+    ),
+    Mutant(
+        "handed-out-and-restocked",
+        "_service/cache.py",
+        "if entry.handed_out:",
+        "if False:",
+        "a token that somebody was given goes to a second one as new",
+        tests="service/test_cache.py",
+        simulated=False,
+    ),
+    Mutant(
+        "reuse-not-told",
+        "_service/cache.py",
+        "if self.handed_out and not self.token.reused:",
+        "if False:",
+        "who is given a token again takes it for a new one",
+        tests="service/test_cache.py",
+    ),
+    Mutant(
+        "expired-unused-not-counted",
+        "_service/cache.py",
+        "            self.expired_unused += 1\n            if not places:",
+        "            if not places:",
+        "tokens that were minted for nothing are not told of",
+        tests="service/test_cache.py",
+    ),
+    Mutant(
+        "hit-before-the-look",
+        "_service/cache.py",
+        "            del shard[key]\n            return None\n        self.hits += 1\n",
+        "            self.hits += 1\n            del shard[key]\n            return None\n"
+        "        self.hits += 1\n",
+        "a token that could not be given again is counted as if it was",
+        tests="service/test_cache.py",
+        simulated=False,
+    ),
+)
+
+MINTING = (
+    Mutant(
+        "life-from-the-answer",
+        "_service/minting.py",
+        "minted.token, started + minted.life, started_wall + minted.life, flight.generation",
+        "minted.token, clock.monotonic() + minted.life, clock.wall() + minted.life,"
+        " flight.generation",
+        "a token whose answer was slow lives too long by as much",
+        tests="service/test_token_life.py",
+    ),
+    Mutant(
+        "wall-clock-for-monotonic",
+        "_service/minting.py",
+        "minted.token, started + minted.life, started_wall + minted.life, flight.generation",
+        "minted.token, started_wall + minted.life, started_wall + minted.life, flight.generation",
+        "a wall clock that is stepped back lengthens lives",
+        tests="service/test_token_life.py",
+    ),
+    Mutant(
+        "generation-of-the-answer",
+        "_service/minting.py",
+        "started_wall + minted.life, flight.generation",
+        "started_wall + minted.life, self._cache.generation",
+        "a token that was under way outlives its invalidation",
+        tests="service/test_service.py",
+    ),
+    Mutant(
+        "committed-too-late",
+        "_service/minting.py",
+        "        flight.committed = True\n        try:\n            minted =",
+        "        try:\n            minted =",
+        "a request is cut off when its callers leave, though AWS may have minted",
+        tests="service/test_cancellation.py",
+    ),
+    Mutant(
+        "committed-for-good",
+        "_service/minting.py",
+        "            flight.committed = False\n            if isinstance(error, Throttled):",
+        "            if isinstance(error, Throttled):",
+        "a retry waits for its turn, and is sent, for callers who have left",
+        tests="service/test_cancellation.py",
+    ),
+    Mutant(
+        "stopped-before-it-began",
+        "_service/minting.py",
+        "        self.reservation.release()\n        super().stop()\n",
+        "        super().stop()\n",
+        "a flight whose task never ran keeps its place, and its permit is lost",
+    ),
+    Mutant(
+        "minted-before-success",
+        "_service/minting.py",
+        "            raise\n        counters.minted += 1\n",
+        "            raise\n        finally:\n            counters.minted += 1\n",
+        "failures count as tokens",
+        tests="aws/test_upstream_faults.py",
+    ),
+    Mutant(
+        "stocked-before-success",
+        "_service/minting.py",
+        "            if not self._cache.restock(flight.key, identity, entry):\n"
+        "                return\n",
+        "            self._cache.restock(flight.key, identity, entry)\n",
+        "tokens that came too late to be kept count as stock",
+    ),
+    Mutant(
+        "dead-on-arrival",
+        "_service/minting.py",
+        "return entry.hand_out() if self._cache.alive(entry) else None",
+        "return entry.hand_out()",
+        "a token that died while its caller had to wait for the loop is handed out",
+        tests="service/test_token_life.py",
+    ),
+    Mutant(
+        "short-life-accepted",
+        "_service/minting.py",
+        "if not self._cache.alive(entry):",
+        "if False:",
+        "tokens that cannot be handed out are minted without end",
+        tests="service/test_token_life.py",
+    ),
+    Mutant(
+        "deadline-not-checked",
+        "_service/minting.py",
+        "if expected > deadline:",
+        "if False:",
+        "who cannot be served in time waits in vain",
+        tests="service/test_admission.py",
+    ),
+    Mutant(
+        "overflow-not-refused",
+        "_service/minting.py",
+        "if limiter.full:",
+        "if False:",
+        "the queue grows without bound",
+        tests="service/test_admission.py",
+    ),
+    Mutant(
+        "retry-without-a-permit",
+        "_service/minting.py",
+        "            flight.reserve_again()\n            await flight.reservation.granted()\n",
+        "",
+        "retries go round the limiter",
+        tests="aws/test_upstream_faults.py",
+    ),
+    Mutant(
+        "retry-for-nobody",
+        "_service/minting.py",
+        "                flight.callers > 0\n                and not self.closing\n",
+        "                not self.closing\n",
+        "what was sent for callers who left is sent again",
+        tests="service/test_cancellation.py",
+    ),
+    Mutant(
+        "retry-past-the-deadline",
+        "_service/minting.py",
+        "                and self._clock.monotonic() + delay < flight.deadline\n",
+        "",
+        "who cannot be served in time any more is kept waiting",
+        tests="aws/test_upstream_faults.py",
+        simulated=False,
+    ),
+    Mutant(
+        "patience-of-the-first-caller",
+        "_service/minting.py",
+        "        self.deadline = max(self.deadline, deadline)\n",
+        "",
+        "a flight gives up by the deadline of one caller, and fails the others",
+        tests="service/test_admission.py",
+    ),
+    Mutant(
+        "urgency-of-the-first-caller",
+        "_service/minting.py",
+        "            self.reservation.promote(priority)\n",
+        "",
+        "an urgent call waits as long as the one whose flight it joined",
+        tests="service/test_service.py",
+        simulated=False,
+    ),
+)
+
+SERVICE = (
+    Mutant(
+        "fresh-shared",
+        "_service/service.py",
+        "return None if fresh else request.identity",
+        "return request.identity",
+        "a fresh token is one that somebody was handed",
+        tests="service/test_service.py",
+    ),
+    Mutant(
+        "attempt-key-ignored",
+        "_service/service.py",
+        "return Identity((request.identity, idempotency_key))",
+        "return request.identity",
+        "two attempts share a token that connects once",
+        tests="service/test_service.py",
+    ),
+    Mutant(
+        "attempt-from-stock-forgotten",
+        "_service/service.py",
+        "        if key is not None:\n            self._cache.put(key, entry)\n",
+        "",
+        "the retry of an attempt that was served from stock spends another token",
+        tests="service/test_service.py",
+    ),
+    Mutant(
+        "fence-ignored-under-way",
+        "_service/service.py",
+        "if flight is not None and self._cache.fenced(flight.generation, request.identity):",
+        "if False:",
+        "a call after an invalidation joins a flight of before",
+        tests="service/test_service.py",
+    ),
+    Mutant(
+        "closing-keeps-the-queue",
+        "_service/service.py",
+        "            if not flight.committed:\n                flight.stop()\n",
+        "            pass\n",
+        "calls that still wait for their turn hold up the closing",
+        tests="service/test_closing.py",
+    ),
+    Mutant(
+        "closing-does-not-wait",
+        "_service/service.py",
+        "async with asyncio.timeout(grace):",
+        "async with asyncio.timeout(0):",
+        "requests that were sent are cut off",
+        tests="service/test_closing.py",
+    ),
+    Mutant(
+        "closing-cancelled-with-its-caller",
+        "_service/service.py",
+        "await asyncio.shield(self._closing)",
+        "await self._closing",
+        "a closing that is cancelled stops half-way",
+        tests="service/test_closing.py",
+    ),
+)
+
+PREWARMING = (
+    Mutant(
+        "minted-ahead-of-callers",
+        "_service/prewarming.py",
+        "seat.request, self._limiter, Priority.BACKGROUND, NEVER",
+        "seat.request, self._limiter, Priority.HIGH, NEVER",
+        "callers are pushed back by what is minted for nobody yet",
+        tests="service/test_prewarming.py",
+    ),
+    Mutant(
+        "seat-of-two",
+        "_service/prewarming.py",
+        "            self.forget(seat)\n            over = flight.done or flight.leaving\n",
+        "            over = flight.done or flight.leaving\n"
+        "            if over:\n                self.forget(seat)\n",
+        "two fresh calls take the same flight over, and get one token",
+        tests="service/test_service.py",
+    ),
+    Mutant(
+        "seat-of-an-invalidated-flight",
+        "_service/prewarming.py",
+        "if not over and not self.cache.fenced(flight.generation, identity):",
+        "if not over:",
+        "a call after an invalidation takes over what was under way before",
+        tests="service/test_prewarming.py",
+    ),
+    Mutant(
+        "seat-kept-though-its-caller-came",
+        "_service/prewarming.py",
+        "            if seat.flight is None:\n                seat.line.withdraw(seat)\n",
+        "            pass\n",
+        "one viewer costs two tokens",
+        tests="service/test_prewarming.py",
+    ),
+    Mutant(
+        "budget-ignored",
+        "_service/prewarming.py",
+        "self._limiter.rate * self._budget * _A_TRIFLE_SLOWER",
+        "self._limiter.rate * _A_TRIFLE_SLOWER",
+        "what was to be left to the crowd is spent",
+        tests="service/test_prewarming.py",
+        simulated=False,
+    ),
+    Mutant(
+        "too-early-for-the-doors",
+        "_service/prewarming.py",
+        "return self._opening - min(takes, self._ahead.span)",
+        "return self._opening - takes",
+        "tokens are minted that are dead when the doors open",
+        tests="service/test_prewarming.py",
+        simulated=False,
+    ),
+    Mutant(
+        "prewarming-outlives-its-caller",
+        "_service/prewarming.py",
+        "        for waiter in self._under_way.values():\n            waiter.cancel()\n",
+        "",
+        "a call that was cancelled goes on minting",
+        tests="service/test_prewarming.py",
+    ),
+)
+
+RETRY = (
+    Mutant(
+        "one-attempt-more",
+        "_service/retry.py",
+        "tenacity.stop_after_attempt(self._policy.max_attempts)",
+        "tenacity.stop_after_attempt(self._policy.max_attempts + 1)",
+        "a call costs more requests than it may",
+        tests="service/test_retry.py",
+    ),
+    Mutant(
+        "retry-after-ignored",
+        "_service/retry.py",
+        "return max(delay, asked or 0.0)",
+        "return delay",
+        "AWS is asked again before it said to",
+        tests="service/test_retry.py",
+    ),
+    Mutant(
+        "every-failure-retried",
+        "_service/retry.py",
+        "retry=tenacity.retry_if_exception_type(RETRIED)",
+        "retry=tenacity.retry_if_exception_type(Exception)",
+        "a refusal that came after a failure is asked for again and again",
+        tests="service/test_retry.py",
+    ),
+)
+
+CLIENTS = (
+    Mutant(
+        "two-clients-at-once",
+        "_aws/clients.py",
+        "            if region in self._calls:\n                return\n            started",
+        "            started",
+        "each of the first callers opens a client, and all but one leak",
+        tests="aws/test_environment.py",
+    ),
+    Mutant(
+        "date-ignored",
+        "_aws/clients.py",
+        "answered = _date(metadata) or datetime.fromtimestamp(asked_at, UTC)",
+        "answered = datetime.fromtimestamp(asked_at, UTC)",
+        "a wrong clock of the host makes tokens live too long, or not at all",
+        tests="service/test_token_life.py",
+    ),
+    Mutant(
+        "longer-than-a-minute",
+        "_aws/clients.py",
+        "life = min((token_end - answered).total_seconds(), TOKEN_LIFE)",
+        "life = (token_end - answered).total_seconds()",
+        "without a Date, a clock that is slow makes tokens live too long",
+        tests="service/test_token_life.py",
+        simulated=False,
+    ),
+    Mutant(
+        "empty-token-accepted",
+        "_aws/clients.py",
+        "if not isinstance(token, str) or not token:",
+        "if not isinstance(token, str):",
+        "a caller is given nothing, and told that it is a token",
+        tests="aws/test_upstream_faults.py",
+        simulated=False,
+    ),
+    Mutant(
+        "session-over-accepted",
+        "_aws/clients.py",
+        "if end <= answered:",
+        "if False:",
+        "a caller is given a token whose session is over",
+        tests="aws/test_upstream_faults.py",
+        simulated=False,
+    ),
+    Mutant(
+        "throttle-by-code-only",
+        "_aws/clients.py",
+        "kind = _BY_CODE.get(code) or _BY_STATUS.get(status)",
+        "kind = _BY_CODE.get(code)",
+        "a 429 without a body is not known as throttling",
+        tests="aws/test_upstream_faults.py",
+        simulated=False,
+    ),
+    Mutant(
+        "two-layers-of-retries",
+        "_aws/clients.py",
+        'retries={"total_max_attempts": 1, "mode": "standard"}',
+        'retries={"max_attempts": 1, "mode": "standard"}',
+        "the client retries below us, and round the limiter",
+        tests="aws/test_upstream_faults.py",
+        simulated=False,
+    ),
+    Mutant(
+        "message-kept",
+        "_aws/clients.py",
+        "if quotes or _names_any(message, secrets):",
+        "if False:",
+        "an error of AWS shows who asked",
+        tests="project/test_canary.py",
+        simulated=False,
+    ),
+)
+
+PREPARED = (
+    Mutant(
+        "listeners-missed",
+        "_aws/prepared.py",
+        "if pattern is not None and not all(map(is_, self._way(), self._seen)):",
+        "if False:",
+        "whoever puts on instrumentation later hears nothing",
+        tests="aws/test_prepared_aside.py",
+        simulated=False,
+    ),
+    Mutant(
+        "late-answer-swallows-cancellation",
+        "_aws/prepared.py",
+        "return task.uncancel() == 0",
+        "return task.uncancel() >= 0",
+        "a task that is cancelled as its answer is late goes on",
+        tests="aws/test_prepared_answers.py",
+        simulated=False,
+    ),
+    Mutant(
+        "signing-key-of-yesterday",
+        "_aws/prepared.py",
+        "if self._key_of != (secret, day):",
+        "if self._key_of[0] != secret:",
+        "all requests are refused from midnight on",
+        tests="aws/test_prepared_signatures.py",
+        simulated=False,
+    ),
+)
+
+MODELS = (
+    Mutant(
+        "duration-ignored",
+        "_models.py",
+        "return Identity((room, user, granted, pairs, session_minutes))",
+        "return Identity((room, user, granted, pairs))",
+        "a call for three hours gets a token for one",
+        tests="service/test_requests.py",
+    ),
+    Mutant(
+        "attributes-ignored",
+        "_models.py",
+        "return Identity((room, user, granted, pairs, session_minutes))",
+        "return Identity((room, user, granted, (), session_minutes))",
+        "a call gets a token that shows another name",
+        tests="service/test_requests.py",
+    ),
+    Mutant(
+        "order-of-attributes",
+        "_models.py",
+        "    return tuple(sorted(attributes.items()))\n",
+        "    return tuple(attributes.items())\n",
+        "equal requests are not equal, and each costs a token",
+        tests="service/test_requests.py",
+        simulated=False,
+    ),
+)
+
+MUTANTS = (
+    *SINGLE_FLIGHT,
+    *LIMITER,
+    *CACHE,
+    *MINTING,
+    *SERVICE,
+    *PREWARMING,
+    *RETRY,
+    *CLIENTS,
+    *PREPARED,
+    *MODELS,
+)

@@ -1,0 +1,115 @@
+"""What is written down of a program's course, to hold what comes next against."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from dataclasses import dataclass
+
+from aioivschat import TokenRequest
+from aioivschat._service.limiter import LocalLimiter
+from search.simulation.programs import Issue, Ready
+from search.simulation.upstream import Who
+
+ROUNDING = 1e-6
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A caller of the service.
+
+    Args:
+        number: how many came before.
+        step: how it asks.
+        request: what for.
+        began: when, by the loop.
+        busy: seconds for which nothing had run until then.
+        invalidations: how many there had been then.
+
+    Attributes:
+        task: of the call, if it has one.
+        cancelled: whether it was.
+        outcome: what came of it.
+    """
+
+    number: int
+    step: Issue | Ready
+    request: TokenRequest
+    began: float
+    busy: float
+    invalidations: int
+    task: asyncio.Task[None] | None = None
+    cancelled: bool = False
+    outcome: str | None = None
+
+    @property
+    def attempt(self) -> object:
+        """What callers must agree on to be given the same token."""
+        if self.step.how == "fresh":
+            return self
+        return self.step.how, self.request.identity
+
+
+@dataclass(slots=True)
+class Token:
+    """What became of a token that was handed out.
+
+    Args:
+        attempt: what it was handed out for.
+        times: how often.
+    """
+
+    attempt: object
+    times: int = 0
+
+
+class CountedLimiter(LocalLimiter):
+    """The library's limiter, which counts the permits that were used."""
+
+    spent = 0
+
+    def _spend(self) -> None:
+        super()._spend()
+        self.spent += 1
+
+
+class Window:
+    """At most so many in any sliding second; below one a second, one in the time that it takes."""
+
+    def __init__(self, rate: float) -> None:
+        self._recent: deque[float] = deque(maxlen=max(1, math.floor(rate)))
+        self._span = max(1.0, 1 / rate)
+
+    def admits(self, now: float) -> bool:
+        """Take one more, and tell whether it is within the quota."""
+        full = len(self._recent) == self._recent.maxlen
+        admitted = not full or now - self._recent[0] > self._span
+        self._recent.append(now)
+        return admitted
+
+
+class Bucket:
+    """What fills at a rate and holds so many."""
+
+    def __init__(self, rate: float, size: int) -> None:
+        self._rate = rate
+        self._size = self._level = float(size)
+        self._read = 0.0
+
+    def admits(self, now: float) -> bool:
+        """Take one more, and tell whether it is within the quota."""
+        self._level = min(self._size, self._level + (now - self._read) * self._rate) - 1
+        self._read = now
+        return self._level >= -ROUNDING
+
+
+def who(request: TokenRequest) -> Who:
+    """Return what a token is for that a request asks for."""
+    return (
+        request.room,
+        request.user,
+        frozenset(map(str, request.capabilities)),
+        tuple(sorted(request.attributes.items())),
+        request.session_minutes,
+    )

@@ -1,0 +1,151 @@
+"""A fleet in virtual time: a real engine runs the real scripts, at a distance, by our clock."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from aioivschat import Quota
+from aioivschat.redis._engine import TIMEOUT, Engine, EngineAway, EngineState, Script
+from aioivschat.redis._limiter import SharedLimiter
+from support.engine import EngineServer
+from support.virtual import VirtualClock
+
+_NOW = "virtual:now"
+
+
+class DistantEngine(Engine):
+    """An engine that a trip of some virtual milliseconds leads to.
+
+    Args:
+        client: a blocking client: no virtual time passes while the server works.
+        trip: seconds there and back; each trip takes up to a tenth more.
+        rng: where the difference comes from.
+
+    Attributes:
+        calls: when each call was made.
+        there: whether it answers.
+    """
+
+    def __init__(self, client: Any, trip: float, rng: random.Random) -> None:
+        super().__init__(client, rng=rng)
+        self._state = EngineState.SHARED
+        self._rng = rng
+        self._trip = trip
+        self.calls: list[float] = []
+        self.there = True
+
+    async def call(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        args: Sequence[bytes | str | int] = (),
+        *,
+        urgent: bool = False,
+    ) -> Any:
+        """Run a script, or wait for an answer in vain."""
+        if self.state is EngineState.AWAY:
+            raise EngineAway("TimeoutError", sent=False)
+        self.calls.append(asyncio.get_running_loop().time())
+        if not self.there:
+            await asyncio.sleep(TIMEOUT)
+            self.become(EngineState.AWAY)
+            raise EngineAway("TimeoutError", sent=True)
+        await asyncio.sleep(self._trip / 2 * self._rng.uniform(1, 1.1))
+        now = round(asyncio.get_running_loop().time() * 1e6)
+        source = script.source.replace("redis.call('TIME')", f"{{0, redis.call('GET', '{_NOW}')}}")
+        assert source != script.source
+        self._client.set(_NOW, now)
+        answer = self._client.eval(source, len(keys), *keys, *args)
+        await asyncio.sleep(self._trip / 2 * self._rng.uniform(1, 1.1))
+        return answer
+
+    def become(self, state: EngineState) -> None:
+        """Let it be seen as away, or as back."""
+        self.there = state is EngineState.SHARED
+        self._become(state)
+
+
+class Fleet:
+    """Processes that share a quota.
+
+    Args:
+        server: the engine's.
+        processes: how many.
+        quota: what is shared.
+        trip: seconds to the engine and back.
+        seed: of all that is random.
+
+    Attributes:
+        sent: when requests were sent, and by which process, in order.
+    """
+
+    def __init__(
+        self,
+        server: EngineServer,
+        processes: int,
+        quota: Quota = Quota(),  # noqa: B008 (frozen)
+        *,
+        trip: float = 0.001,
+        seed: int = 1,
+    ) -> None:
+        self.rng = random.Random(seed)
+        self.client = server.client()
+        self.engines = [DistantEngine(self.client, trip, self.rng) for _ in range(processes)]
+        self.limiters = [
+            SharedLimiter(engine, "fleet", quota, VirtualClock(), rng=self.rng)
+            for engine in self.engines
+        ]
+        self.sent: list[tuple[float, int]] = []
+
+    async def one(self, process: int) -> None:
+        """Wait for a permit in a process and send a request."""
+        limiter = self.limiters[process]
+        place = limiter.reserve()
+        await place.granted()
+        self.sent.append((asyncio.get_running_loop().time(), process))
+        limiter.served()
+
+    async def rush(self, *crowds: int) -> None:
+        """Let so many come to each process at once, and wait until all have sent."""
+        callers = [self.one(number) for number, crowd in enumerate(crowds) for _ in range(crowd)]
+        await asyncio.gather(*callers)
+
+    async def trickle(self, rate: float, seconds: float) -> list[float]:
+        """Let callers come at random moments to random processes; return what each waited."""
+        loop = asyncio.get_running_loop()
+        waits: list[float] = []
+
+        async def timed(process: int) -> None:
+            came = loop.time()
+            await self.one(process)
+            waits.append(loop.time() - came)
+
+        end, callers = loop.time() + seconds, []
+        while loop.time() < end:
+            await asyncio.sleep(self.rng.expovariate(rate))
+            callers.append(asyncio.create_task(timed(self.rng.randrange(len(self.limiters)))))
+        await asyncio.gather(*callers)
+        return waits
+
+    def calls(self, start: float, end: float) -> int:
+        """Return how many script calls were made between two moments."""
+        return sum(start <= call < end for engine in self.engines for call in engine.calls)
+
+    def busiest(self) -> int:
+        """Return the largest number of requests in any one second."""
+        times = [time for time, _ in self.sent]
+        least, most = 0, 0
+        for at, time in enumerate(times):
+            while times[least] <= time - 1:
+                least += 1
+            most = max(most, at - least + 1)
+        return most
+
+    async def aclose(self) -> None:
+        """End all."""
+        for limiter in self.limiters:
+            await limiter.aclose()
+        self.client.close()
