@@ -11,7 +11,7 @@ from support.paths import ROOT
 
 POLICY = (ROOT / "SECURITY.md").read_text()
 THREATS = POLICY.partition("|---|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
-_TEST = re.compile(r"`(tests/\w+\.py)::(test_\w+)`")
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
 @pytest.mark.parametrize(("file", "name"), sorted(set(_TEST.findall(POLICY))))
