@@ -13,8 +13,9 @@ from datetime import datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, NoReturn, Self
+from typing import Any
 
+from aioivschat._secrets import Secret, Unpickled
 from aioivschat.errors import InvalidRequest
 
 TOKEN_LIFE = 60.0
@@ -102,27 +103,6 @@ def _parse_room(text: str) -> RoomArn:
         found = f"{other[0]}…" if other is not None else "other text"
         raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, found)
     return RoomArn(*match.groups())
-
-
-class Unpickled:
-    """Holds somebody's secret, so it is not pickled: a pickle would show it in plain text."""
-
-    __slots__ = ()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} holds what is secret and is not pickled")
-
-
-class Secret(Unpickled):
-    """The same, and never changed: a copy is the thing itself."""
-
-    __slots__ = ()
-
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
 
 
 class Identity(Secret, tuple[Any, ...]):

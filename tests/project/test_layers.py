@@ -12,7 +12,7 @@ import pytest
 import aioivschat
 
 FLOORS = (
-    ("errors", "_clock", "_models", "_events"),
+    ("errors", "_clock", "_secrets", "_models", "_events"),
     ("_aws",),
     ("_service",),
     ("__init__",),

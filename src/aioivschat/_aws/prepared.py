@@ -40,7 +40,8 @@ from botocore.credentials import ReadOnlyCredentials
 from multidict import CIMultiDict
 from yarl import URL
 
-from aioivschat._models import SORTED_NAMES, TokenRequest, Unpickled
+from aioivschat._models import SORTED_NAMES, TokenRequest
+from aioivschat._secrets import Unpickled
 from aioivschat.errors import ConnectionFailed
 
 _OPERATION = "ivschat.CreateChatToken"

@@ -24,7 +24,8 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 from cachetools import LRUCache, TTLCache
 
 from aioivschat._clock import Clock
-from aioivschat._models import TOKEN_LIFE, ChatToken, Identity, Secret, TokenRequest, Unpickled
+from aioivschat._models import TOKEN_LIFE, ChatToken, Identity, TokenRequest
+from aioivschat._secrets import Secret, Unpickled
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.errors import (
     AwsError,

@@ -35,7 +35,8 @@ from hashlib import blake2b
 from itertools import chain
 from typing import Any, BinaryIO, Literal
 
-from aioivschat._models import SESSION_MAX_MINUTES, RoomArn, Secret, TokenRequest
+from aioivschat._models import SESSION_MAX_MINUTES, RoomArn, TokenRequest
+from aioivschat._secrets import Secret
 from aioivschat.errors import InvalidRequest
 
 LINE_MAX_BYTES = 65_536
