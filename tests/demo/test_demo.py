@@ -322,7 +322,7 @@ async def test_the_page_may_load_nothing_from_elsewhere(
 
 def test_the_files_are_in_the_package_and_name_no_other_place() -> None:
     """They hold neither an address nor code within the HTML, which the policy would forbid."""
-    static = resources.files("aioivschat") / "static"
+    static = resources.files("aioivschat.demo") / "static"
     for name in ("demo.html", "demo.css", "demo.js", "demo.svg"):
         text = (static / name).read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "//" not in re.sub(r"^ *//.*$|; // .*$", "", text, flags=re.MULTILINE), name

@@ -12,7 +12,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-import aioivschat.aiohttp
 from aioivschat import AsyncTokenService, InvalidConfiguration, TokenRequest
 from aioivschat.aiohttp import SERVICE, Ask, get_service, setup
 from aioivschat.emulator import ThreadedEmulatorServer
@@ -100,7 +99,7 @@ async def test_the_browsers_module_is_served_beside_the_endpoint(
     open_service: OpenService,
 ) -> None:
     """Under a tag of its content, so that it is sent once."""
-    source = (resources.files(aioivschat) / "static" / "token-provider.js").read_bytes()
+    source = (resources.files("aioivschat._endpoint") / "static" / "token-provider.js").read_bytes()
     tag = f'"{hashlib.sha256(source).hexdigest()[:32]}"'
     app = web.Application()
     setup(app, authorize=Rule(), service=open_service(), path="/enter")

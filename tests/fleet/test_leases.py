@@ -79,7 +79,7 @@ _HOLDER = """
 import asyncio, sys
 from aioivschat import Clock
 from aioivschat.redis import RedisTier
-from test_fleet_leases import ATTEMPT, SEALING_KEY, _token
+from fleet.test_leases import ATTEMPT, SEALING_KEY, _token
 
 async def main():
     tier = RedisTier(sys.argv[1], keys=[SEALING_KEY], timeout=5.0)

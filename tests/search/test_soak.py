@@ -90,7 +90,7 @@ def test_a_short_soak_finds_nothing() -> None:
 
 def test_a_soak_tells_everything_that_is_wrong() -> None:
     """A check that cannot fail is none."""
-    status, told = _soak("--service", "test_soak:Sloppy", "--patience", "5")
+    status, told = _soak("--service", "search.test_soak:Sloppy", "--patience", "5")
     assert status == 1
     for wrong in (
         "WRONG: ended by KeyError",

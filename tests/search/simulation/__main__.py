@@ -1,4 +1,4 @@
-"""Runs random programs, or one that a failure printed; ``python -m simulation -h``."""
+"""Runs random programs, or one that a failure printed; ``python -m search.simulation -h``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from search.simulation.world import run
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="python -m simulation", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m search.simulation", description=__doc__)
     parser.add_argument("program", nargs="?", help="one that a failure printed")
     parser.add_argument("--programs", type=int, default=1_000, metavar="N", help="random ones")
     parser.add_argument("--seed", type=int, help="of the random ones; default: another each time")

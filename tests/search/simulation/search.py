@@ -74,7 +74,7 @@ def _batch(ran: int, end: int, count: int, seed: int, as_found: bool) -> Counter
             found_after = found_after or ran
             raise Found(
                 f"after {found_after} programs (of {count}, seed {seed}): {error}\n"
-                f"python -m simulation {shlex.quote(str(program))}"
+                f"python -m search.simulation {shlex.quote(str(program))}"
             ) from error
 
     every()
