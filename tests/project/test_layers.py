@@ -30,6 +30,7 @@ GROUND = FLOORS[0]
 ORDERED = {
     "_aws": ("prepared", "clients"),
     "_service": (
+        "fair_queue",
         "limiter",
         "retry",
         "singleflight",

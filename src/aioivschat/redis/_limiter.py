@@ -23,14 +23,8 @@ from dataclasses import replace
 
 from aioivschat._clock import Clock
 from aioivschat._models import Priority
-from aioivschat._service.limiter import (
-    BURST_HELD_BACK,
-    HEADROOM,
-    LocalLimiter,
-    Place,
-    QueuedLimiter,
-    Quota,
-)
+from aioivschat._service.fair_queue import QueuedLimiter, QueuedReservation
+from aioivschat._service.limiter import BURST_HELD_BACK, HEADROOM, LocalLimiter, Quota
 from aioivschat.redis._engine import Engine, EngineAway, EngineState
 from aioivschat.redis._limiter_script import TRIP
 
@@ -132,7 +126,7 @@ class SharedLimiter(QueuedLimiter):
         It assumes that the others of the fleet go on to want as much as they said last.
         """
         now = self._clock.monotonic()
-        ahead = self._ahead(priority, room)
+        ahead = self._count_before(priority, room)
         if self._alone is not None:
             start = max(self._alone_from - now, self._alone.predicted_wait())
             return max(0.0, start) + ahead / self._alone.rate
@@ -143,14 +137,14 @@ class SharedLimiter(QueuedLimiter):
 
     def reserve(
         self, priority: Priority = Priority.NORMAL, *, room: str = "", again: bool = False
-    ) -> Place:
+    ) -> QueuedReservation:
         """Take a place in the queue."""
         expected = self._clock.monotonic() + self.predicted_wait(priority, room)
-        place = Place(self, priority, room, expected)
-        self._enqueue(place, again)
+        reservation = QueuedReservation(self, priority, room, expected)
+        self._enqueue(reservation, again)
         if self._timer is None:
             self._grant_due()
-        return place
+        return reservation
 
     def served(self) -> None:
         """Take note that a request got through the quota."""
@@ -193,21 +187,21 @@ class SharedLimiter(QueuedLimiter):
                 break
             del self._slots[0]
             if due > now - _STALE:
-                self._pop()._grant()
+                self._pop_next().grant()
         self._see_to_it()
 
-    def _spend(self) -> None:
+    def _spend_permit(self) -> None:
         """Nothing to do: the slot was paid for."""
 
-    def _refund(self) -> None:
+    def _refund_permit(self) -> None:
         # Its moment has come: too late to give it back to the engine.
         insort(self._slots, (self._clock.monotonic(), 0))
         if self._timer is not None:
             self._timer.cancel()
         self._grant_due()
 
-    def _withdraw(self, place: Place) -> None:
-        super()._withdraw(place)
+    def _withdraw(self, reservation: QueuedReservation) -> None:
+        super()._withdraw(reservation)
         if len(self._slots) > self.waiting:
             self._wake.set()
 

@@ -69,8 +69,8 @@ class CountedLimiter(LocalLimiter):
 
     spent = 0
 
-    def _spend(self) -> None:
-        super()._spend()
+    def _spend_permit(self) -> None:
+        super()._spend_permit()
         self.spent += 1
 
 

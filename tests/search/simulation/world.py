@@ -509,8 +509,8 @@ class World:
         if self._loop.timers():
             raise Broken("at rest there are timers")
         for limiter in self._limiters.values():
-            if limiter._unused:
-                raise Broken(f"at rest {limiter._unused} permits are reserved")
+            if limiter._unspent:
+                raise Broken(f"at rest {limiter._unspent} permits are reserved")
 
     def _check_stock(self, stats: Stats) -> None:
         """Check that no token was lost: all were handed out, or went into the stock."""
