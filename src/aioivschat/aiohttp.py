@@ -32,7 +32,7 @@ from aioivschat._endpoint.endpoint import (
     provider_path,
 )
 from aioivschat._service.service import AsyncTokenService
-from aioivschat.errors import InvalidConfiguration
+from aioivschat.errors import require
 
 __all__ = ["SERVICE", "Ask", "EndpointPolicy", "Share", "get_service", "openapi", "setup"]
 
@@ -72,8 +72,8 @@ def setup(
     Raises:
         InvalidConfiguration: there is no ``authorize``, or the application has an endpoint.
     """
-    if SERVICE in app or _MOUNTED in app:
-        raise InvalidConfiguration("setup", "called once for an application", "a second call")
+    mounted = SERVICE in app or _MOUNTED in app
+    require(not mounted, "setup", "called once for an application", "a second call")
     endpoint = Endpoint(authorize, policy, passed_on=web.HTTPException)
     provider = Provider()
     departures = _Departures()

@@ -85,6 +85,16 @@ class InvalidConfiguration(ChatTokenError, ValueError):
         self.limit = limit
 
 
+def require(holds: bool, option: str, limit: str, found: object) -> None:
+    """Raise :class:`InvalidConfiguration`, with the same arguments, unless an option is right.
+
+    Raises:
+        InvalidConfiguration: ``holds`` is false.
+    """
+    if not holds:
+        raise InvalidConfiguration(option, limit, found)
+
+
 class Overloaded(ChatTokenError):
     """The call cannot be served in time, so it is refused at once and nothing was sent.
 

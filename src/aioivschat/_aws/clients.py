@@ -40,6 +40,7 @@ from aioivschat.errors import (
     ServerFault,
     Throttled,
     ValidationFailed,
+    require,
 )
 
 _THROTTLES = {
@@ -99,15 +100,10 @@ class PoolPolicy:
     prepared: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_connections < 1:
-            raise InvalidConfiguration(
-                "PoolPolicy.max_connections", "at least 1", self.max_connections
-            )
-        for option in ("connect_timeout", "read_timeout"):
-            if not getattr(self, option) > 0:
-                raise InvalidConfiguration(
-                    f"PoolPolicy.{option}", "above 0 s", getattr(self, option)
-                )
+        connections, connect, read = self.max_connections, self.connect_timeout, self.read_timeout
+        require(connections >= 1, "PoolPolicy.max_connections", "at least 1", connections)
+        require(connect > 0, "PoolPolicy.connect_timeout", "above 0 s", connect)
+        require(read > 0, "PoolPolicy.read_timeout", "above 0 s", read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,11 +271,8 @@ def _client_factory(session: Any) -> Callable[..., Any]:
 def _check_endpoint(option: str, url: str) -> None:
     scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
     del url  # it may hold a password
-    if scheme == "https" or (scheme == "http" and _is_loopback(host or "")):
-        return
-    raise InvalidConfiguration(
-        option, "an HTTPS URL, or an HTTP one on this host", f"{scheme}://{host}"
-    )
+    safe = scheme == "https" or (scheme == "http" and _is_loopback(host or ""))
+    require(safe, option, "an HTTPS URL, or an HTTP one on this host", f"{scheme}://{host}")
 
 
 def _is_loopback(host: str) -> bool:

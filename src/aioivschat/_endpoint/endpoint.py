@@ -39,6 +39,7 @@ from aioivschat.errors import (
     ServerFault,
     ServiceClosed,
     Throttled,
+    require,
 )
 
 _log = logging.getLogger("aioivschat.endpoint")
@@ -110,10 +111,9 @@ class Share:
     seconds: float
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise InvalidConfiguration("Share.tokens", "at least 1", self.tokens)
-        if not (self.seconds > 0 and math.isfinite(self.seconds)):
-            raise InvalidConfiguration("Share.seconds", "a finite number above 0", self.seconds)
+        require(self.tokens >= 1, "Share.tokens", "at least 1", self.tokens)
+        finite = 0 < self.seconds < math.inf
+        require(finite, "Share.seconds", "a finite number above 0", self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +139,8 @@ class EndpointPolicy:
     raw_expiration: bool = False
 
     def __post_init__(self) -> None:
-        if not (self.patience > 0 and math.isfinite(self.patience)):
-            raise InvalidConfiguration(
-                "EndpointPolicy.patience", "a finite number above 0", self.patience
-            )
+        finite = 0 < self.patience < math.inf
+        require(finite, "EndpointPolicy.patience", "a finite number above 0", self.patience)
 
 
 class Answer(NamedTuple):
@@ -218,9 +216,8 @@ class Endpoint(Generic[R]):
         rng: random.Random | None = None,
     ) -> None:
         if not callable(authorize):
-            raise InvalidConfiguration(
-                "authorize", "an async function that says what a caller is granted", "none"
-            )
+            limit = "an async function that says what a caller is granted"
+            raise InvalidConfiguration("authorize", limit, "none")
         self._authorize = authorize
         self._policy = policy
         self._passed_on = passed_on

@@ -14,7 +14,7 @@ from typing import Any
 
 from aioivschat._clock import Clock
 from aioivschat._models import TOKEN_LIFE, ChatToken, Identity, Reply
-from aioivschat.errors import InvalidConfiguration
+from aioivschat.errors import require
 
 _SWEEP = 2
 """Old entries looked at per insertion: more than come in, so that the sweep always catches up."""
@@ -47,17 +47,11 @@ class CachePolicy:
     min_remaining: float = 5.0
 
     def __post_init__(self) -> None:
-        for option in ("max_tokens", "max_stock"):
-            if getattr(self, option) < 1:
-                raise InvalidConfiguration(
-                    f"CachePolicy.{option}", "at least 1", getattr(self, option)
-                )
-        if not 0 <= self.min_remaining < TOKEN_LIFE:
-            raise InvalidConfiguration(
-                "CachePolicy.min_remaining",
-                f"from 0 s to less than the {TOKEN_LIFE:g} s that a token lives",
-                self.min_remaining,
-            )
+        least = self.min_remaining
+        limit = f"from 0 s to less than the {TOKEN_LIFE:g} s that a token lives"
+        require(self.max_tokens >= 1, "CachePolicy.max_tokens", "at least 1", self.max_tokens)
+        require(self.max_stock >= 1, "CachePolicy.max_stock", "at least 1", self.max_stock)
+        require(0 <= least < TOKEN_LIFE, "CachePolicy.min_remaining", limit, least)
 
 
 class Entry:

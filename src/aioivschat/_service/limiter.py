@@ -24,7 +24,7 @@ from typing import Protocol
 from aioivschat._clock import TICK, Clock
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import QueuedLimiter, QueuedReservation
-from aioivschat.errors import InvalidConfiguration
+from aioivschat.errors import require
 
 HEADROOM = 0.01
 """Share of the rate held back where the server's shape is unknown: a request that was delayed on
@@ -70,12 +70,10 @@ class Quota:
     max_waiting: int = 100_000
 
     def __post_init__(self) -> None:
-        if not (self.rate > 0 and math.isfinite(self.rate)):
-            raise InvalidConfiguration("Quota.rate", "a finite number above 0", self.rate)
-        if self.burst is not None and self.burst < 1:
-            raise InvalidConfiguration("Quota.burst", "at least 1, or None", self.burst)
-        if self.max_waiting < 0:
-            raise InvalidConfiguration("Quota.max_waiting", "at least 0", self.max_waiting)
+        rate, burst, waiting = self.rate, self.burst, self.max_waiting
+        require(0 < rate < math.inf, "Quota.rate", "a finite number above 0", rate)
+        require(burst is None or burst >= 1, "Quota.burst", "at least 1, or None", burst)
+        require(waiting >= 0, "Quota.max_waiting", "at least 0", waiting)
 
 
 class Reservation(Protocol):

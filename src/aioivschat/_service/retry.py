@@ -14,10 +14,10 @@ from tenacity.wait import wait_base
 from aioivschat._clock import Clock
 from aioivschat.errors import (
     ConnectionFailed,
-    InvalidConfiguration,
     MalformedResponse,
     ServerFault,
     Throttled,
+    require,
 )
 
 T = TypeVar("T")
@@ -50,14 +50,10 @@ class RetryPolicy:
     max_delay: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1:
-            raise InvalidConfiguration("RetryPolicy.max_attempts", "at least 1", self.max_attempts)
-        if not self.base_delay > 0:
-            raise InvalidConfiguration("RetryPolicy.base_delay", "above 0 s", self.base_delay)
-        if not self.max_delay >= self.base_delay:
-            raise InvalidConfiguration(
-                "RetryPolicy.max_delay", "at least base_delay", self.max_delay
-            )
+        attempts, base, longest = self.max_attempts, self.base_delay, self.max_delay
+        require(attempts >= 1, "RetryPolicy.max_attempts", "at least 1", attempts)
+        require(base > 0, "RetryPolicy.base_delay", "above 0 s", base)
+        require(longest >= base, "RetryPolicy.max_delay", "at least base_delay", longest)
 
 
 class Retrier:

@@ -40,7 +40,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from aioivschat._models import ChatToken, Priority, TokenRequest
-from aioivschat.errors import ChatTokenError, InvalidConfiguration, ServiceClosed, WrongLoop
+from aioivschat.errors import (
+    ChatTokenError,
+    InvalidConfiguration,
+    ServiceClosed,
+    WrongLoop,
+    require,
+)
 from aioivschat.onboarding._attendees import (
     Attendee,
 )
@@ -157,10 +163,8 @@ def onboard_in_batches(
     Raises:
         InvalidConfiguration: as :func:`onboard` does.
     """
-    if in_flight < 1:
-        raise InvalidConfiguration("in_flight", "at least 1", in_flight)
-    if timeout is not None and not timeout > 0:
-        raise InvalidConfiguration("timeout", "above 0 s, or None", timeout)
+    require(in_flight >= 1, "in_flight", "at least 1", in_flight)
+    require(timeout is None or timeout > 0, "timeout", "above 0 s, or None", timeout)
     issue = partial(service.issue, timeout=timeout, fresh=fresh, priority=priority)
     return _batches(issue, requests, in_flight)
 

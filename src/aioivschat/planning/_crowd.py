@@ -22,7 +22,7 @@ from aioivschat._clock import Clock
 from aioivschat._models import SESSION_MAX_MINUTES, TOKEN_LIFE, ChatToken, RoomArn, TokenRequest
 from aioivschat._service.limiter import Quota
 from aioivschat._service.service import AsyncTokenService
-from aioivschat.errors import InvalidConfiguration
+from aioivschat.errors import InvalidConfiguration, require
 
 REGIONS = (
     "us-east-1",
@@ -82,20 +82,18 @@ class Arrivals:
     counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.shape in ("uniform", "ramp") and not 0 < self.seconds <= _DAY:
-            raise InvalidConfiguration(
-                "arrivals", "over more than 0 s, at most a day", self.seconds
-            )
+        if self.shape in ("uniform", "ramp"):
+            limit = "over more than 0 s, at most a day"
+            require(0 < self.seconds <= _DAY, "arrivals", limit, self.seconds)
         if self.shape == "curve":
-            if not self.counts or min(self.counts) < 0 or len(self.counts) > _DAY:
-                raise InvalidConfiguration(
-                    "arrivals", "0 or more in each second of at most a day", len(self.counts)
-                )
+            limit = "0 or more in each second of at most a day"
+            fits = 0 < len(self.counts) <= _DAY and min(self.counts) >= 0
+            require(fits, "arrivals", limit, len(self.counts))
             attendees = sum(self.counts)
-            if not 1 <= attendees <= _MAX_ATTENDEES:
-                # Python refuses to print thousands of digits.
-                found = f"{attendees:,}" if attendees < 10**12 else "far more"
-                raise InvalidConfiguration("arrivals", f"1 to {_MAX_ATTENDEES:,} in all", found)
+            # Python refuses to print thousands of digits.
+            found = f"{attendees:,}" if attendees < 10**12 else "far more"
+            limit = f"1 to {_MAX_ATTENDEES:,} in all"
+            require(1 <= attendees <= _MAX_ATTENDEES, "arrivals", limit, found)
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -139,12 +137,9 @@ class Arrivals:
                     continue  # the header
                 second, arrivals = [], -1
             at = second[0] if second else len(counts)
-            if len(second) > 1 or not (0 <= at < _DAY and arrivals >= 0):
-                raise InvalidConfiguration(
-                    f"arrivals, line {number}",
-                    "a second of at most a day and its arrivals, or arrivals only",
-                    "something else",
-                )
+            fits = len(second) <= 1 and 0 <= at < _DAY and arrivals >= 0
+            limit = "a second of at most a day and its arrivals, or arrivals only"
+            require(fits, f"arrivals, line {number}", limit, "something else")
             counts[at] = counts.get(at, 0) + arrivals
         seconds = max(counts, default=-1) + 1
         return cls("curve", counts=tuple(counts.get(at, 0) for at in range(seconds)))
@@ -207,8 +202,7 @@ class LiveEvent:
 
     def __post_init__(self) -> None:
         def check(option: str, within: bool, limit: str) -> None:
-            if not within:
-                raise InvalidConfiguration(option, limit, getattr(self, option))
+            require(within, option, limit, getattr(self, option))
 
         check("attendees", 1 <= self.attendees <= _MAX_ATTENDEES, f"1 to {_MAX_ATTENDEES:,}")
         check("prewarm", 0 <= self.prewarm <= 55, "0 to 55 s")

@@ -20,7 +20,7 @@ from typing import Any
 from aioivschat._clock import Clock
 from aioivschat._events import SharedState
 from aioivschat._service.limiter import Limiter, Quota
-from aioivschat.errors import InvalidConfiguration
+from aioivschat.errors import require
 from aioivschat.redis._engine import TIMEOUT, Engine, EngineState
 from aioivschat.redis._limiter import SharedLimiter
 from aioivschat.redis._sealing import Sealer
@@ -67,14 +67,11 @@ class RedisTier:
         timeout: float = TIMEOUT,
     ) -> None:
         try:
-            if not 1 <= len(namespace) <= 64 or set(namespace) & set("{}"):
-                raise InvalidConfiguration(
-                    "RedisTier.namespace", "1 to 64 characters without braces", "other text"
-                )
-            if members < 1:
-                raise InvalidConfiguration("RedisTier.members", "at least 1", members)
-            if not timeout > 0:
-                raise InvalidConfiguration("RedisTier.timeout", "above 0 s", timeout)
+            fits = 1 <= len(namespace) <= 64 and not set(namespace) & set("{}")
+            limit = "1 to 64 characters without braces"
+            require(fits, "RedisTier.namespace", limit, "other text")
+            require(members >= 1, "RedisTier.members", "at least 1", members)
+            require(timeout > 0, "RedisTier.timeout", "above 0 s", timeout)
             self._sealer = Sealer(keys) if keys else None
             self._engine = Engine(
                 engine, self._engine_changed, timeout=timeout, namespace=namespace
@@ -116,8 +113,7 @@ class RedisTier:
         Raises:
             InvalidConfiguration: it serves another service already.
         """
-        if self._clock is not None:
-            raise InvalidConfiguration("shared", "a tier of this service alone", "one in use")
+        require(self._clock is None, "shared", "a tier of this service alone", "one in use")
         self._clock, self._changed = clock, changed
         if self._sealer is None:
             _log.warning("%s: the fleet shares its quota, and not its tokens", _NO_KEY)

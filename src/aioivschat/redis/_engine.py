@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from aioivschat.errors import InvalidConfiguration
+from aioivschat.errors import InvalidConfiguration, require
 
 TIMEOUT = 0.05
 """Seconds that a caller waits for the engine at most."""
@@ -393,10 +393,8 @@ def _connected(url: str) -> Any:
     split = urlsplit(url)
     scheme, _, topology = split.scheme.replace("valkey", "redis", 1).partition("+")
     known = {"redis": ("", "cluster", "sentinel"), "rediss": ("", "cluster", "sentinel")}
-    if topology not in known.get(scheme, ("",) if scheme == "unix" else ()):
-        raise InvalidConfiguration(
-            "RedisTier", "a redis://, rediss:// or unix:// URL", split.scheme
-        )
+    fits = topology in known.get(scheme, ("",) if scheme == "unix" else ())
+    require(fits, "RedisTier", "a redis://, rediss:// or unix:// URL", split.scheme)
     # Retrying is the breaker's business.
     options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": None}
     if not topology:
