@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 
 TICK = time.get_clock_info("monotonic").resolution
 """Seconds by which the event loop may call too early: to ask for another timer would be to spin."""
@@ -27,3 +28,10 @@ class Clock:
     async def sleep(self, seconds: float) -> None:
         """Wait for a number of seconds."""
         await asyncio.sleep(seconds)
+
+
+def iso_utc(moment: datetime) -> str:
+    """Return an aware moment in UTC as ISO 8601, with milliseconds and ``Z``."""
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return f"{moment.isoformat(timespec='milliseconds')[:-6]}Z"

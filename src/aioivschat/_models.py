@@ -26,6 +26,7 @@ USER_MAX_CHARACTERS = 128
 ATTRIBUTES_MAX_BYTES = 1024
 SESSION_MAX_MINUTES = 180
 SESSION_DEFAULT_MINUTES = 60
+KEY_MAX_CHARACTERS = 255  # an idempotency key's
 
 _ROOM = re.compile(r"arn:aws:ivschat:([a-z0-9-]+):([0-9]+):room/([a-zA-Z0-9-]+)")
 _OTHER_ARN = re.compile(r"arn:[a-z-]{1,16}:[a-z0-9-]{1,32}:[a-z0-9-]{0,32}:[0-9]{0,16}:")

@@ -13,8 +13,13 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 
 from aioivschat import AsyncTokenService, Capability, RoomArn, TokenRequest
-from aioivschat._endpoint.endpoint import _KEY_MAX_CHARACTERS, _MEMBERS, BODY_MAX_BYTES
-from aioivschat._models import ROOM_MAX_CHARACTERS, SESSION_MAX_MINUTES, USER_MAX_CHARACTERS
+from aioivschat._endpoint.endpoint import _MEMBERS, BODY_MAX_BYTES
+from aioivschat._models import (
+    KEY_MAX_CHARACTERS,
+    ROOM_MAX_CHARACTERS,
+    SESSION_MAX_MINUTES,
+    USER_MAX_CHARACTERS,
+)
 from aioivschat.aiohttp import Ask, openapi
 from aioivschat.emulator import ThreadedEmulatorServer
 from support.endpoint_servers import serve_aiohttp
@@ -88,4 +93,4 @@ def test_the_description_has_the_limits_of_the_code() -> None:
     assert sorted(Capability) == sorted(members["capabilities"]["items"]["enum"])
     assert f"{BODY_MAX_BYTES:,} bytes" in operation["requestBody"]["description"]
     key = operation["parameters"][0]
-    assert ("Idempotency-Key", _KEY_MAX_CHARACTERS) == (key["name"], key["schema"]["maxLength"])
+    assert ("Idempotency-Key", KEY_MAX_CHARACTERS) == (key["name"], key["schema"]["maxLength"])

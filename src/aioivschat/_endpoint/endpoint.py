@@ -17,14 +17,19 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib import resources
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar
 
 from cachetools import LRUCache, TTLCache
 
-from aioivschat._clock import Clock
-from aioivschat._models import TOKEN_LIFE, ChatToken, Identity, TokenRequest
+from aioivschat._clock import Clock, iso_utc
+from aioivschat._models import (
+    KEY_MAX_CHARACTERS,
+    TOKEN_LIFE,
+    ChatToken,
+    Identity,
+    TokenRequest,
+)
 from aioivschat._secrets import Secret, Unpickled
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.errors import (
@@ -51,8 +56,6 @@ PATH = "/chat/token"
 
 BODY_MAX_BYTES = 4096
 """Four times the largest attributes, which are what makes a body large."""
-
-_KEY_MAX_CHARACTERS = 255
 
 _KNOWN_BODIES = 1024
 """Bodies whose meaning is remembered: all viewers of an event ask for much the same."""
@@ -336,7 +339,7 @@ class Endpoint(Generic[R]):
         return patience
 
     def _reply(self, token: ChatToken) -> Answer:
-        session_end, aws_end = _iso(token.session_expires), _iso(token.token_expires)
+        session_end, aws_end = iso_utc(token.session_expires), iso_utc(token.token_expires)
         body = (
             f'{{"token":{json.dumps(token.token)},'
             f'"tokenExpirationTime":"{aws_end if self._policy.raw_expiration else session_end}",'
@@ -391,14 +394,14 @@ def _check_form(received: Received) -> None:
     key = headers.get("Idempotency-Key")
     # Of ASCII, what prints is visible, the space apart.
     if key is not None and not (
-        0 < len(key) <= _KEY_MAX_CHARACTERS
+        0 < len(key) <= KEY_MAX_CHARACTERS
         and key.isascii()
         and key.isprintable()
         and " " not in key
     ):
         raise _Refusal(
             _BAD_REQUEST,
-            f"Idempotency-Key must be 1 to {_KEY_MAX_CHARACTERS} visible ASCII characters.",
+            f"Idempotency-Key must be 1 to {KEY_MAX_CHARACTERS} visible ASCII characters.",
         )
     received.key = key
 
@@ -709,12 +712,6 @@ _JSON_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"
 _PROBLEM_HEADERS = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
 NOBODY = Answer(499, _PROBLEM_HEADERS, b"")
 """For a client that went away: access logs of web servers have this status for it."""
-
-
-def _iso(moment: datetime) -> str:
-    if moment.tzinfo is not UTC:
-        moment = moment.astimezone(UTC)
-    return f"{moment.isoformat(timespec='milliseconds')[:-6]}Z"
 
 
 # What is served beside the endpoint.

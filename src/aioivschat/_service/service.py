@@ -15,7 +15,6 @@ from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 from aioivschat._aws.clients import ClientPool, PoolPolicy
@@ -34,6 +33,7 @@ from aioivschat._events import (
     Source,
 )
 from aioivschat._models import (
+    KEY_MAX_CHARACTERS,
     SESSION_DEFAULT_MINUTES,
     ChatToken,
     Identity,
@@ -57,8 +57,6 @@ from aioivschat.errors import (
     ServiceClosed,
     WrongLoop,
 )
-
-_KEY_MAX_CHARACTERS = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +199,7 @@ class AsyncTokenService:
         self._check_usable()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __del__(self) -> None:
@@ -507,8 +500,8 @@ class AsyncTokenService:
             if fresh:
                 raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
             is_text = isinstance(idempotency_key, str)
-            if not is_text or not 1 <= len(idempotency_key) <= _KEY_MAX_CHARACTERS:
-                limit = f"1 to {_KEY_MAX_CHARACTERS} characters"
+            if not is_text or not 1 <= len(idempotency_key) <= KEY_MAX_CHARACTERS:
+                limit = f"1 to {KEY_MAX_CHARACTERS} characters"
                 raise InvalidRequest("idempotency_key", limit, "other")
             return Identity((request.identity, idempotency_key))
         finally:

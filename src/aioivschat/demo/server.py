@@ -13,7 +13,6 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import resources
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -146,12 +145,7 @@ class Crowd:
         self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.leave()
         await self._http.close()
 

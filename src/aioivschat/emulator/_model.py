@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from random import random
-from types import TracebackType
 from typing import Any
 from uuid import uuid4
 
@@ -100,12 +99,7 @@ class _Gauge:
             self.now += 1
             self.peak = max(self.peak, self.now)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self.now -= 1
 

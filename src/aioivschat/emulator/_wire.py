@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from aioivschat._clock import iso_utc
+
 DEFAULT_REGION = "us-east-1"
 DEFAULT_ACCOUNT = "123456789012"
 
@@ -130,4 +132,4 @@ def new_id() -> str:
 
 def iso_time(seconds: float) -> str:
     """Return wall seconds since the epoch in ISO 8601 with milliseconds and ``Z``."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    return iso_utc(datetime.fromtimestamp(seconds, UTC))

@@ -34,11 +34,11 @@ from collections.abc import (
 )
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from aioivschat._clock import iso_utc
 from aioivschat._models import ChatToken, Priority, TokenRequest
 from aioivschat.errors import (
     ChatTokenError,
@@ -283,14 +283,9 @@ def token_members(request: TokenRequest, token: ChatToken) -> dict[str, str]:
         "room": request.room,
         "user": request.user,
         "token": token.token,
-        "tokenExpirationTime": _iso(token.token_expires),
-        "sessionExpirationTime": _iso(token.session_expires),
+        "tokenExpirationTime": iso_utc(token.token_expires),
+        "sessionExpirationTime": iso_utc(token.session_expires),
     }
-
-
-def _iso(moment: datetime) -> str:
-    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
-    return text.removesuffix("+00:00") + "Z"
 
 
 @contextmanager
