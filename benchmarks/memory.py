@@ -21,6 +21,8 @@ import harness
 from aioivschat import CachePolicy, ChatToken, Clock, TokenRequest
 from aioivschat._models import Identity
 from aioivschat._service.cache import Entry, TokenCache
+from aioivschat._service.fences import Fences
+from aioivschat._service.stock import TokenStock
 
 _LIFE = 60.0
 
@@ -51,11 +53,14 @@ def identity(number: int) -> Identity:
     return TokenRequest(harness.ROOM, f"user-{number}", ("SEND_MESSAGE",)).identity
 
 
-def entry(clock: Clock) -> Entry:
+def entry(owner: Identity, clock: Clock) -> Entry:
     """Return a token as the service keeps it."""
-    return Entry(
-        harness.token(clock.wall()), clock.monotonic() + _LIFE, clock.wall() + _LIFE, generation=0
+    token, end, wall_end = (
+        harness.token(clock.wall()),
+        clock.monotonic() + _LIFE,
+        clock.wall() + _LIFE,
     )
+    return Entry(owner, token, end, wall_end, generation=0)
 
 
 # What a token takes.
@@ -77,10 +82,11 @@ def bytes_of(fill: Callable[[], object]) -> int:
 def cache_of(tokens: int) -> TokenCache:
     """Return a full cache of delivered tokens."""
     clock = Clock()
-    cache = TokenCache(CachePolicy(max_tokens=tokens), clock)
+    cache = TokenCache(CachePolicy(max_tokens=tokens), clock, Fences())
     for number in range(tokens):
-        made = entry(clock)
-        cache.put(identity(number), made)
+        key = identity(number)
+        made = entry(key, clock)
+        cache.put(key, made)
         made.hand_out()
     return cache
 
@@ -104,21 +110,23 @@ def against_a_dict(tokens: int) -> dict[str, float]:
 
 
 def growth(keys: int, capacity: int) -> dict[str, float]:
-    """Let keys through both halves of a small cache and watch the memory.
+    """Let keys through a small cache and a small stock and watch the memory.
 
     Args:
         keys: how many distinct ones.
-        capacity: how many each half holds.
+        capacity: how many each of the two holds.
     """
     clock = Clock()
-    cache = TokenCache(CachePolicy(max_tokens=capacity, max_stock=capacity), clock)
+    policy = CachePolicy(max_tokens=capacity, max_stock=capacity)
+    cache = TokenCache(policy, clock, Fences())
+    stock = TokenStock(policy, cache)
     levels = []
     tracemalloc.start()
     try:
         for number in range(keys):
             key = identity(number)
-            cache.put(key, entry(clock))
-            cache.stock(key, entry(clock))
+            cache.put(key, entry(key, clock))
+            stock.add(entry(key, clock))
             if (number + 1) % (keys // 20) == 0:
                 gc.collect()
                 levels.append(tracemalloc.get_traced_memory()[0])
@@ -187,16 +195,18 @@ def longest_pause(operations: Operations) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class MassExpiry:
-    """A cache whose delivered and stocked tokens have all expired just now.
+    """Delivered and stocked tokens that have all expired just now.
 
     Args:
-        cache: with room for twice as many.
+        cache: of the delivered ones; it holds twice as many.
+        stock: of the others, as large.
         clock: its clock.
         owners: whose the tokens are, one for each.
         newcomers: as many who have none.
     """
 
     cache: TokenCache
+    stock: TokenStock
     clock: Clock
     owners: Sequence[Identity]
     newcomers: Sequence[Identity]
@@ -205,36 +215,38 @@ class MassExpiry:
     def of(cls, tokens: int, users: int) -> MassExpiry:
         """Let so many tokens of so many users expire."""
         clock = SteppedClock()
-        cache = TokenCache(CachePolicy(max_tokens=2 * tokens, max_stock=2 * tokens), clock)
+        policy = CachePolicy(max_tokens=2 * tokens, max_stock=2 * tokens)
+        cache = TokenCache(policy, clock, Fences())
+        stock = TokenStock(policy, cache)
         identities = [identity(number) for number in range(2 * tokens)]
         owners = [identities[number % users] for number in range(tokens)]
         for owner in owners:
-            cache.put(owner, entry(clock))
-            cache.stock(owner, entry(clock))
+            cache.put(owner, entry(owner, clock))
+            stock.add(entry(owner, clock))
         clock.now += _LIFE
-        return cls(cache, clock, owners, identities[tokens:])
+        return cls(cache, stock, clock, owners, identities[tokens:])
 
 
 def gets(expiry: MassExpiry) -> Operations:
     """Ask for what has expired."""
-    return [partial(expiry.cache.get, owner, owner) for owner in expiry.owners]
+    return [partial(expiry.cache.get, owner) for owner in expiry.owners]
 
 
 def takes(expiry: MassExpiry) -> Operations:
     """Ask the stock for what has expired."""
-    return [partial(expiry.cache.take, owner) for owner in expiry.owners]
+    return [partial(expiry.stock.take, owner) for owner in expiry.owners]
 
 
 def puts(expiry: MassExpiry) -> Operations:
     """Deliver to newcomers."""
     cache, clock = expiry.cache, expiry.clock
-    return [partial(cache.put, newcomer, entry(clock)) for newcomer in expiry.newcomers]
+    return [partial(cache.put, newcomer, entry(newcomer, clock)) for newcomer in expiry.newcomers]
 
 
 def stocks(expiry: MassExpiry) -> Operations:
     """Stock for newcomers."""
-    cache, clock = expiry.cache, expiry.clock
-    return [partial(cache.stock, newcomer, entry(clock)) for newcomer in expiry.newcomers]
+    stock, clock = expiry.stock, expiry.clock
+    return [partial(stock.add, entry(newcomer, clock)) for newcomer in expiry.newcomers]
 
 
 def replacements(expiry: MassExpiry) -> Operations:
@@ -242,7 +254,7 @@ def replacements(expiry: MassExpiry) -> Operations:
 
     A dictionary lays itself out anew now and then, which is the longest pause of its own.
     """
-    table = {owner: entry(expiry.clock) for owner in expiry.owners}
+    table = {owner: entry(owner, expiry.clock) for owner in expiry.owners}
 
     def replace(owner: Identity, newcomer: Identity) -> None:
         table[newcomer] = table.pop(owner)
@@ -309,7 +321,7 @@ def _options() -> argparse.Namespace:
     add("--tokens", type=int, default=100_000, help="in the cache and the dictionary")
     add("--keys", type=int, default=1_000_000, help="that pass through")
     add("--capacity", type=int, default=10_000, help="of the cache they pass through")
-    add("--expired", type=int, default=50_000, help="tokens that expire together")
+    add("--expired", type=int, default=12_000, help="tokens that expire together")
     return harness.parsed(parser, tokens=1000, keys=2000, capacity=100, expired=500)
 
 

@@ -23,10 +23,12 @@ from aioivschat._events import (
 )
 from aioivschat._models import ChatToken, Priority, RoomArn, TokenRequest
 from aioivschat._service.cache import Entry, TokenCache
+from aioivschat._service.fences import Fences
 from aioivschat._service.fleet import Busy, Fenced, Held, SharedFlight, SharedTokens
 from aioivschat._service.limiter import Limiter, Reservation
 from aioivschat._service.retry import RETRIED, Retrier
 from aioivschat._service.singleflight import Flight, SingleFlight
+from aioivschat._service.stock import TokenStock
 from aioivschat.errors import AwsError, ChatTokenError, MalformedResponse, Overloaded, Throttled
 
 NEVER = float("inf")
@@ -139,37 +141,44 @@ class Minter:
 
     Args:
         pool: the clients.
-        cache: the tokens of this process.
+        cache: the delivered tokens of this process.
+        stock: its undelivered tokens.
+        fences: what was invalidated.
         retrier: tries again.
         clock: where the time comes from.
         observers: told what happens.
+        on_stocked: called when a token went into the stock.
 
     Attributes:
         counters: of what happened.
         flights: those under way.
         tokens: the fleet's; ``None`` where there is none, or it shares its quota only.
         closing: whether the service is: nothing is tried again, and nothing is kept.
-        stocked: called when a token went into the stock.
     """
 
     def __init__(
         self,
         pool: ClientPool,
         cache: TokenCache,
+        stock: TokenStock,
+        fences: Fences,
         retrier: Retrier,
         clock: Clock,
         observers: Observers,
+        on_stocked: Callable[[], None],
     ) -> None:
         self._pool = pool
         self._cache = cache
+        self._stock = stock
+        self._fences = fences
         self._retrier = retrier
         self._clock = clock
         self._observers = observers
+        self._on_stocked = on_stocked
         self.counters = Counters()
         self.flights = SingleFlight[Entry, Mint](self._keep_unclaimed)
         self.tokens: SharedTokens | None = None
         self.closing = False
-        self.stocked: Callable[[], None] = lambda: None
 
     def start(
         self,
@@ -182,7 +191,7 @@ class Minter:
     ) -> Mint:
         """Start a flight, with a place in the queue unless the fleet is to be asked first."""
         place = limiter.reserve(priority, room=request.room) if reserve else _NO_PLACE
-        flight = Mint(request, limiter, priority, deadline, self._cache.generation, place)
+        flight = Mint(request, limiter, priority, deadline, self._fences.generation, place)
         if self.tokens is None:
             self.flights.start(flight, self._mint(flight))
         else:
@@ -192,7 +201,7 @@ class Minter:
 
     def hand_out(self, entry: Entry) -> ChatToken | None:
         """Give a token that has come to a caller; ``None`` if it has died on the way."""
-        return entry.hand_out() if self._cache.alive(entry) else None
+        return entry.hand_out() if self._cache.is_alive(entry) else None
 
     # Who is let in.
 
@@ -262,11 +271,10 @@ class Minter:
         flight.committed = True
         try:
             minted = await self._pool.mint(RoomArn.parse(request.room).region, request)
-            entry = Entry(
-                minted.token, started + minted.life, started_wall + minted.life, flight.generation
-            )
+            end, wall_end = started + minted.life, started_wall + minted.life
+            entry = Entry(request.identity, minted.token, end, wall_end, flight.generation)
             # An attempt like any other that failed: else a slow upstream would be asked for ever.
-            if not self._cache.alive(entry):
+            if not self._cache.is_alive(entry):
                 raise MalformedResponse(f"too little is left of the token's {minted.life:.1f} s")
         except ChatTokenError as error:
             flight.committed = False
@@ -293,7 +301,7 @@ class Minter:
             self._cache.put(flight.key, entry)
 
     def _keepable(self, flight: Mint, entry: Entry) -> bool:
-        return not self._cache.fenced(entry.generation, flight.request.identity)
+        return not self._fences.is_fenced(entry.generation, entry.identity)
 
     def _keep_unclaimed(self, flight: Mint, entry: Entry) -> None:
         # What the fleet knows as an attempt's stays so, whoever of its callers is left.
@@ -366,13 +374,14 @@ class Minter:
         flight.source = Source.SHARED
         behind = self._clock.monotonic() - asked
         wall_end = self._clock.wall() - behind + held.life
-        return Entry(held.token, asked + held.life, wall_end, flight.generation)
+        end, identity = asked + held.life, flight.request.identity
+        return Entry(identity, held.token, end, wall_end, flight.generation)
 
     def _give(self, flight: Mint, entry: Entry) -> None:
         """Put a token that nobody was given into the stock: the fleet's, if it can be reached."""
         identity = flight.request.identity
         if self.tokens is None:
-            if not self._cache.restock(flight.key, identity, entry):
+            if not self._stock.restock(flight.key, entry):
                 return
         else:
             now = self._clock.monotonic()
@@ -381,9 +390,9 @@ class Minter:
                 entry.token,
                 life=entry.monotonic_end - now,
                 age=now - flight.began,
-                refused=lambda: self._cache.restock(None, identity, entry),
+                refused=lambda: self._stock.restock(None, entry),
             )
         self.counters.stocked += 1
-        self.stocked()
+        self._on_stocked()
         if self._observers:
             self._observers.tell(Stocked(flight.request.room))

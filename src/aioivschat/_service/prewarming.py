@@ -1,4 +1,4 @@
-"""Tokens without a caller: minted ahead of the doors, just in time, and told of when they expire.
+"""Tokens without a caller: minted ahead of the doors, just in time.
 
 Requests wait here, not at the limiter: a few at most stand in its queue, behind all live calls, and
 a few are under way. There is one task for each account and region, and none for a token.
@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 from aioivschat._aws.clients import ClientPool
 from aioivschat._clock import TICK, Clock
-from aioivschat._events import ExpiredUnused, Observers
 from aioivschat._models import TOKEN_LIFE, Identity, Priority, RoomArn, TokenRequest
-from aioivschat._service.cache import TokenCache
+from aioivschat._service.fences import Fences
 from aioivschat._service.limiter import Limiter
 from aioivschat._service.minting import NEVER, Mint, Minter
 from aioivschat._service.singleflight import FlightStopped
+from aioivschat._service.stock import TokenStock
 from aioivschat.errors import InvalidRequest, ServiceClosed
 
 _LEAD = 1.0
@@ -50,7 +50,7 @@ _READ_AHEAD = 1_000
 """Requests read ahead where their number does not matter, as there are no doors."""
 
 _AT_A_TIME = 64
-"""Requests read, and tokens dropped, before others have their turn on the event loop."""
+"""Requests read before others have their turn on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ class Prewarmer:
     Args:
         minter: mints.
         pool: the clients.
-        cache: where the stock is.
+        stock: where the tokens go.
+        fences: what was invalidated.
         clock: where the time comes from.
         min_remaining: seconds that a token must have left when it is handed out.
         max_connections: of a client; a fifth is left to live calls.
@@ -98,14 +99,16 @@ class Prewarmer:
         self,
         minter: Minter,
         pool: ClientPool,
-        cache: TokenCache,
+        stock: TokenStock,
+        fences: Fences,
         clock: Clock,
         min_remaining: float,
         max_connections: int,
     ) -> None:
         self.minter = minter
         self.pool = pool
-        self.cache = cache
+        self.stock = stock
+        self.fences = fences
         self.clock = clock
         self.span = TOKEN_LIFE - min_remaining - _USE
         self.under_way_at_most = max(1, max_connections * 4 // 5)
@@ -176,7 +179,7 @@ class Prewarmer:
                 break
             self.forget(seat)
             over = flight.done or flight.leaving
-            if not over and not self.cache.fenced(flight.generation, identity):
+            if not over and not self.fences.is_fenced(flight.generation, identity):
                 return flight
         return None
 
@@ -249,7 +252,7 @@ class _Line:
     async def add(self, request: TokenRequest) -> None:
         """Take one more request, as soon as there is room for it."""
         # With doors, nobody waits here: the next one may be for another region.
-        too_many = self._opening < NEVER and len(self._waiting) >= self._ahead.cache.max_stock
+        too_many = self._opening < NEVER and len(self._waiting) >= self._ahead.stock.capacity
         if self._closed or too_many:
             self.left_out += 1
             return
@@ -381,7 +384,7 @@ class _Line:
             return True
         # With doors, one for whom there is no room would only throw out another.
         kept_here = self._opening < NEVER and ahead.minter.tokens is None
-        return kept_here and ahead.under_way >= ahead.cache.stock_room()
+        return kept_here and ahead.under_way >= ahead.stock.free_capacity()
 
     def _start(self, failure: Exception | None) -> None:
         seat, _ = self._waiting.popitem(last=False)
@@ -431,50 +434,3 @@ async def _each(
             yield request
             if number % _AT_A_TIME == 0:
                 await asyncio.sleep(0)
-
-
-class Stocktaker:
-    """Drops stocked tokens soon after they have died, and tells how many, once a second at most.
-
-    Args:
-        cache: where the stock is.
-        clock: where the time comes from.
-        observers: told.
-    """
-
-    def __init__(self, cache: TokenCache, clock: Clock, observers: Observers) -> None:
-        self._cache = cache
-        self._clock = clock
-        self._observers = observers
-        self._timer: asyncio.TimerHandle | None = None
-        self._told = 0
-
-    def stocked(self) -> None:
-        """Take note that something went into the stock."""
-        if self._timer is None:
-            self._look_at(self._cache.stock_end())
-
-    def close(self) -> None:
-        """Look no more; what was not told yet is told now."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._tell()
-
-    def _look(self) -> None:
-        self._timer = None
-        if self._cache.sweep_stock(_AT_A_TIME):
-            self._timer = asyncio.get_running_loop().call_later(0.0, self._look)
-            return
-        self._tell()
-        self._look_at(self._cache.stock_end())
-
-    def _look_at(self, end: float | None) -> None:
-        if end is not None:
-            delay = max(1.0, end - self._clock.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._look)
-
-    def _tell(self) -> None:
-        count = self._cache.expired_unused - self._told
-        self._told += count
-        if count and self._observers:
-            self._observers.tell(ExpiredUnused(count))

@@ -43,12 +43,14 @@ from aioivschat._models import (
     unchecked_identity,
 )
 from aioivschat._service.cache import CachePolicy, TokenCache
+from aioivschat._service.fences import Fences
 from aioivschat._service.fleet import SharedTier
 from aioivschat._service.limiter import Limiter, LocalLimiter, Quota
 from aioivschat._service.minting import NEVER, Mint, Minter
-from aioivschat._service.prewarming import Prewarmed, Prewarmer, Stocktaker
+from aioivschat._service.prewarming import Prewarmed, Prewarmer
 from aioivschat._service.retry import Retrier, RetryPolicy
 from aioivschat._service.singleflight import FlightStopped
+from aioivschat._service.stock import StockSweeper, TokenStock
 from aioivschat.errors import (
     ChatTokenError,
     DeadlineExceeded,
@@ -155,7 +157,10 @@ class AsyncTokenService:
         self._observers = Observers(observers)
         self._quota = quota
         self._min_remaining = cache.min_remaining
-        self._cache = TokenCache(cache, self._clock)
+        self._fences = Fences()
+        self._cache = TokenCache(cache, self._clock, self._fences)
+        self._stock = TokenStock(cache, self._cache)
+        self._stock_sweeper = StockSweeper(self._stock, self._clock, self._observers)
         self._limiters: dict[tuple[str, str], Limiter] = {}
         try:
             self._pool = ClientPool(
@@ -172,9 +177,12 @@ class AsyncTokenService:
         self._minter = Minter(
             self._pool,
             self._cache,
+            self._stock,
+            self._fences,
             Retrier(retry, self._clock, rng or random.Random()),  # noqa: S311 (no secret)
             self._clock,
             self._observers,
+            on_stocked=self._stock_sweeper.schedule_sweep,
         )
         self._flights = self._minter.flights
         self._counters = self._minter.counters
@@ -182,13 +190,12 @@ class AsyncTokenService:
         self._prewarmer = Prewarmer(
             self._minter,
             self._pool,
-            self._cache,
+            self._stock,
+            self._fences,
             self._clock,
             cache.min_remaining,
             pool.max_connections,
         )
-        self._stocktaker = Stocktaker(self._cache, self._clock, self._observers)
-        self._minter.stocked = self._stocktaker.stocked
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
         self._home: object = _NOWHERE  # the loop, while the service is open
@@ -211,8 +218,8 @@ class AsyncTokenService:
             return "<AsyncTokenService, not made>"
         return (
             f"<AsyncTokenService {self._state.value}, {len(self._flights)} flights, "
-            f"{self._waiting} waiting, {self._cache.delivered} tokens, "
-            f"{self._cache.stocked} in stock>"
+            f"{self._waiting} waiting, {len(self._cache)} tokens, "
+            f"{len(self._stock)} in stock>"
         )
 
     async def create_chat_token(
@@ -260,7 +267,7 @@ class AsyncTokenService:
                         roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
                     )
                     if identity is not None:
-                        entry = self._cache.again(identity)
+                        entry = self._cache.get(identity)
                 except TypeError:
                     pass  # the checks below tell what is wrong with them
             if entry is not None:
@@ -318,7 +325,7 @@ class AsyncTokenService:
         """
         # As in `create_chat_token`.
         if idempotency_key is None and not fresh and self._home is get_running_loop():
-            entry = self._cache.again(request.identity)
+            entry = self._cache.get(request.identity)
             if entry is not None:
                 if self._observers:
                     self._observers.tell(Delivered(request.room, Source.CACHE, 0.0))
@@ -451,11 +458,11 @@ class AsyncTokenService:
             **asdict(self._counters),
             cached=self._cache.hits,
             rejected=self._minter.tokens.rejected if self._minter.tokens is not None else 0,
-            expired_unused=self._cache.expired_unused,
+            expired_unused=self._stock.expired_unused,
             flights=len(self._flights),
             waiting=self._waiting,
-            tokens_held=self._cache.delivered,
-            stock_held=self._cache.stocked,
+            tokens_held=len(self._cache),
+            stock_held=len(self._stock),
         )
 
     async def aclose(self, *, grace: float = 5.0) -> None:
@@ -509,7 +516,7 @@ class AsyncTokenService:
 
     def _ready(self, request: TokenRequest, key: Identity | None) -> ChatToken | None:
         """Return a token that is there already."""
-        entry = self._cache.get(key, request.identity) if key is not None else None
+        entry = self._cache.get(key) if key is not None else None
         if entry is None:
             return self._from_stock(request, key)
         if self._observers:
@@ -517,7 +524,7 @@ class AsyncTokenService:
         return entry.hand_out()
 
     def _from_stock(self, request: TokenRequest, key: Identity | None) -> ChatToken | None:
-        entry = self._cache.take(request.identity)
+        entry = self._stock.take(request.identity)
         if entry is None:
             return None
         self._counters.stock += 1
@@ -594,7 +601,7 @@ class AsyncTokenService:
         priority: Priority,
     ) -> Mint:
         """Find a place on the flight of the key, on one of prewarming's, or on a new one."""
-        if flight is not None and self._cache.fenced(flight.generation, request.identity):
+        if flight is not None and self._fences.is_fenced(flight.generation, request.identity):
             flight = None
         if flight is not None:
             self._minter.admit(request, flight.reservation.expected, deadline)
@@ -625,7 +632,7 @@ class AsyncTokenService:
             self._observers.tell(SharedChanged(state, reason))
 
     def _forget(self, room: str | None, user: str | None) -> None:
-        self._cache.invalidate(room, user)
+        self._fences.add(room, user)
         if self._observers:
             self._observers.tell(Invalidated(room, user is not None))
 
@@ -687,11 +694,12 @@ class AsyncTokenService:
                 flight.stop()
             for flight in self._flights:
                 await flight.ended()
-        self._stocktaker.close()
+        self._stock_sweeper.close()
         await self._pool.aclose()
         if self._shared is not None:
             await self._shared.aclose()
         self._cache.clear()
+        self._stock.clear()
         self._state = _State.CLOSED
 
 

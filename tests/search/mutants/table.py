@@ -279,49 +279,50 @@ CACHE = (
     Mutant(
         "short-cut-past-a-clock",
         "_service/cache.py",
-        "            and entry.wall_end - self._wall() >= self._margin\n            and not (",
-        "            and not (",
+        "            and entry.wall_end - self._wall() >= self._margin\n            and (\n",
+        "            and (\n",
         "the same, in the call that is made most often",
         tests="service/test_token_life.py",
     ),
     Mutant(
         "short-cut-past-the-fence",
         "_service/cache.py",
-        "            and not (self._fences and self.fenced(entry.generation, identity))\n",
-        "",
+        "or not self._fences.is_fenced(entry.generation, entry.identity)",
+        "or True",
         "who was banned gets the last token once more",
         tests="service/test_service.py",
     ),
     Mutant(
         "invalidate-forgets-the-stock",
-        "_service/cache.py",
-        "            if self.usable(place.entry, identity):\n                return place.entry\n",
-        "            if self.alive(place.entry):\n                return place.entry\n",
+        "_service/stock.py",
+        "if self._cache.is_usable(stocked.entry):",
+        "if self._cache.is_alive(stocked.entry):",
         "a token that was minted ahead outlives its invalidation",
         tests="service/test_cache.py",
     ),
     Mutant(
         "stock-not-removed",
-        "_service/cache.py",
-        "            place = next_place()\n            self._vacate(place, places)\n"
-        "            if self.usable(place.entry, identity):\n                return place.entry\n",
-        "            if self.usable(places[0].entry, identity):\n"
-        "                return places[0].entry\n"
-        "            place = next_place()\n            self._vacate(place, places)\n",
+        "_service/stock.py",
+        "            stocked = pop()\n            self._mark_taken(stocked, same)\n"
+        "            if self._cache.is_usable(stocked.entry):\n"
+        "                return stocked.entry\n",
+        "            if self._cache.is_usable(same[0].entry):\n"
+        "                return same[0].entry\n"
+        "            stocked = pop()\n            self._mark_taken(stocked, same)\n",
         "a token from stock goes to many",
         tests="service/test_cache.py",
     ),
     Mutant(
         "delivered-and-stocked",
-        "_service/cache.py",
-        "        if shard.get(key) is entry:\n            del shard[key]\n",
+        "_service/stock.py",
+        "        self._cache.remove(key, entry)\n",
         "",
         "callers who leave as the flight lands make one token two",
         tests="service/test_cache.py",
     ),
     Mutant(
         "handed-out-and-restocked",
-        "_service/cache.py",
+        "_service/stock.py",
         "if entry.handed_out:",
         "if False:",
         "a token that somebody was given goes to a second one as new",
@@ -338,18 +339,17 @@ CACHE = (
     ),
     Mutant(
         "expired-unused-not-counted",
-        "_service/cache.py",
-        "            self.expired_unused += 1\n            if not places:",
-        "            if not places:",
+        "_service/stock.py",
+        "            self.expired_unused += 1\n            if not same:",
+        "            if not same:",
         "tokens that were minted for nothing are not told of",
         tests="service/test_cache.py",
     ),
     Mutant(
         "hit-before-the-look",
         "_service/cache.py",
-        "            del shard[key]\n            return None\n        self.hits += 1\n",
-        "            self.hits += 1\n            del shard[key]\n            return None\n"
-        "        self.hits += 1\n",
+        "        del self._entries[key]\n        return None\n",
+        "        self.hits += 1\n        del self._entries[key]\n        return None\n",
         "a token that could not be given again is counted as if it was",
         tests="service/test_cache.py",
         simulated=False,
@@ -360,25 +360,24 @@ MINTING = (
     Mutant(
         "life-from-the-answer",
         "_service/minting.py",
-        "minted.token, started + minted.life, started_wall + minted.life, flight.generation",
-        "minted.token, clock.monotonic() + minted.life, clock.wall() + minted.life,"
-        " flight.generation",
+        "end, wall_end = started + minted.life, started_wall + minted.life",
+        "end, wall_end = clock.monotonic() + minted.life, clock.wall() + minted.life",
         "a token whose answer was slow lives too long by as much",
         tests="service/test_token_life.py",
     ),
     Mutant(
         "wall-clock-for-monotonic",
         "_service/minting.py",
-        "minted.token, started + minted.life, started_wall + minted.life, flight.generation",
-        "minted.token, started_wall + minted.life, started_wall + minted.life, flight.generation",
+        "end, wall_end = started + minted.life, started_wall + minted.life",
+        "end, wall_end = started_wall + minted.life, started_wall + minted.life",
         "a wall clock that is stepped back lengthens lives",
         tests="service/test_token_life.py",
     ),
     Mutant(
         "generation-of-the-answer",
         "_service/minting.py",
-        "started_wall + minted.life, flight.generation",
-        "started_wall + minted.life, self._cache.generation",
+        "Entry(request.identity, minted.token, end, wall_end, flight.generation)",
+        "Entry(request.identity, minted.token, end, wall_end, self._fences.generation)",
         "a token that was under way outlives its invalidation",
         tests="service/test_service.py",
     ),
@@ -416,15 +415,14 @@ MINTING = (
     Mutant(
         "stocked-before-success",
         "_service/minting.py",
-        "            if not self._cache.restock(flight.key, identity, entry):\n"
-        "                return\n",
-        "            self._cache.restock(flight.key, identity, entry)\n",
+        "            if not self._stock.restock(flight.key, entry):\n                return\n",
+        "            self._stock.restock(flight.key, entry)\n",
         "tokens that came too late to be kept count as stock",
     ),
     Mutant(
         "dead-on-arrival",
         "_service/minting.py",
-        "return entry.hand_out() if self._cache.alive(entry) else None",
+        "return entry.hand_out() if self._cache.is_alive(entry) else None",
         "return entry.hand_out()",
         "a token that died while its caller had to wait for the loop is handed out",
         tests="service/test_token_life.py",
@@ -432,7 +430,7 @@ MINTING = (
     Mutant(
         "short-life-accepted",
         "_service/minting.py",
-        "if not self._cache.alive(entry):",
+        "if not self._cache.is_alive(entry):",
         "if False:",
         "tokens that cannot be handed out are minted without end",
         tests="service/test_token_life.py",
@@ -525,7 +523,7 @@ SERVICE = (
     Mutant(
         "fence-ignored-under-way",
         "_service/service.py",
-        "if flight is not None and self._cache.fenced(flight.generation, request.identity):",
+        "if flight is not None and self._fences.is_fenced(flight.generation, request.identity):",
         "if False:",
         "a call after an invalidation joins a flight of before",
         tests="service/test_service.py",
@@ -577,7 +575,7 @@ PREWARMING = (
     Mutant(
         "seat-of-an-invalidated-flight",
         "_service/prewarming.py",
-        "if not over and not self.cache.fenced(flight.generation, identity):",
+        "if not over and not self.fences.is_fenced(flight.generation, identity):",
         "if not over:",
         "a call after an invalidation takes over what was under way before",
         tests="service/test_prewarming.py",

@@ -408,11 +408,11 @@ class World:
         handed_out = sum(token.times for token in self._tokens.values())
         if self._told[Delivered] != handed_out:
             raise Broken(f"{self._told[Delivered]} tokens are told of, {handed_out} handed out")
-        setting, cache = self.program.setting, self.service._cache
+        setting, cache, stock = self.program.setting, self.service._cache, self.service._stock
         told = self.reached[f"from {Source.CACHE}"], self.reached[f"from {Source.STOCK}"]
         if told != (cache.hits, stats.stock):
             raise Broken(f"{cache.hits} hits, {stats.stock} from stock, told of {told}")
-        if cache.delivered > setting.max_tokens or cache.stocked > setting.max_stock:
+        if len(cache) > setting.max_tokens or len(stock) > setting.max_stock:
             raise Broken("more tokens are held than may be")
 
     def _on_send(self, sent: Sent) -> None:

@@ -1,0 +1,50 @@
+"""Fences: remembered invalidations, so that nobody has to search for the tokens they concern."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_MAX_FENCES = 65_536
+"""Fences kept one by one. With one more, every request that began earlier counts as fenced."""
+
+
+class Fences:
+    """Tells which requests began before an invalidation of their room or user.
+
+    To invalidate takes the same short time whatever is held: a fence is added, and tokens are
+    checked against it when they are asked for.
+
+    Attributes:
+        generation: the number of invalidations so far; each request keeps that of its start.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._oldest_unfenced = 0
+        # Fences do not expire: a flight may queue for longer than a token lives.
+        self._generations: dict[tuple[str | None, str | None], int] = {}
+
+    def add(self, room: str | None, user: str | None) -> None:
+        """Invalidate what began before: of a room, of a user, or of a user in a room."""
+        self.generation += 1
+        if len(self._generations) >= _MAX_FENCES:
+            self._generations.clear()
+            self._oldest_unfenced = self.generation
+        self._generations[room, user] = self.generation
+
+    def is_fenced(self, generation: int, identity: tuple[Any, ...]) -> bool:
+        """Tell whether a request was invalidated after it began.
+
+        Args:
+            generation: at the request's start.
+            identity: of the request.
+        """
+        if generation == self.generation:
+            return False
+        if generation < self._oldest_unfenced:
+            return True
+        room, user = identity[0], identity[1]
+        return any(
+            self._generations.get(fence, 0) > generation
+            for fence in ((room, user), (room, None), (None, user))
+        )
