@@ -118,6 +118,29 @@ class Identity(Secret, tuple[Any, ...]):
         return "<identity>"
 
 
+class Attempt(Secret, tuple[Identity, str]):
+    """One logical connection attempt: ``Attempt((identity, idempotency_key))``."""
+
+    __slots__ = ()
+
+    @property
+    def identity(self) -> Identity:
+        """What is asked for."""
+        return self[0]
+
+    @property
+    def key(self) -> str:
+        """The idempotency key."""
+        return self[1]
+
+    def __repr__(self) -> str:
+        return "<attempt>"
+
+
+SharingKey = Identity | Attempt
+"""What calls have in common that share a token: plain ones their identity, others their attempt."""
+
+
 @dataclass(frozen=True, init=False, eq=False, repr=False, slots=True)
 class TokenRequest(Secret):
     """A request for one token.

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from aioivschat import ChatToken, Clock, ResourceNotFound, TokenRequest
-from aioivschat._models import Identity
+from aioivschat._models import Attempt
 from aioivschat._service.fleet import Busy, Fenced, Held
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.redis import RedisTier
@@ -153,7 +153,7 @@ async def test_a_follower_is_told_at_once(
 ) -> None:
     """By a message, whether the holder brought a token or gave up."""
     for landing in ("publish", "close"):
-        attempt = Identity((REQUEST.identity, landing))
+        attempt = Attempt((REQUEST.identity, landing))
         holder, tokens = open_tokens().flight(ATTEMPT, attempt), open_tokens()
         with engine_server.client() as client:
             await until(lambda: 2 <= client.pubsub_numsub("aioivschat:events")[0][1])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import aioivschat
 from aioivschat import Capability, ChatTokenError, InvalidRequest, RoomArn, TokenRequest
+from aioivschat._models import Attempt
 
 ROOM = "arn:aws:ivschat:eu-west-1:123456789012:room/AbCd-1234"
 CANARY = "canary-7f3a9"
@@ -350,6 +351,7 @@ def test_a_refusal_shows_no_user_and_no_attribute(arguments: tuple[Any, ...]) ->
 
 
 REQUEST = TokenRequest(ROOM, CANARY, ["SEND_MESSAGE"], {CANARY: CANARY})
+ATTEMPT = Attempt((REQUEST.identity, CANARY))
 
 
 @pytest.mark.fault(30)
@@ -365,16 +367,16 @@ def test_a_request_prints_without_user_and_attributes() -> None:
 
 
 @pytest.mark.fault(30)
-def test_an_identity_prints_nothing_of_itself() -> None:
-    """It is a key of dictionaries, which get printed."""
-    assert "{<identity>: 1}" == str({REQUEST.identity: 1})
+def test_identities_and_attempts_print_nothing_of_themselves() -> None:
+    """They are keys of dictionaries, which get printed."""
+    assert "{<identity>: 1, <attempt>: 2}" == str({REQUEST.identity: 1, ATTEMPT: 2})
     assert "<identity>" == f"{REQUEST.identity}" == "%s" % (REQUEST.identity,)  # noqa: UP031 (tested)
 
 
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("secret", [REQUEST, REQUEST.identity], ids=["request", "identity"])
-def test_a_request_and_its_identity_refuse_to_be_pickled(secret: object, protocol: int) -> None:
+@pytest.mark.parametrize("secret", [REQUEST, REQUEST.identity, ATTEMPT], ids=type)
+def test_what_holds_a_user_refuses_to_be_pickled(secret: object, protocol: int) -> None:
     """Pickles end up in stores and queues; also inside of something else."""
     with pytest.raises(TypeError, match="is not pickled"):
         pickle.dumps([secret], protocol)

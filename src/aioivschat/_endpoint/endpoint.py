@@ -26,8 +26,8 @@ from aioivschat._clock import Clock, iso_utc
 from aioivschat._models import (
     KEY_MAX_CHARACTERS,
     TOKEN_LIFE,
+    Attempt,
     ChatToken,
-    Identity,
     TokenRequest,
 )
 from aioivschat._secrets import Secret, Unpickled
@@ -228,7 +228,7 @@ class Endpoint(Generic[R]):
         clock = clock or Clock()
         self._shares = _Shares(policy, clock)
         self._asks: dict[bytes, Ask] = {}
-        self._served: TTLCache[Identity, _Served] = TTLCache(  # by attempt
+        self._served: TTLCache[Attempt, _Served] = TTLCache(
             _KNOWN_CALLERS, _ATTEMPT_SECONDS, timer=clock.monotonic
         )
 
@@ -274,7 +274,7 @@ class Endpoint(Generic[R]):
         ask = self._asks.get(received.body) or self._parsed(received.body)
         wanted = await self._granted(request, ask)
         fresh = received.key is None
-        attempt = None if fresh else Identity((wanted.identity, received.key))
+        attempt = None if received.key is None else Attempt((wanted.identity, received.key))
         served = None if attempt is None else self._remembered(attempt)
         if served is None:
             self._shares.charge(wanted)
@@ -302,7 +302,7 @@ class Endpoint(Generic[R]):
             self._served[attempt] = _Served(token.token, answer)
         return answer
 
-    def _remembered(self, attempt: Identity) -> _Served | None:
+    def _remembered(self, attempt: Attempt) -> _Served | None:
         try:
             return self._served[attempt]  # its get() would look twice
         except KeyError:

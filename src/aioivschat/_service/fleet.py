@@ -12,7 +12,7 @@ from typing import Protocol
 
 from aioivschat._clock import Clock
 from aioivschat._events import SharedState
-from aioivschat._models import ChatToken, Identity
+from aioivschat._models import ChatToken, Identity, SharingKey
 from aioivschat._service.limiter import Limiter, Quota
 
 
@@ -80,7 +80,7 @@ class SharedTokens(Protocol):
     def rejected(self) -> int:
         """How many values were found that could not be opened."""
 
-    def flight(self, identity: Identity, key: Identity | None) -> SharedFlight:
+    def flight(self, identity: Identity, key: SharingKey | None) -> SharedFlight:
         """Begin a flight.
 
         Args:

@@ -35,10 +35,11 @@ from aioivschat._events import (
 from aioivschat._models import (
     KEY_MAX_CHARACTERS,
     SESSION_DEFAULT_MINUTES,
+    Attempt,
     ChatToken,
-    Identity,
     Priority,
     RoomArn,
+    SharingKey,
     TokenRequest,
     unchecked_identity,
 )
@@ -496,7 +497,7 @@ class AsyncTokenService:
 
     def _enter(
         self, request: TokenRequest, idempotency_key: str | None, fresh: bool
-    ) -> Identity | None:
+    ) -> SharingKey | None:
         """Return what calls must agree on to share a token; ``None``: they never do."""
         try:
             # Whatever is not the loop of an open service is looked at more closely.
@@ -510,11 +511,11 @@ class AsyncTokenService:
             if not is_text or not 1 <= len(idempotency_key) <= KEY_MAX_CHARACTERS:
                 limit = f"1 to {KEY_MAX_CHARACTERS} characters"
                 raise InvalidRequest("idempotency_key", limit, "other")
-            return Identity((request.identity, idempotency_key))
+            return Attempt((request.identity, idempotency_key))
         finally:
             del idempotency_key  # out of tracebacks that show locals
 
-    def _ready(self, request: TokenRequest, key: Identity | None) -> ChatToken | None:
+    def _ready(self, request: TokenRequest, key: SharingKey | None) -> ChatToken | None:
         """Return a token that is there already."""
         entry = self._cache.get(key) if key is not None else None
         if entry is None:
@@ -523,7 +524,7 @@ class AsyncTokenService:
             self._observers.tell(Delivered(request.room, Source.CACHE, 0.0))
         return entry.hand_out()
 
-    def _from_stock(self, request: TokenRequest, key: Identity | None) -> ChatToken | None:
+    def _from_stock(self, request: TokenRequest, key: SharingKey | None) -> ChatToken | None:
         entry = self._stock.take(request.identity)
         if entry is None:
             return None
@@ -538,7 +539,7 @@ class AsyncTokenService:
         self,
         timeout: float | None,
         request: TokenRequest,
-        key: Identity | None,
+        key: SharingKey | None,
         priority: Priority,
     ) -> Awaitable[ChatToken]:
         if timeout is None:
@@ -546,7 +547,7 @@ class AsyncTokenService:
         return self._wait_within(timeout, request, key, priority)
 
     async def _wait_within(
-        self, timeout: float, request: TokenRequest, key: Identity | None, priority: Priority
+        self, timeout: float, request: TokenRequest, key: SharingKey | None, priority: Priority
     ) -> ChatToken:
         if not timeout > 0:
             raise InvalidRequest("timeout", "above 0 s, or None", f"{timeout}")
@@ -560,7 +561,7 @@ class AsyncTokenService:
         raise DeadlineExceeded(timeout)
 
     async def _wait_for_token(
-        self, request: TokenRequest, key: Identity | None, deadline: float, priority: Priority
+        self, request: TokenRequest, key: SharingKey | None, deadline: float, priority: Priority
     ) -> ChatToken:
         started = self._clock.monotonic()
         arn = RoomArn.parse(request.room)
@@ -596,7 +597,7 @@ class AsyncTokenService:
         flight: Mint | None,
         request: TokenRequest,
         arn: RoomArn,
-        key: Identity | None,
+        key: SharingKey | None,
         deadline: float,
         priority: Priority,
     ) -> Mint:

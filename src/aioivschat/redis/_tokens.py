@@ -29,7 +29,7 @@ from datetime import datetime
 from typing import Any
 
 from aioivschat._clock import Clock
-from aioivschat._models import ChatToken, Identity
+from aioivschat._models import Attempt, ChatToken, Identity, SharingKey
 from aioivschat._service.fleet import Busy, Fenced, Held
 from aioivschat.redis._engine import Engine, EngineAway, Script
 from aioivschat.redis._sealing import Sealer
@@ -234,7 +234,7 @@ class RedisTokens:
         self._followers: dict[str, set[asyncio.Event]] = {}
         engine.listen(self.channel, self._heard, self._missed)
 
-    def flight(self, identity: Identity, key: Identity | None) -> RedisFlight:
+    def flight(self, identity: Identity, key: SharingKey | None) -> RedisFlight:
         """Begin a flight."""
         return RedisFlight(self, identity, key)
 
@@ -287,12 +287,11 @@ class RedisTokens:
 
     # For flights.
 
-    def names(self, identity: Identity, key: Identity | None) -> list[str]:
+    def names(self, identity: Identity, key: SharingKey | None) -> list[str]:
         """Return the keys of the scripts: six for each sealing key."""
         room, user, capabilities, attributes, minutes = identity
         what = room, user, sorted(capabilities), attributes, minutes
-        # The idempotency key, where the caller gave one, is what a key has beyond the identity.
-        attempt = (what,) if key in (None, identity) else (what, key[1])
+        attempt = (what, key.key) if isinstance(key, Attempt) else (what,)
         columns = (
             self._names("a", *attempt),
             self._names("l", *attempt),
@@ -445,7 +444,7 @@ class RedisFlight:
         key: what callers agree on when they share the token; ``None``: nobody does.
     """
 
-    def __init__(self, tokens: RedisTokens, identity: Identity, key: Identity | None) -> None:
+    def __init__(self, tokens: RedisTokens, identity: Identity, key: SharingKey | None) -> None:
         self._tokens = tokens
         self._names = tokens.names(identity, key)
         self._leases = self._names[_LEASE_AT::_STRIDE]

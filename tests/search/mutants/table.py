@@ -507,7 +507,7 @@ SERVICE = (
     Mutant(
         "attempt-key-ignored",
         "_service/service.py",
-        "return Identity((request.identity, idempotency_key))",
+        "return Attempt((request.identity, idempotency_key))",
         "return request.identity",
         "two attempts share a token that connects once",
         tests="service/test_service.py",
