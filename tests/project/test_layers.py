@@ -59,7 +59,6 @@ LONGER = {
     "_aws/prepared.py",
     "_endpoint/endpoint.py",
     "_service/service.py",
-    "cli/__init__.py",
     "planning/_crowd.py",
     "redis/_tokens.py",
 }

@@ -19,7 +19,7 @@ from typing import BinaryIO, cast
 
 from aioivschat._models import TOKEN_LIFE, RoomArn, TokenRequest
 from aioivschat._service.cache import CachePolicy
-from aioivschat.cli import OK, ROWS_FAILED
+from aioivschat.cli import OK, ROWS_FAILED, USED_WRONGLY
 from aioivschat.cli.checkpoint import Checkpoint, Fingerprint, InputChanged
 from aioivschat.cli.output import FILE, STANDARD_OUTPUT, Write, open_output
 from aioivschat.cli.process import complain, run_to_end, say
@@ -63,10 +63,10 @@ def run(options: argparse.Namespace) -> int:
         with ExitStack() as stack:
             tally = _run(options, stack)
     except JobTooLong as error:
-        return complain(str(error), ROWS_FAILED)
+        return complain(str(error), USED_WRONGLY)
     except InputChanged:
         changed = f"{options.attendees}: is not what it was when {options.resume} was written"
-        return complain(f"{changed}; a new job needs a new checkpoint", ROWS_FAILED)
+        return complain(f"{changed}; a new job needs a new checkpoint", USED_WRONGLY)
     # Only now is the file in its place.
     if not options.quiet:
         say(str(tally))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError
 
-from aioivschat.cli import FAILED, ROWS_FAILED
+from aioivschat.cli import FAILED, USED_WRONGLY
 from aioivschat.errors import ChatTokenError, InvalidConfiguration, InvalidRequest
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ def explain(error: Exception) -> int:
             # Whoever read the output has had enough.
             return FAILED
         case InvalidConfiguration() | InvalidRequest():
-            return complain(str(error), ROWS_FAILED)
+            return complain(str(error), USED_WRONGLY)
         case ChatTokenError() | BotoCoreError():
             return complain(f"{type(error).__name__}: {error}")
         case OSError():
