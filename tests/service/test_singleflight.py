@@ -35,12 +35,16 @@ class Airport:
     unclaimed: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
     started: int = 0
+    work: dict[Flight[str], Work] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         def note(flight: Flight[str], value: str) -> None:
             self.unclaimed.append(value)
 
-        self.flights: SingleFlight[str, Flight[str]] = SingleFlight(note)
+        self.flights: SingleFlight[str, Flight[str]] = SingleFlight(self._begin, note)
+
+    def _begin(self, flight: Flight[str]) -> Coroutine[Any, Any, str]:
+        return self.work.pop(flight)(flight)
 
     def take(self, value: str) -> str:
         """Note that a caller got a value."""
@@ -65,10 +69,10 @@ class Airport:
             waiter.cancel()
 
     def start(self, key: str | None, work: Work) -> Flight[str]:
-        """Start a flight; with a key others can find it."""
+        """Make a flight, which its first caller starts; with a key others can find it."""
         self.started += 1
         flight: Flight[str] = Flight(key)
-        self.flights.start(flight, work(flight))
+        self.work[flight] = work
         if key is not None:
             self.flights.share(flight, key)
         return flight

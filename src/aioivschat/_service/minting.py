@@ -7,8 +7,9 @@ it asks the fleet first, and tells it afterwards.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 from aioivschat._aws.clients import ClientPool
 from aioivschat._clock import Clock
@@ -176,11 +177,11 @@ class Minter:
         self._observers = observers
         self._on_stocked = on_stocked
         self.counters = Counters()
-        self.flights = SingleFlight[Entry, Mint](self._keep_unclaimed)
+        self.flights = SingleFlight[Entry, Mint](self._bring, self._keep_unclaimed)
         self.tokens: SharedTokens | None = None
         self.closing = False
 
-    def start(
+    def new_flight(
         self,
         request: TokenRequest,
         limiter: Limiter,
@@ -189,15 +190,15 @@ class Minter:
         *,
         reserve: bool = True,
     ) -> Mint:
-        """Start a flight, with a place in the queue unless the fleet is to be asked first."""
+        """Return a flight, with a place in the queue unless the fleet is to be asked first."""
         place = limiter.reserve(priority, room=request.room) if reserve else _NO_PLACE
         flight = Mint(request, limiter, priority, deadline, self._fences.generation, place)
-        if self.tokens is None:
-            self.flights.start(flight, self._mint(flight))
-        else:
+        if self.tokens is not None:
             flight.began = self._clock.monotonic()
-            self.flights.start(flight, self._fly_in_fleet(flight))
         return flight
+
+    def _bring(self, flight: Mint) -> Coroutine[Any, Any, Entry]:
+        return self._mint(flight) if self.tokens is None else self._fly_in_fleet(flight)
 
     def hand_out(self, entry: Entry) -> ChatToken | None:
         """Give a token that has come to a caller; ``None`` if it has died on the way."""

@@ -393,7 +393,7 @@ class _Line:
             self._room.set()
         if failure is None:
             try:
-                flight = seat.flight = self._ahead.minter.start(
+                flight = seat.flight = self._ahead.minter.new_flight(
                     seat.request, self._limiter, Priority.BACKGROUND, NEVER
                 )
             except Exception as error:

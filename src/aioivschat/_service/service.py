@@ -618,7 +618,7 @@ class AsyncTokenService:
             admit = self._minter.tokens is None
             if admit:
                 self._minter.admit_new(request, limiter, priority, deadline)
-            flight = self._minter.start(request, limiter, priority, deadline, reserve=admit)
+            flight = self._minter.new_flight(request, limiter, priority, deadline, reserve=admit)
             self._prewarmer.make_way(request.identity, limiter)
         else:
             flight.welcome(priority, deadline)

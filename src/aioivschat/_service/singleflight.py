@@ -23,7 +23,7 @@ class FlightStopped(Exception):
 
 
 class Flight(Generic[V]):
-    """Work under way, for any number of callers.
+    """Work for any number of callers; it begins when the first of them joins.
 
     Args:
         key: what callers agree on when they share it.
@@ -35,7 +35,7 @@ class Flight(Generic[V]):
 
     __slots__ = ("_claimed", "_task", "_waiters", "committed", "key", "leaving")
 
-    _task: asyncio.Task[V]
+    _task: asyncio.Task[V]  # from the moment when the work has begun
 
     def __init__(self, key: Hashable) -> None:
         self.key = key
@@ -50,9 +50,14 @@ class Flight(Generic[V]):
         return len(self._waiters)
 
     @property
+    def begun(self) -> bool:
+        """Whether the work has begun."""
+        return hasattr(self, "_task")
+
+    @property
     def done(self) -> bool:
         """Whether the work has ended."""
-        return self._task.done()
+        return self.begun and self._task.done()
 
     def stop(self) -> None:
         """Cancel the work; those who wait for it get :class:`FlightStopped`."""
@@ -68,11 +73,17 @@ class SingleFlight(Generic[V, F]):
     """The flights under way, never two live ones for a key.
 
     Args:
+        work: called with a flight to begin its work.
         unclaimed: called once with a flight and its value when the work succeeded and nobody
             took the value.
     """
 
-    def __init__(self, unclaimed: Callable[[F, V], None]) -> None:
+    def __init__(
+        self,
+        work: Callable[[F], Coroutine[Any, Any, V]],
+        unclaimed: Callable[[F, V], None],
+    ) -> None:
+        self._work = work
         self._unclaimed = unclaimed
         self._by_key: dict[Hashable, F] = {}
         self._all: dict[asyncio.Task[V], F] = {}
@@ -92,26 +103,16 @@ class SingleFlight(Generic[V, F]):
         flight = self._by_key.get(key)
         return None if flight is None or flight.done else flight
 
-    def start(self, flight: F, work: Coroutine[Any, Any, V]) -> None:
-        """Begin the work of a new flight.
-
-        It runs in a fresh context: it is none of its callers' work.
-        """
-        task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
-        flight._task = task
-        self._all[task] = flight
-        task.add_done_callback(self._landed)
-
     def share(self, flight: F, key: Hashable) -> None:
         """Let others join a flight by a key; it takes the place of an earlier one."""
         flight.key = key
         self._by_key[key] = flight
 
     async def join(self, flight: F, take: Callable[[V], T]) -> T:
-        """Wait for a flight and take its value.
+        """Wait for a flight and take its value; a new flight begins.
 
         Args:
-            flight: a flight that is not done.
+            flight: a new flight, or one that is not done.
             take: called with the value at the moment this caller gets it.
 
         Returns:
@@ -121,8 +122,7 @@ class SingleFlight(Generic[V, F]):
             FlightStopped: the owner stopped the flight.
             Exception: this caller's own copy of the work's failure, with the failure as cause.
         """
-        waiter = asyncio.get_running_loop().create_future()
-        flight._waiters.add(waiter)
+        waiter = self._board(flight)
         try:
             await waiter
             if flight._task.cancelled():
@@ -147,14 +147,13 @@ class SingleFlight(Generic[V, F]):
         """Be a caller of a flight without waiting for it, and leave its value to others.
 
         Args:
-            flight: a flight that is not done.
+            flight: a new flight, or one that is not done.
             landed: called when it has landed, with its failure or ``None``.
 
         Returns:
             Whoever cancels it leaves like a caller that is cancelled, and is told nothing.
         """
-        waiter = asyncio.get_running_loop().create_future()
-        flight._waiters.add(waiter)
+        waiter = self._board(flight)
 
         def leave(_: asyncio.Future[None]) -> None:
             flight._waiters.discard(waiter)
@@ -166,6 +165,26 @@ class SingleFlight(Generic[V, F]):
 
         waiter.add_done_callback(leave)
         return waiter
+
+    def _board(self, flight: F) -> asyncio.Future[None]:
+        """Add a caller to a flight, and begin its work with the first one."""
+        waiter = asyncio.get_running_loop().create_future()
+        flight._waiters.add(waiter)
+        if not flight.begun:
+            self._begin_work(flight)
+        return waiter
+
+    def _begin_work(self, flight: F) -> None:
+        """Make the task, in a fresh context: it is none of its callers' work.
+
+        A task may run at once (`asyncio.eager_task_factory`), so all that it reads is there before.
+        """
+        # Not `create_task(context=…)`: a task factory may take nothing but the loop and the work.
+        create_task = asyncio.get_running_loop().create_task
+        task = contextvars.Context().run(create_task, self._work(flight))
+        flight._task = task
+        self._all[task] = flight
+        task.add_done_callback(self._landed)
 
     def _abandon(self, flight: F) -> None:
         if flight._task in self._all:

@@ -99,6 +99,7 @@ class SharedLimiter(QueuedLimiter):
         self._timer: asyncio.TimerHandle | None = None
         self._wake = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
+        self._at_work = False
         self._returning: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
         engine.watch(self._engine_became)
@@ -215,10 +216,18 @@ class SharedLimiter(QueuedLimiter):
         if self._beating is None:
             self._beating = loop.create_task(self._beat())
         wanted = self.waiting > len(self._slots) or self._told > 0
-        if wanted and (self._working is None or self._working.done()):
+        if wanted and not self._at_work:
+            # Before the task is made: it may run at once, and asks here again when it grants.
+            self._at_work = True
             self._working = loop.create_task(self._work())
 
     async def _work(self) -> None:
+        try:
+            await self._work_while_wanted()
+        finally:
+            self._at_work = False
+
+    async def _work_while_wanted(self) -> None:
         while True:
             wanted = self.waiting - len(self._slots)
             now = self._clock.monotonic()
@@ -311,8 +320,7 @@ class SharedLimiter(QueuedLimiter):
     async def _beat(self) -> None:
         while True:
             await self._clock.sleep(_BEAT * self._rng.uniform(0.8, 1.0))
-            idle = self._working is None or self._working.done()
-            if idle and self._alone is None:
+            if not self._at_work and self._alone is None:
                 with suppress(EngineAway):
                     await self._trip(0)
 

@@ -264,11 +264,13 @@ class RedisTokens:
     def invalidate(self, room: str | None, user: str | None) -> None:
         """Let every process forget the tokens of a room, of a user, or of a user in a room."""
         message = json.dumps((self._origin, room, user)).encode()
-        if not self._untold:
-            self._start_patient(self._tell())
-        elif len(self._untold) >= _MAX_UNTOLD:
+        is_first = not self._untold
+        if len(self._untold) >= _MAX_UNTOLD:
             del self._untold[next(iter(self._untold))]
         self._untold[self._names("f", room, user)[0]] = self.sealer.seal(_LOG_NAME, message)
+        # Last: the task may run at once, and ends when it finds nothing to tell.
+        if is_first:
+            self._start_patient(self._tell())
 
     async def settled(self) -> None:
         """Wait until everything that was given has arrived, or failed to."""

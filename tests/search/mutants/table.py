@@ -115,8 +115,8 @@ SINGLE_FLIGHT = (
     Mutant(
         "work-in-a-callers-context",
         "_service/singleflight.py",
-        "create_task(work, context=contextvars.Context())",
-        "create_task(work)",
+        "contextvars.Context().run(create_task, self._work(flight))",
+        "create_task(self._work(flight))",
         "the trace of one caller sticks to what is done for others",
         tests="service/test_singleflight.py",
         simulated=False,
