@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aioivschat import Quota
-from aioivschat.redis._engine import TIMEOUT, Engine, EngineAway, EngineState, Script
+from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS, Engine, EngineAway, EngineState, Script
 from aioivschat.redis._limiter import SharedLimiter
 from support.engine import EngineServer
 from support.virtual import VirtualClock
@@ -37,7 +37,7 @@ class DistantEngine(Engine):
         self.calls: list[float] = []
         self.there = True
 
-    async def call(
+    async def run_script(
         self,
         script: Script,
         keys: Sequence[str],
@@ -47,12 +47,12 @@ class DistantEngine(Engine):
     ) -> Any:
         """Run a script, or wait for an answer in vain."""
         if self.state is EngineState.AWAY:
-            raise EngineAway("TimeoutError", sent=False)
+            raise EngineAway("TimeoutError", may_have_run=False)
         self.calls.append(asyncio.get_running_loop().time())
         if not self.there:
-            await asyncio.sleep(TIMEOUT)
+            await asyncio.sleep(CALL_TIMEOUT_SECONDS)
             self.become(EngineState.AWAY)
-            raise EngineAway("TimeoutError", sent=True)
+            raise EngineAway("TimeoutError", may_have_run=True)
         await asyncio.sleep(self._trip / 2 * self._rng.uniform(1, 1.1))
         now = round(asyncio.get_running_loop().time() * 1e6)
         source = script.source.replace("redis.call('TIME')", f"{{0, redis.call('GET', '{_NOW}')}}")
@@ -65,7 +65,7 @@ class DistantEngine(Engine):
     def become(self, state: EngineState) -> None:
         """Let it be seen as away, or as back."""
         self.there = state is EngineState.SHARED
-        self._become(state)
+        self._change_state(state)
 
 
 class Fleet:

@@ -21,7 +21,7 @@ from aioivschat._clock import Clock
 from aioivschat._events import SharedState
 from aioivschat._service.limiter import Limiter, Quota
 from aioivschat.errors import require
-from aioivschat.redis._engine import TIMEOUT, Engine, EngineState
+from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS, Engine, EngineState
 from aioivschat.redis._limiter import SharedLimiter
 from aioivschat.redis._sealing import Sealer
 from aioivschat.redis._tokens import RedisTokens
@@ -64,7 +64,7 @@ class RedisTier:
         keys: Sequence[bytes] = (),
         namespace: str = "aioivschat",
         members: int = 1,
-        timeout: float = TIMEOUT,
+        timeout: float = CALL_TIMEOUT_SECONDS,
     ) -> None:
         try:
             fits = 1 <= len(namespace) <= 64 and not set(namespace) & set("{}")

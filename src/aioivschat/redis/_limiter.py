@@ -102,7 +102,7 @@ class SharedLimiter(QueuedLimiter):
         self._at_work = False
         self._returning: asyncio.Task[None] | None = None
         self._beating: asyncio.Task[None] | None = None
-        engine.watch(self._engine_became)
+        engine.add_state_callback(self._engine_became)
         if engine.state is EngineState.AWAY:
             self._go_alone()
 
@@ -282,7 +282,16 @@ class SharedLimiter(QueuedLimiter):
         ceiling, burst = round(self._ceiling * 1000), round(self._burst * 1e6)
         counts = (wanted, self.waiting, served, throttled)
         try:
-            now, rate, members, waiting, pause, handover, free, slots = await self._engine.call(
+            (
+                now,
+                rate,
+                members,
+                waiting,
+                pause,
+                handover,
+                free,
+                slots,
+            ) = await self._engine.run_script(
                 TRIP,
                 self._keys,
                 (self._member, ceiling, burst, purpose, *counts, *returned),

@@ -250,10 +250,10 @@ class RedisTokens:
 
         async def give() -> None:
             try:
-                await self.engine.call(_STOCK, names, arguments)
+                await self.engine.run_script(_STOCK, names, arguments)
             except EngineAway as away:
                 # What may have been stored may be claimed: it is lost rather than given twice.
-                if not away.sent:
+                if not away.may_have_run:
                     refused()
 
         names = self.names(identity, None)
@@ -408,7 +408,7 @@ class RedisTokens:
             now = self.clock.monotonic()
             since = _microseconds(min(now - self._in_sync_at, _FENCES_KEPT) + _OVERLAP)
             try:
-                answer = await self.engine.call(_MISSED, [f"{self._slot}log"], [since])
+                answer = await self.engine.run_script(_MISSED, [f"{self._slot}log"], [since])
             except EngineAway:
                 # Notifications may be back before the breaker closes.
                 await self.clock.sleep(_RETRY)
@@ -425,7 +425,7 @@ class RedisTokens:
             fence, sealed = next(iter(self._untold.items()))
             arguments = (int(_FENCES_KEPT), sealed, self.channel)
             try:
-                await self.engine.call(_INVALIDATE, [fence, f"{self._slot}log"], arguments)
+                await self.engine.run_script(_INVALIDATE, [fence, f"{self._slot}log"], arguments)
             except EngineAway:
                 await self.clock.sleep(_RETRY)
                 continue
@@ -514,7 +514,7 @@ class RedisFlight:
     async def _release(self) -> None:
         # Failing that, it runs out.
         with contextlib.suppress(EngineAway):
-            await self._tokens.engine.call(
+            await self._tokens.engine.run_script(
                 _RELEASE, self._names, (self._owner, self._tokens.channel)
             )
 
@@ -525,7 +525,7 @@ class RedisFlight:
         tokens = self._tokens
         while True:
             try:
-                now, kind, *found = await tokens.engine.call(script, self._names, arguments)
+                now, kind, *found = await tokens.engine.run_script(script, self._names, arguments)
             except EngineAway:
                 return None
             tokens.learn(now)
@@ -545,7 +545,7 @@ class RedisFlight:
                 return held
             if not stocked:
                 with contextlib.suppress(EngineAway):
-                    await tokens.engine.call(_DISCARD, [name], [value])
+                    await tokens.engine.run_script(_DISCARD, [name], [value])
 
 
 def _microseconds(seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""Does an engine suit a fleet, and what should be changed?"""
+"""Whether an engine suits a fleet, and what should be changed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,27 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aioivschat.errors import InvalidConfiguration
-from aioivschat.redis._engine import TIMEOUT, _close, connect
+from aioivschat.redis._connecting import close_client, connect
+from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS
 
 __all__ = ["Finding", "Grade", "check"]
 
-_OLDEST = 6, 2  # of Redis, which Valkey goes by too: access lists, and scripts that may read clocks
-_SLOTS = 16_384
-_PROBES = 50
-_SLOW = TIMEOUT / 5  # an engine as far away as that costs every call a tenth of the room for delays
-_PATIENCE = 5.0  # seconds that connecting and each question may take
-_ENOUGH_MEMORY = 128 * 2**20
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# Of Redis, whose version Valkey reports too: access lists, and scripts that may read the clock.
+_OLDEST_VERSION = 6, 2
+_HASH_SLOTS = 16_384
+_LATENCY_PROBES = 50
+# Such a distance takes a fifth of the time in which a call may be answered.
+_SLOW_SECONDS = CALL_TIMEOUT_SECONDS / 5
+_ANSWER_TIMEOUT_SECONDS = 5.0  # for connecting with the first question, and for each other one
+_ENOUGH_MEMORY_BYTES = 128 * 2**20
+_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
-_SCRIPT = """
-redis.call('SET', KEYS[1], redis.call('TIME')[1], 'PX', 1000)
-redis.call('PUBLISH', ARGV[1], 'check')
-return redis.call('GET', KEYS[1])
+# KEYS: a name that nothing else uses. ARGV: the channel. RETURNS: the engine's time in seconds.
+_CHECK_SCRIPT = """
+local check_key, channel = KEYS[1], ARGV[1]
+redis.call('SET', check_key, redis.call('TIME')[1], 'PX', 1000)
+redis.call('PUBLISH', channel, 'check')
+return redis.call('GET', check_key)
 """
 
 
@@ -42,11 +47,11 @@ class Grade(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result for one topic.
 
     Args:
         grade: what it means.
-        topic: what was looked at.
+        topic: what was checked.
         found: what was found.
         advice: what to change; empty if nothing.
     """
@@ -58,18 +63,17 @@ class Finding:
 
 
 async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Finding]:
-    """Look at an engine as a fleet would use it.
+    """Check an engine as a fleet would use it.
 
     Args:
         url: as for :class:`aioivschat.redis.RedisTier`.
         namespace: the fleet's.
 
     Yields:
-        What was found, one thing after the other; nothing more after one that makes looking on
-        pointless.
+        What was found, topic by topic; it ends after a finding that rules the engine out.
 
     Raises:
-        InvalidConfiguration: the URL is none.
+        InvalidConfiguration: no engine can be reached by such a URL.
     """
     try:
         client = connect(url)
@@ -78,7 +82,7 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
         raise
     try:
         try:
-            nodes = await asyncio.wait_for(_info(client, url), _PATIENCE)
+            nodes = await asyncio.wait_for(_read_info(client, url), _ANSWER_TIMEOUT_SECONDS)
         except Exception as error:
             # The message of a client's error may hold the address with its password.
             name = type(error).__name__
@@ -86,11 +90,11 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
                 Grade.FAIL, "connection", name, "check the address, the user and its rights"
             )
             return
-        findings = [_transport(url)]
+        findings = [_check_transport(url)]
         for info in nodes:
-            findings += _node(info)
+            findings += _check_node(info)
         if "+cluster" in url:
-            findings.append(_slots(await client.cluster_info()))
+            findings.append(_check_hash_slots(await client.cluster_info()))
         elif any(int(info.get("cluster_enabled", 0)) for info in nodes):
             findings.append(
                 Finding(
@@ -100,32 +104,32 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
                     "use redis+cluster:// for its address",
                 )
             )
-        # What is the same on every node is said once.
+        # Equal findings of several nodes are reported once.
         for finding in dict.fromkeys(findings):
             yield finding
         if not any(finding.grade is Grade.FAIL for finding in findings):
-            async for finding in _use(client, namespace):
+            async for finding in _time_scripts(client, namespace):
                 yield finding
     finally:
-        await _close(client)
+        await close_client(client)
 
 
-async def _info(client: Any, url: str) -> list[Mapping[str, Any]]:
-    """Return what every node that takes writes says of itself."""
+async def _read_info(client: Any, url: str) -> list[Mapping[str, Any]]:
+    """Return what each node that takes writes reports about itself."""
     if "+cluster" in url:
         return list((await client.info(target_nodes="primaries")).values())
     info = await client.info()
-    with suppress(Exception):  # not every user may, and not every service lets anybody
+    with suppress(Exception):  # some users and some hosted services may not
         info |= await client.config_get("appendfsync")
     return [info]
 
 
-def _transport(url: str) -> Finding:
+def _check_transport(url: str) -> Finding:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2].partition(":")[0]
     if parts.scheme.startswith(("rediss", "valkeys")):
         return Finding(Grade.OK, "transport", "TLS")
-    if parts.scheme == "unix" or host in _LOOPBACK:
+    if parts.scheme == "unix" or host in _LOOPBACK_HOSTS:
         return Finding(Grade.OK, "transport", "this host")
     return Finding(
         Grade.CHANGE,
@@ -135,12 +139,11 @@ def _transport(url: str) -> Finding:
     )
 
 
-def _node(info: Mapping[str, Any]) -> Iterator[Finding]:
-    """Look at what one node says of itself."""
+def _check_node(info: Mapping[str, Any]) -> Iterator[Finding]:
     name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
     version = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
     numbers = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
-    if numbers >= _OLDEST:
+    if numbers >= _OLDEST_VERSION:
         yield Finding(Grade.OK, "version", f"{name} {version}")
     else:
         yield Finding(
@@ -171,7 +174,7 @@ def _node(info: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(
             Grade.CHANGE, "memory", "no limit", "set maxmemory, to 128 MB or more for the fleet"
         )
-    elif limit < _ENOUGH_MEMORY:
+    elif limit < _ENOUGH_MEMORY_BYTES:
         yield Finding(
             Grade.CHANGE, "memory", f"{limit / 2**20:.0f} MB", "set maxmemory to 128 MB or more"
         )
@@ -191,15 +194,15 @@ def _node(info: Mapping[str, Any]) -> Iterator[Finding]:
         yield Finding(Grade.OK, "persistence", "append-only file, not waited for")
 
 
-async def _use(client: Any, namespace: str) -> AsyncIterator[Finding]:
-    """Do what a fleet does, and take the time."""
+async def _time_scripts(client: Any, namespace: str) -> AsyncIterator[Finding]:
+    """Run, write and publish as a fleet does, and measure how long that takes."""
     took: list[float] = []
     try:
-        for _ in range(_PROBES):
+        for _ in range(_LATENCY_PROBES):
             started = time.perf_counter()
             await asyncio.wait_for(
-                client.eval(_SCRIPT, 1, f"{{{namespace}}}:check", f"{namespace}:events"),
-                _PATIENCE,
+                client.eval(_CHECK_SCRIPT, 1, f"{{{namespace}}}:check", f"{namespace}:events"),
+                _ANSWER_TIMEOUT_SECONDS,
             )
             took.append(time.perf_counter() - started)
     except Exception as error:
@@ -214,9 +217,9 @@ async def _use(client: Any, namespace: str) -> AsyncIterator[Finding]:
     yield Finding(Grade.OK, "scripts", "run, write and publish")
     typical, longest = median(took), max(took[1:])
     found = f"{typical * 1000:.1f} ms, at most {longest * 1000:.1f} ms"
-    if typical >= TIMEOUT:
+    if typical >= CALL_TIMEOUT_SECONDS:
         yield Finding(Grade.FAIL, "latency", found, "a call may take 50 ms: put the engine nearer")
-    elif typical >= _SLOW or longest >= TIMEOUT:
+    elif typical >= _SLOW_SECONDS or longest >= CALL_TIMEOUT_SECONDS:
         yield Finding(
             Grade.CHANGE, "latency", found, "put the engine into the processes' own region"
         )
@@ -224,10 +227,13 @@ async def _use(client: Any, namespace: str) -> AsyncIterator[Finding]:
         yield Finding(Grade.OK, "latency", found)
 
 
-def _slots(info: Mapping[str, Any]) -> Finding:
+def _check_hash_slots(info: Mapping[str, Any]) -> Finding:
     served = int(info.get("cluster_slots_ok", 0))
-    if info.get("cluster_state") == "ok" and served == _SLOTS:
-        return Finding(Grade.OK, "cluster", f"all {_SLOTS} slots are served")
+    if info.get("cluster_state") == "ok" and served == _HASH_SLOTS:
+        return Finding(Grade.OK, "cluster", f"all {_HASH_SLOTS} hash slots are served")
     return Finding(
-        Grade.FAIL, "cluster", f"{served} of {_SLOTS} slots are served", "repair the cluster first"
+        Grade.FAIL,
+        "cluster",
+        f"{served} of {_HASH_SLOTS} hash slots are served",
+        "repair the cluster first",
     )
