@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from aioivschat import errors as errors_module
-from aioivschat._aws.clients import _mixed
+from aioivschat._aws.errors import _mixed_class
 from aioivschat.errors import (
     AccessDenied,
     AwsError,
@@ -133,7 +133,7 @@ def test_errors_mixed_with_a_sessions_stay_whole(
     kind: type[AwsError], way: Callable[[AwsError], AwsError]
 ) -> None:
     """A copy is caught as the original is. A mixture cannot be imported, so a pickle's is ours."""
-    error = aws(_mixed(kind, TheirException))
+    error = aws(_mixed_class(kind, TheirException))
     assert isinstance(error, kind)
     assert isinstance(error, TheirException)
     twin = way(error)
@@ -145,9 +145,9 @@ def test_errors_mixed_with_a_sessions_stay_whole(
 @pytest.mark.parametrize("kind", AWS_KINDS)
 def test_a_mixture_is_made_once_and_bears_our_name(kind: type[AwsError]) -> None:
     """A plain `ClientError` adds nothing."""
-    assert _mixed(kind, TheirException) is _mixed(kind, TheirException)
-    assert kind.__name__ == _mixed(kind, TheirException).__name__
-    assert kind is _mixed(kind, ClientError)
+    assert _mixed_class(kind, TheirException) is _mixed_class(kind, TheirException)
+    assert kind.__name__ == _mixed_class(kind, TheirException).__name__
+    assert kind is _mixed_class(kind, ClientError)
 
 
 def test_the_message_of_an_aws_error_says_what_a_ticket_needs() -> None:

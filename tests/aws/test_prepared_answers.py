@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from aioivschat import AwsError, MalformedResponse, PoolPolicy, TokenRequest
-from aioivschat._aws.clients import ClientPool, Minted
+from aioivschat._aws.clients import ClientPool, NewToken
 from aioivschat._aws.prepared import PreparedCalls
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from support.raw_servers import (
@@ -218,7 +218,7 @@ async def _both_ways(
             open_pool(server.url, policy=PoolPolicy(prepared=prepared, **policy)) as (pool, why),
         ):
             learnt = [await _mint(pool) for _ in range(2)]
-            assert [Minted] * 2 == [type(one) for one in learnt]
+            assert [NewToken] * 2 == [type(one) for one in learnt]
             outcomes.append(await _told_twice(pool))
             sent.append(len(server.seen))
             assert prepared is (1 == len(set(series(server.seen[1:4]))))
@@ -302,14 +302,14 @@ async def test_who_is_cancelled_while_an_answer_is_late_stays_cancelled(late: bo
         minting = asyncio.create_task(pool.mint(REGION, REQUEST))
         await until(lambda: len(server.seen) == 2)
         calls = pool._calls[REGION].__self__  # type: ignore[attr-defined]  # a method, when prepared
-        assert [minting] == list(calls._watch._ends)
+        assert [minting] == list(calls._timeouts._deadlines)
         if late:
-            calls._watch._ends[minting] = 0.0
-            calls._watch._look()
+            calls._timeouts._deadlines[minting] = 0.0
+            calls._timeouts._cancel_overdue()
         minting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await minting
-        assert ({}, set()) == (calls._watch._ends, calls._watch._ended)
+        assert ({}, set()) == (calls._timeouts._deadlines, calls._timeouts._cancelled)
 
 
 def _reasons(outcomes: Any) -> list[str]:
@@ -455,7 +455,7 @@ async def test_a_quota_and_a_missing_room_are_the_same_either_way(
 
 def _timeless(outcome: object) -> object:
     """Leave out of an outcome what is another one each time."""
-    if isinstance(outcome, Minted):
+    if isinstance(outcome, NewToken):
         # A token's life, but for the part of a second that its date leaves out.
         return type(outcome), round(outcome.life, -1)
     if not isinstance(outcome, AwsError | MalformedResponse):

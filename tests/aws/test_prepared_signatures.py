@@ -22,7 +22,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from aioivschat import Capability, PoolPolicy, TokenRequest
-from aioivschat._aws.prepared import _Pattern
+from aioivschat._aws.prepared import _RequestPattern
 from support.raw_servers import REGION, Seen, open_pool, raw_server, series
 from support.services import ROOM, bare_session
 
@@ -196,13 +196,13 @@ def test_a_pattern_gives_what_botocore_would_have_signed(
         ) -> None:
             first, *others = calls
             credentials = client.call(*first)
-            pattern = _Pattern.of(client.sent, credentials)
+            pattern = _RequestPattern.from_request(client.sent, credentials)
             assert pattern is not None
             for request, keys, moment in [*others, first]:
                 credentials = client.call(request, keys, moment)
                 assert pattern.fits(credentials)
                 sent = client.sent
-                headers = pattern.headers(sent.body, credentials, moment.timestamp())
+                headers = pattern.compose_headers(sent.body, credentials, moment.timestamp())
                 assert _general(sent) == _prepared(headers)
                 assert URL(sent.url, encoded=True) == pattern.url
                 assert "POST" == sent.method

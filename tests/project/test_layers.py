@@ -28,7 +28,7 @@ GROUND = FLOORS[0]
 """The ground floor from bottom to top: there, neighbours may import those before them."""
 
 ORDERED = {
-    "_aws": ("prepared", "clients"),
+    "_aws": ("redaction", "errors", "prepared", "clients"),
     "_service": (
         "fair_queue",
         "limiter",
@@ -55,7 +55,6 @@ SOLE_IMPORTERS = {
 
 MAX_LINES = 450
 LONGER = {
-    "_aws/clients.py",
     "_aws/prepared.py",
     "_endpoint/endpoint.py",
     "_service/service.py",

@@ -1,79 +1,26 @@
-"""The way to AWS: one long-lived aiobotocore client a region, and its errors in our words.
-
-This module and ``_prepared`` are the only ones on that way that import aiobotocore.
-"""
+"""One long-lived aiobotocore client for each region, and the tokens that it mints."""
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
-import json
-import logging
-import re
-from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
-from urllib.parse import quote, quote_plus, urlsplit
+from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession, get_session
-from botocore import exceptions as botocore_errors
-from botocore.parsers import ResponseParserError
 
+from aioivschat._aws.errors import answer_date, note_answer, translate_error
 from aioivschat._aws.prepared import PreparedCalls
+from aioivschat._aws.redaction import current_answer, filter_debug_logs
 from aioivschat._clock import Clock
 from aioivschat._models import TOKEN_LIFE, ChatToken, TokenRequest
-from aioivschat.errors import (
-    AccessDenied,
-    AwsError,
-    ConnectionFailed,
-    InvalidConfiguration,
-    MalformedResponse,
-    PendingVerification,
-    ResourceNotFound,
-    ServerFault,
-    Throttled,
-    ValidationFailed,
-    require,
-)
-
-_THROTTLES = {
-    "RequestLimitExceeded",
-    "RequestThrottled",
-    "RequestThrottledException",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "ThrottledException",
-    "TooManyRequestsException",
-}
-
-_BY_CODE: dict[str, type[AwsError]] = {
-    "AccessDeniedException": AccessDenied,
-    "PendingVerification": PendingVerification,
-    "ResourceNotFoundException": ResourceNotFound,
-    "ValidationException": ValidationFailed,
-    **dict.fromkeys(_THROTTLES, Throttled),
-}
-
-_BY_STATUS: dict[int, type[AwsError]] = {
-    400: ValidationFailed,
-    401: AccessDenied,
-    403: AccessDenied,
-    404: ResourceNotFound,
-    429: Throttled,
-}
-
-_RETRY_AFTER_MOST = 86_400.0
-"""Seconds that a server may ask to wait: beyond a day it is a mistake, or no number at all."""
-
-_WITHHELD = "(message withheld: it may repeat the request)"
+from aioivschat.errors import ConnectionFailed, InvalidConfiguration, MalformedResponse, require
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +54,8 @@ class PoolPolicy:
 
 
 @dataclass(frozen=True, slots=True)
-class Minted:
-    """A token as it came, checked.
+class NewToken:
+    """A token of AWS's reply, checked.
 
     Args:
         token: the token.
@@ -124,7 +71,7 @@ _Call = Callable[[TokenRequest], Awaitable[Mapping[str, Any]]]
 
 
 class ClientPool:
-    """Opens clients on first use, one opening at a time, and closes them in reverse order.
+    """The clients of all regions: opened at first use, one at a time, and closed in reverse order.
 
     Args:
         session: an ``AioSession``, an ``aioboto3.Session``, or ``None`` for a new session, which
@@ -185,18 +132,18 @@ class ClientPool:
                     "ivschat",
                     region_name=region,
                     endpoint_url=self._endpoint_url,
-                    config=self._config(),
+                    config=self._client_config(),
                 )
             )
-            # Only now is it known what AWS_ENDPOINT_URL_IVSCHAT or a profile said.
+            # Known only now, where AWS_ENDPOINT_URL_IVSCHAT or a profile names it.
             _check_endpoint("the configured endpoint URL", client.meta.endpoint_url)
-            _keep_secrets_out_of_debug_logs()
-            with suppress(AttributeError):  # what stands in for a client parses nothing
-                client.meta.events.register("before-parse.ivschat.CreateChatToken", _note_answer)
-            self._calls[region] = self._call(region, client)
+            filter_debug_logs()  # botocore's modules have made their loggers by now
+            with suppress(AttributeError):  # a stand-in for a client has no events
+                client.meta.events.register("before-parse.ivschat.CreateChatToken", note_answer)
+            self._calls[region] = self._create_call(region, client)
             self._on_open(region, self._clock.monotonic() - started)
 
-    async def mint(self, region: str, request: TokenRequest) -> Minted:
+    async def mint(self, region: str, request: TokenRequest) -> NewToken:
         """Send one request, once.
 
         Args:
@@ -212,15 +159,15 @@ class ClientPool:
         call = self._calls[region]
         asked_at = self._clock.wall()
         answer: dict[str, Any] = {}
-        minting = _minting.set(answer)
+        previous = current_answer.set(answer)
         try:
-            return _checked(await call(request), asked_at)
+            return _parse_reply(await call(request), asked_at)
         except (ConnectionFailed, MalformedResponse) as error:
             failure: Exception = error
         except Exception as error:
-            failure = _translated(error, request, answer)
+            failure = translate_error(error, request, answer)
         finally:
-            _minting.reset(minting)
+            current_answer.reset(previous)
             answer.clear()  # out of tracebacks that show locals
         # Raised out here, without context: botocore's frames and messages hold the request.
         raise failure.with_traceback(None)
@@ -230,14 +177,14 @@ class ClientPool:
         self._calls.clear()
         await self._open_clients.aclose()
 
-    def _call(self, region: str, client: Any) -> _Call:
+    def _create_call(self, region: str, client: Any) -> _Call:
         if self._policy.prepared:
             return PreparedCalls(client, partial(self._on_general, region)).create_chat_token
         return lambda request: client.create_chat_token(**request.as_members())
 
-    def _config(self) -> AioConfig:
-        # HTTP_PROXY would carry what is meant to stay on this host to another, in the clear. Not to
-        # say anything leaves what the session's own configuration says.
+    def _client_config(self) -> AioConfig:
+        # A proxy (HTTP_PROXY) would take requests for this host elsewhere, in the clear. For other
+        # endpoints the option is left out, so that the session's own configuration holds.
         local = self._endpoint_url is not None and self._endpoint_url.startswith("http:")
         proxies: dict[str, Any] = {"proxies": {}} if local else {}
         return AioConfig(
@@ -245,9 +192,9 @@ class ClientPool:
             connect_timeout=self._policy.connect_timeout,
             read_timeout=self._policy.read_timeout,
             max_pool_connections=self._policy.max_connections,
-            # One request a call, whatever AWS_RETRY_MODE and AWS_MAX_ATTEMPTS say: retries under
-            # ours would multiply and go round the limiter. ``max_attempts`` would send two, and
-            # ``adaptive`` would pace.
+            # One request a call, whatever AWS_RETRY_MODE and AWS_MAX_ATTEMPTS say: botocore's own
+            # retries would multiply with ours and need no permit. ``max_attempts`` of 1 would mean
+            # two requests, and the mode ``adaptive`` would pace them.
             retries={"total_max_attempts": 1, "mode": "standard"},
         )
 
@@ -284,22 +231,22 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _checked(reply: Mapping[str, Any], asked_at: float) -> Minted:
+def _parse_reply(reply: Mapping[str, Any], asked_at: float) -> NewToken:
     metadata = reply.get("ResponseMetadata", {})
     request_id = metadata.get("RequestId")
     token = reply.get("token")
     if not isinstance(token, str) or not token:
         raise MalformedResponse("no token", request_id)
-    # Expiry and Date are both by AWS's clock, so a wrong clock of ours does no harm.
-    answered = _date(metadata) or datetime.fromtimestamp(asked_at, UTC)
-    token_end = _future(reply, "tokenExpirationTime", answered, request_id)
-    session_end = _future(reply, "sessionExpirationTime", answered, request_id)
-    # Date has whole seconds, so the difference can be up to one too long.
+    # Expiry and Date are both by AWS's clock, so that a wrong clock of this host does no harm.
+    answered = answer_date(metadata) or datetime.fromtimestamp(asked_at, UTC)
+    token_end = _parse_expiry(reply, "tokenExpirationTime", answered, request_id)
+    session_end = _parse_expiry(reply, "sessionExpirationTime", answered, request_id)
+    # Date has whole seconds, so the difference can be up to a second too long.
     life = min((token_end - answered).total_seconds(), TOKEN_LIFE)
-    return Minted(ChatToken(token, token_end.astimezone(UTC), session_end.astimezone(UTC)), life)
+    return NewToken(ChatToken(token, token_end.astimezone(UTC), session_end.astimezone(UTC)), life)
 
 
-def _future(
+def _parse_expiry(
     reply: Mapping[str, Any], member: str, answered: datetime, request_id: str | None
 ) -> datetime:
     end = reply.get(member)
@@ -310,177 +257,3 @@ def _future(
     if end <= answered:
         raise MalformedResponse(f"{member} is past", request_id)
     return end
-
-
-def _headers(metadata: Mapping[str, Any]) -> Mapping[str, str]:
-    headers: Mapping[str, str] = metadata.get("HTTPHeaders") or {}
-    return headers
-
-
-def _date(metadata: Mapping[str, Any]) -> datetime | None:
-    return _http_date(_headers(metadata).get("date", ""))
-
-
-# Answers of the same second have the same date.
-@lru_cache(maxsize=64)
-def _http_date(text: str) -> datetime | None:
-    try:
-        date = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
-        return None
-    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
-
-
-def _retry_after(metadata: Mapping[str, Any]) -> float | None:
-    """Return the seconds that ``Retry-After`` asks for: a number, or a date."""
-    text = _headers(metadata).get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text), _RETRY_AFTER_MOST)
-    until, answered = _http_date(text), _date(metadata)
-    if until is None or answered is None:
-        return None
-    return min(max(0.0, (until - answered).total_seconds()), _RETRY_AFTER_MOST)
-
-
-def _translated(error: Exception, request: TokenRequest, answer: Mapping[str, Any]) -> Exception:
-    """Return what to raise instead of an error of botocore, aiohttp or the parser.
-
-    Args:
-        error: theirs.
-        request: what was asked for.
-        answer: status and headers of what botocore was about to read, if anything came.
-    """
-    if isinstance(error, botocore_errors.ClientError):
-        return _refusal(error, request)
-    if isinstance(error, botocore_errors.HTTPClientError | botocore_errors.ConnectionError):
-        return ConnectionFailed(type(error).__name__)
-    if isinstance(error, botocore_errors.BotoCoreError):
-        if not isinstance(error, ResponseParserError):
-            error.__cause__ = error.__context__ = None
-            return error
-    elif isinstance(error, OSError):
-        return ConnectionFailed(type(error).__name__)
-    # A timestamp that is none, nesting without end: the parser lets many kinds through.
-    if answer and answer["status_code"] >= 301:  # from here on it is an error to botocore
-        return _refusal(_unread(answer), request)
-    return MalformedResponse(f"it cannot be parsed ({type(error).__name__})")
-
-
-def _unread(answer: Mapping[str, Any]) -> botocore_errors.ClientError:
-    """Return the error of an answer that tells nothing but its status."""
-    headers, status = answer["headers"], answer["status_code"]
-    metadata = {
-        "RequestId": headers.get("x-amzn-requestid"),
-        "HTTPStatusCode": status,
-        "HTTPHeaders": headers,
-    }
-    response: Any = {"Error": {"Code": str(status)}, "ResponseMetadata": metadata}
-    return botocore_errors.ClientError(response, "CreateChatToken")
-
-
-def _refusal(error: botocore_errors.ClientError, request: TokenRequest) -> AwsError:
-    response: Mapping[str, Any] = error.response
-    metadata = response.get("ResponseMetadata", {})
-    code = str(response.get("Error", {}).get("Code", ""))
-    status = int(metadata.get("HTTPStatusCode", 0))
-    kind = _BY_CODE.get(code) or _BY_STATUS.get(status)
-    if kind is None:
-        kind = ServerFault if status >= 500 else AwsError
-    refusal = _mixed(kind, type(error))(_without_secrets(response, kind, request))
-    if isinstance(refusal, Throttled | ServerFault):
-        refusal.retry_after = _retry_after(metadata)
-    return refusal
-
-
-def _mixed(kind: type[AwsError], theirs: type[Exception]) -> type[AwsError]:
-    """Return a class that is caught as ours and as the session's own, such as
-    ``client.exceptions.ResourceNotFoundException``."""
-    if theirs is botocore_errors.ClientError:
-        return kind
-    mixed: type[AwsError] | None = _mixtures.get((kind, theirs))
-    if mixed is None:
-        mixed = _mixtures[kind, theirs] = type(kind.__name__, (kind, theirs), {})
-    return mixed
-
-
-# As many as a session has modelled errors; sessions are few.
-_mixtures: dict[tuple[type[AwsError], type[Exception]], type[AwsError]] = {}
-
-
-def _without_secrets(
-    response: Mapping[str, Any], kind: type[AwsError], request: TokenRequest
-) -> dict[str, Any]:
-    error = response.get("Error", {})
-    metadata = response.get("ResponseMetadata", {})
-    message = str(error.get("Message", ""))
-    secrets = (request.user, *request.attributes, *request.attributes.values())
-    # Validation messages quote values, signature errors the canonical request.
-    quotes = kind is ValidationFailed or "Signature" in str(error.get("Code", ""))
-    if quotes or _names_any(message, secrets):
-        message = _WITHHELD
-    kept: dict[str, Any] = {
-        "Error": {"Code": error.get("Code"), "Message": message},
-        "ResponseMetadata": {
-            key: metadata[key]
-            for key in ("RequestId", "HTTPStatusCode", "RetryAttempts")
-            if key in metadata
-        },
-    }
-    if kind in (ResourceNotFound, Throttled):
-        # The resource is the room, or what the quota belongs to.
-        for member in ("resourceId", "resourceType", "limit"):
-            if member in response and not _names_any(str(response[member]), secrets):
-                kept[member] = response[member]
-    return kept
-
-
-def _names_any(message: str, secrets: Iterable[str]) -> bool:
-    """Tell whether a message holds a secret, however it is spelled."""
-    folded = message.casefold()
-    return any(
-        _names(folded, spelled.casefold()) for secret in secrets for spelled in _spellings(secret)
-    )
-
-
-def _spellings(secret: str) -> set[str]:
-    """Return how a message may spell a secret."""
-    spelled = {secret, json.dumps(secret)[1:-1], quote(secret), quote(secret, safe="")}
-    spelled.add(quote_plus(secret))
-    if len(secret) > 3:  # in fewer letters, anything may look like it
-        spelled |= {secret.encode().hex(), b64encode(secret.encode()).decode().rstrip("=")}
-    return spelled
-
-
-def _names(message: str, secret: str) -> bool:
-    """Tell whether a message holds a secret; one of few letters only as a word of its own."""
-    if len(secret) > 3:
-        return secret in message
-    return bool(secret) and re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", message) is not None
-
-
-_minting: ContextVar[dict[str, Any] | None] = ContextVar("aioivschat_minting", default=None)
-"""While a request is made: the status and headers of the answer, once it is there."""
-
-
-def _note_answer(response_dict: Mapping[str, Any], **_: object) -> None:
-    """Note what an answer tells without its body, which botocore may not be able to read."""
-    answer = _minting.get()
-    if answer is not None:
-        answer |= {name: response_dict[name] for name in ("status_code", "headers")}
-
-
-class _SecretsFilter(logging.Filter):
-    """Drops what botocore logs of our requests below INFO: it shows token, user and signature."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.INFO or _minting.get() is None
-
-
-_secrets_filter = _SecretsFilter()
-
-
-def _keep_secrets_out_of_debug_logs() -> None:
-    # A filter holds for its own logger only, not for those below it.
-    for name in tuple(logging.root.manager.loggerDict):
-        if name.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
-            logging.getLogger(name).addFilter(_secrets_filter)

@@ -18,8 +18,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aioivschat import ChatTokenError, MalformedResponse, PoolPolicy, Throttled, TokenRequest
-from aioivschat._aws.clients import ClientPool, Minted, _checked, _translated
-from aioivschat._aws.prepared import _success
+from aioivschat._aws.clients import ClientPool, NewToken, _parse_reply
+from aioivschat._aws.errors import translate_error
+from aioivschat._aws.prepared import _parse_success
 from support.fuzzing import Target, bounded
 from support.raw_servers import BODY, DATE, REGION, RawServer, http, open_pool, raw_server
 from support.services import ROOM
@@ -48,7 +49,7 @@ def check_reply(body: bytes, headers: dict[str, str]) -> None:
     """Check that what is read in the short way is what botocore reads, and that it is checked."""
     theirs = _parsed(body, headers)
     answer: Any = SimpleNamespace(status=200, headers=headers, body=body)
-    ours = _success(answer)
+    ours = _parse_success(answer)
     if ours is not None:
         for member in ("token", "tokenExpirationTime", "sessionExpirationTime"):
             assert theirs[member] == ours[member]
@@ -57,11 +58,11 @@ def check_reply(body: bytes, headers: dict[str, str]) -> None:
     try:
         if isinstance(theirs, Exception):
             raise theirs
-        minted = _checked(theirs, 4_000_000_000.0)
+        minted = _parse_reply(theirs, 4_000_000_000.0)
     except MalformedResponse:
         return
     except Exception as error:
-        assert isinstance(_translated(error, REQUEST, {}), MalformedResponse)
+        assert isinstance(translate_error(error, REQUEST, {}), MalformedResponse)
         return
     assert 0 < minted.life <= 60
     assert minted.token.token
@@ -206,7 +207,7 @@ def _closed() -> Iterator[None]:
 
 def _told(outcome: object) -> object:
     """Return all that can be told of an outcome, that must be a token or an error of ours."""
-    if isinstance(outcome, Minted):
+    if isinstance(outcome, NewToken):
         return outcome
     assert isinstance(outcome, ChatTokenError)
     assert (None, None) == (outcome.__cause__, outcome.__context__)

@@ -655,7 +655,7 @@ CLIENTS = (
     Mutant(
         "date-ignored",
         "_aws/clients.py",
-        "answered = _date(metadata) or datetime.fromtimestamp(asked_at, UTC)",
+        "answered = answer_date(metadata) or datetime.fromtimestamp(asked_at, UTC)",
         "answered = datetime.fromtimestamp(asked_at, UTC)",
         "a wrong clock of the host makes tokens live too long, or not at all",
         tests="service/test_token_life.py",
@@ -689,9 +689,9 @@ CLIENTS = (
     ),
     Mutant(
         "throttle-by-code-only",
-        "_aws/clients.py",
-        "kind = _BY_CODE.get(code) or _BY_STATUS.get(status)",
-        "kind = _BY_CODE.get(code)",
+        "_aws/errors.py",
+        "kind = _CLASS_BY_CODE.get(code) or _CLASS_BY_STATUS.get(status)",
+        "kind = _CLASS_BY_CODE.get(code)",
         "a 429 without a body is not known as throttling",
         tests="aws/test_upstream_faults.py",
         simulated=False,
@@ -707,8 +707,8 @@ CLIENTS = (
     ),
     Mutant(
         "message-kept",
-        "_aws/clients.py",
-        "if quotes or _names_any(message, secrets):",
+        "_aws/redaction.py",
+        "if quotes or _holds_any(message, secrets):",
         "if False:",
         "an error of AWS shows who asked",
         tests="project/test_canary.py",
@@ -720,7 +720,7 @@ PREPARED = (
     Mutant(
         "listeners-missed",
         "_aws/prepared.py",
-        "if pattern is not None and not all(map(is_, self._way(), self._seen)):",
+        "if pattern is not None and not all(map(is_, self._skipped_parts(), self._skipped)):",
         "if False:",
         "whoever puts on instrumentation later hears nothing",
         tests="aws/test_prepared_aside.py",
@@ -738,8 +738,8 @@ PREPARED = (
     Mutant(
         "signing-key-of-yesterday",
         "_aws/prepared.py",
-        "if self._key_of != (secret, day):",
-        "if self._key_of[0] != secret:",
+        "if self._key_origin != (secret, day):",
+        "if self._key_origin[0] != secret:",
         "all requests are refused from midnight on",
         tests="aws/test_prepared_signatures.py",
         simulated=False,

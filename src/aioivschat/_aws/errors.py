@@ -1,0 +1,196 @@
+"""Translates errors of botocore, aiohttp and the parser into the library's own."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Any
+
+import aiohttp
+from botocore import exceptions as botocore_errors
+from botocore.parsers import ResponseParserError
+
+from aioivschat._aws.redaction import current_answer, redacted_response
+from aioivschat._models import TokenRequest
+from aioivschat.errors import (
+    AccessDenied,
+    AwsError,
+    ConnectionFailed,
+    MalformedResponse,
+    PendingVerification,
+    ResourceNotFound,
+    ServerFault,
+    Throttled,
+    ValidationFailed,
+)
+
+_THROTTLES = {
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "TooManyRequestsException",
+}
+
+_CLASS_BY_CODE: dict[str, type[AwsError]] = {
+    "AccessDeniedException": AccessDenied,
+    "PendingVerification": PendingVerification,
+    "ResourceNotFoundException": ResourceNotFound,
+    "ValidationException": ValidationFailed,
+    **dict.fromkeys(_THROTTLES, Throttled),
+}
+
+_CLASS_BY_STATUS: dict[int, type[AwsError]] = {
+    400: ValidationFailed,
+    401: AccessDenied,
+    403: AccessDenied,
+    404: ResourceNotFound,
+    429: Throttled,
+}
+
+_ERROR_MIN_STATUS = 301
+"""From here on, an answer is an error to botocore."""
+
+_RETRY_AFTER_MAX_SECONDS = 86_400.0
+"""A server that asks to wait longer than a day is mistaken, or sent no number at all."""
+
+_CONNECTION_FAILURES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
+    ((aiohttp.ClientSSLError,), "SSLError"),
+    (
+        (
+            aiohttp.ServerDisconnectedError,
+            aiohttp.ClientPayloadError,
+            aiohttp.http_exceptions.BadStatusLine,
+        ),
+        "ConnectionClosedError",
+    ),
+    ((aiohttp.ServerTimeoutError,), "ReadTimeoutError"),
+    ((aiohttp.ClientConnectionError, socket.gaierror), "EndpointConnectionError"),
+    ((TimeoutError,), "ReadTimeoutError"),
+)
+"""What botocore calls aiohttp's errors without a whole answer; the first that fits."""
+
+_mixed_classes: dict[tuple[type[AwsError], type[Exception]], type[AwsError]] = {}
+"""As many as a session has modelled errors; sessions are few."""
+
+
+def note_answer(response_dict: Mapping[str, Any], **_: object) -> None:
+    """Note status and headers of an answer whose body botocore may not be able to read.
+
+    A handler of botocore's event ``before-parse``.
+    """
+    answer = current_answer.get()
+    if answer is not None:
+        answer |= {name: response_dict[name] for name in ("status_code", "headers")}
+
+
+def translate_error(
+    error: Exception, request: TokenRequest, answer: Mapping[str, Any]
+) -> Exception:
+    """Return what to raise instead of an error of botocore, aiohttp or the parser.
+
+    Args:
+        error: theirs.
+        request: what was asked for.
+        answer: what :func:`note_answer` noted, if anything came.
+    """
+    if isinstance(error, botocore_errors.ClientError):
+        return _to_aws_error(error, request)
+    if isinstance(error, botocore_errors.HTTPClientError | botocore_errors.ConnectionError):
+        return ConnectionFailed(type(error).__name__)
+    if isinstance(error, botocore_errors.BotoCoreError):
+        if not isinstance(error, ResponseParserError):
+            error.__cause__ = error.__context__ = None
+            return error
+    elif isinstance(error, OSError):
+        return ConnectionFailed(type(error).__name__)
+    # The parser lets many kinds through: of a timestamp that is none, of nesting without end.
+    if answer and answer["status_code"] >= _ERROR_MIN_STATUS:
+        return _to_aws_error(_error_without_body(answer), request)
+    return MalformedResponse(f"it cannot be parsed ({type(error).__name__})")
+
+
+def connection_failure_name(error: Exception) -> str:
+    """Return botocore's name for an error of aiohttp that came instead of a whole answer."""
+    # Not by its class, which not all versions of aiohttp that aiobotocore allows have.
+    if isinstance(error, aiohttp.ServerTimeoutError) and str(error).startswith("Connect"):
+        return "ConnectTimeoutError"
+    names = (name for kinds, name in _CONNECTION_FAILURES if isinstance(error, kinds))
+    return next(names, "HTTPClientError")
+
+
+def answer_date(metadata: Mapping[str, Any]) -> datetime | None:
+    """Return the ``Date`` of an answer by its ``ResponseMetadata``, aware, if it has one."""
+    return _parse_http_date(_http_headers(metadata).get("date", ""))
+
+
+def _error_without_body(answer: Mapping[str, Any]) -> botocore_errors.ClientError:
+    headers, status = answer["headers"], answer["status_code"]
+    metadata = {
+        "RequestId": headers.get("x-amzn-requestid"),
+        "HTTPStatusCode": status,
+        "HTTPHeaders": headers,
+    }
+    response: Any = {"Error": {"Code": str(status)}, "ResponseMetadata": metadata}
+    return botocore_errors.ClientError(response, "CreateChatToken")
+
+
+def _to_aws_error(error: botocore_errors.ClientError, request: TokenRequest) -> AwsError:
+    response: Mapping[str, Any] = error.response
+    metadata = response.get("ResponseMetadata", {})
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = int(metadata.get("HTTPStatusCode", 0))
+    kind = _CLASS_BY_CODE.get(code) or _CLASS_BY_STATUS.get(status)
+    if kind is None:
+        kind = ServerFault if status >= 500 else AwsError
+    # Validation messages quote values, signature errors the canonical request.
+    quotes = kind is ValidationFailed or "Signature" in code
+    resource = kind in (ResourceNotFound, Throttled)
+    shown = redacted_response(response, request, quotes=quotes, resource=resource)
+    translated = _mixed_class(kind, type(error))(shown)
+    if isinstance(translated, Throttled | ServerFault):
+        translated.retry_after = _parse_retry_after(metadata)
+    return translated
+
+
+def _mixed_class(kind: type[AwsError], theirs: type[Exception]) -> type[AwsError]:
+    """Return a class that is caught as ours and as the session's own, such as
+    ``client.exceptions.ResourceNotFoundException``."""
+    if theirs is botocore_errors.ClientError:
+        return kind
+    mixed = _mixed_classes.get((kind, theirs))
+    if mixed is None:
+        mixed = _mixed_classes[kind, theirs] = type(kind.__name__, (kind, theirs), {})
+    return mixed
+
+
+def _http_headers(metadata: Mapping[str, Any]) -> Mapping[str, str]:
+    headers: Mapping[str, str] = metadata.get("HTTPHeaders") or {}
+    return headers
+
+
+# Answers of the same second have the same date.
+@lru_cache(maxsize=64)
+def _parse_http_date(text: str) -> datetime | None:
+    try:
+        date = parsedate_to_datetime(text)
+    except (ValueError, OverflowError):
+        return None
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+
+
+def _parse_retry_after(metadata: Mapping[str, Any]) -> float | None:
+    """Return the seconds that ``Retry-After`` asks for: a number, or a date."""
+    text = _http_headers(metadata).get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text), _RETRY_AFTER_MAX_SECONDS)
+    until, answered = _parse_http_date(text), answer_date(metadata)
+    if until is None or answered is None:
+        return None
+    return min(max(0.0, (until - answered).total_seconds()), _RETRY_AFTER_MAX_SECONDS)
