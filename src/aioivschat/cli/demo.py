@@ -11,7 +11,7 @@ from threading import Thread
 
 from aioivschat.cli import OK
 from aioivschat.cli.process import run_to_end, say, write_to_standard_output
-from aioivschat.cli.source import session_without_configuration
+from aioivschat.cli.token_source import session_without_configuration
 from aioivschat.demo.server import run_demo
 
 

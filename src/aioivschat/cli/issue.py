@@ -8,7 +8,7 @@ import json
 from aioivschat._models import TokenRequest
 from aioivschat.cli import OK
 from aioivschat.cli.process import check_standard_output, run_to_end, write_to_standard_output
-from aioivschat.cli.source import check_target, open_service
+from aioivschat.cli.token_source import check_target, open_service
 from aioivschat.onboarding import token_members
 
 

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, aclosing
+from contextlib import AbstractContextManager, ExitStack, aclosing
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -21,10 +21,11 @@ from aioivschat._models import TOKEN_LIFE, RoomArn, TokenRequest
 from aioivschat._service.cache import CachePolicy
 from aioivschat.cli import OK, ROWS_FAILED, USED_WRONGLY
 from aioivschat.cli.checkpoint import Checkpoint, Fingerprint, InputChanged
-from aioivschat.cli.output import FILE, STANDARD_OUTPUT, Write, open_output
+from aioivschat.cli.onboard_output import FILE, STANDARD_OUTPUT, Write, open_output
 from aioivschat.cli.process import complain, run_to_end, say
-from aioivschat.cli.progress import Tally, progress
-from aioivschat.cli.source import check_target, open_service
+from aioivschat.cli.progress import show_progress
+from aioivschat.cli.tally import Tally
+from aioivschat.cli.token_source import check_target, open_service
 from aioivschat.onboarding import (
     Attendee,
     BlockingThread,
@@ -127,7 +128,7 @@ async def _onboard(
             timeout=options.timeout,
         )
         tally.started = time.monotonic()
-        with progress(options, tally) as show:
+        with _show_tally(options, tally) as show:
             async with aclosing(batches):
                 async for batch in batches:
                     await writing.run(write, batch)
@@ -135,6 +136,33 @@ async def _onboard(
                     show()
                     await asyncio.sleep(_PAUSE)
     tally.ended()
+
+
+def _show_tally(
+    options: argparse.Namespace, tally: Tally
+) -> AbstractContextManager[Callable[[], None]]:
+    total = _count_rows(options.attendees)
+    expected = "?" if total is None else f"{total:,}"
+
+    def describe() -> tuple[int, str, str]:
+        after = f"{tally.failed:,} failed {tally.pace:.0f}/{tally.rate:g} a second"
+        return tally.total, f"{tally.total:,} of {expected}", after
+
+    # On one terminal the bar and the tokens would overwrite each other.
+    quiet = options.quiet or (not options.output and sys.stdout.isatty())
+    return show_progress(describe, total=total, bar_width=40, quiet=quiet, shows_time_left=True)
+
+
+def _count_rows(path: str) -> int | None:
+    """Return about how many rows a regular file has: one a line, without a CSV's header."""
+    if path == "-" or not Path(path).is_file():
+        return None
+    with Path(path).open("rb") as file:
+        return max(_count_line_breaks(file) - (Path(path).suffix == ".csv"), 0)
+
+
+def _count_line_breaks(file: BinaryIO) -> int:
+    return sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b""))
 
 
 def _window(rate: float, timeout: float | None) -> int:
@@ -170,7 +198,7 @@ def _check_fits(
         JobTooLong: it takes longer than a token lives.
     """
     start = attendees.tell()
-    lines = 1 + sum(part.count(b"\n") for part in iter(lambda: attendees.read(1 << 20), b""))
+    lines = 1 + _count_line_breaks(attendees)
     attendees.seek(start)
     if _seconds(options, lines) <= _TOGETHER:
         return

@@ -6,9 +6,9 @@ import argparse
 import json
 
 from aioivschat.cli import OK
-from aioivschat.cli.event import check_plot, event_of
+from aioivschat.cli.event_options import check_plot, event_of
 from aioivschat.cli.process import check_standard_output, write_to_standard_output
-from aioivschat.cli.report import plan_report
+from aioivschat.cli.terminal_report import plan_report
 from aioivschat.planning import plan, plan_as_json
 
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from aioivschat.cli.report import title
+from aioivschat.cli.terminal_report import title
 from aioivschat.planning import Course, LiveEvent
 
 _ARRIVED, _ADMITTED, _WAITING, _QUOTA = "#0072b2", "#009e73", "#d55e00", "#666666"

@@ -9,18 +9,18 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from aioivschat.cli import INTERRUPTED, OK, ROWS_FAILED
-from aioivschat.cli.event import check_plot, event_of
+from aioivschat.cli.event_options import check_plot, event_of
 from aioivschat.cli.process import (
     check_standard_output,
     run_to_end,
-    say,
     write_to_standard_output,
 )
-from aioivschat.cli.report import rehearsal_report
-from aioivschat.cli.source import check_target, open_service
+from aioivschat.cli.progress import show_progress
+from aioivschat.cli.terminal_report import rehearsal_report
+from aioivschat.cli.token_source import check_target, open_service
 from aioivschat.planning import Course, Doors, LiveEvent, rehearsal_as_json, simulate, stock_for
 
 _REFRESH = 0.5  # seconds
@@ -83,7 +83,7 @@ async def _rehearse(
         doors = Doors(event, service, rooms)
         holding = asyncio.create_task(doors.hold())
         # A second Ctrl-C finds what Python does by itself.
-        with _at_interrupt(holding.cancel), _progress(options, event, doors) as show:
+        with _at_interrupt(holding.cancel), _show_moment(options, event, doors) as show:
             interrupted = math.inf
             while not holding.done():
                 await asyncio.wait((holding,), timeout=_REFRESH)
@@ -110,37 +110,12 @@ def _at_interrupt(end: Callable[[], object]) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-@contextmanager
-def _progress(
+def _show_moment(
     options: argparse.Namespace, event: LiveEvent, doors: Doors
-) -> Iterator[Callable[[], None]]:
-    """Show how the doors fare, if standard error is a terminal.
-
-    Yields:
-        What shows them as they are.
-    """
-    if options.quiet or sys.stderr is None or not sys.stderr.isatty():
-        yield lambda: None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-    except ImportError:
-        say("aioivschat: rehearsing; Ctrl-C ends it (a live view needs aioivschat[cli])")
-        yield lambda: None
-        return
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[state]}"),
-        console=Console(stderr=True),
-        transient=True,
-        redirect_stdout=False,
-    )
+) -> AbstractContextManager[Callable[[], None]]:
     quota = event.quota.rate * event.regions
-    task = bar.add_task("", total=event.attendees, state="")
 
-    def show() -> None:
+    def describe() -> tuple[int, str, str]:
         now = doors.moment()
         when = f"doors in {-now.seconds:.0f} s" if now.seconds < 0 else f"{now.seconds:.0f} s"
         state = (
@@ -149,7 +124,12 @@ def _progress(
         )
         if now.failed:
             state += f", {now.failed:,} failed"
-        bar.update(task, completed=now.admitted, description=when, state=state)
+        return now.admitted, when, state
 
-    with bar:
-        yield show
+    return show_progress(
+        describe,
+        total=event.attendees,
+        bar_width=20,
+        quiet=options.quiet,
+        without_rich="aioivschat: rehearsing; Ctrl-C ends it (a live view needs aioivschat[cli])",
+    )
