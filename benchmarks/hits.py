@@ -29,7 +29,7 @@ from cachetools import TTLCache
 
 import harness
 from aioivschat import AsyncTokenService, CachePolicy, Clock, Quota, TokenRequest
-from aioivschat.planning._virtual_time import Answer, session_here
+from aioivschat.planning._virtual_time import CreateChatToken, session_here
 
 CAPABILITIES = ("SEND_MESSAGE",)
 BY_REQUEST, BY_KEYWORDS = "async-lru, request", "async-lru, keywords"
@@ -61,7 +61,7 @@ def local_session(clock: Clock) -> AioSession:
     async def create_chat_token(**_: object) -> Mapping[str, object]:
         return harness.token(clock.wall()).reply()
 
-    async def open_client(_: str) -> Answer:
+    async def open_client(_: str) -> CreateChatToken:
         return create_chat_token
 
     return session_here(open_client)

@@ -20,7 +20,7 @@ from aioivschat import (
     TokenRequest,
 )
 from aioivschat.emulator import Emulator, Fault, FaultKind, ThreadedEmulatorServer
-from aioivschat.planning._virtual_time import Answer, session_here
+from aioivschat.planning._virtual_time import CreateChatToken, session_here
 from support.services import ROOM, OpenService, local_session, outcomes
 from support.virtual import VirtualClock, virtual_time
 
@@ -222,7 +222,7 @@ async def test_a_client_that_takes_its_time_to_open_is_opened_once() -> None:
         end = datetime.fromtimestamp(clock.wall() + 60, UTC)
         return {"token": asked["userId"], "tokenExpirationTime": end, "sessionExpirationTime": end}
 
-    async def open_client(region: str) -> Answer:
+    async def open_client(region: str) -> CreateChatToken:
         opened.append(region)
         await asyncio.sleep(1.0)
         return create_chat_token

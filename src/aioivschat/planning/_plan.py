@@ -37,7 +37,7 @@ from aioivschat.planning._crowd import (
     Renewal,
     Waits,
 )
-from aioivschat.planning._virtual_time import Answer, LoopClock, VirtualLoop, session_here
+from aioivschat.planning._virtual_time import CreateChatToken, LoopClock, VirtualLoop, session_here
 
 CONNECTIONS = 50_000
 """Chat connections at once for an account and region (IVS Chat service quotas; adjustable)."""
@@ -197,7 +197,7 @@ def _minting_here(clock: Clock, latency: float) -> AioSession:
             "sessionExpirationTime": now + timedelta(minutes=sessionDurationInMinutes),
         }
 
-    async def open_client(_: str) -> Answer:
+    async def open_client(_: str) -> CreateChatToken:
         return create_chat_token
 
     return session_here(open_client)

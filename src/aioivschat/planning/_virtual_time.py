@@ -68,12 +68,12 @@ class LoopClock(Clock):
         return EPOCH + self._loop.time()
 
 
-Answer = Callable[..., Awaitable[Mapping[str, Any]]]
+CreateChatToken = Callable[..., Awaitable[Mapping[str, Any]]]
 """What takes the place of a client's ``create_chat_token``."""
 
 
 def session_here(
-    open_client: Callable[[str], Awaitable[Answer]], session: AioSession | None = None
+    open_client: Callable[[str], Awaitable[CreateChatToken]], session: AioSession | None = None
 ) -> AioSession:
     """Return a session whose clients are answered in this process.
 

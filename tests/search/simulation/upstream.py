@@ -21,7 +21,7 @@ from aioivschat import Clock
 from aioivschat.emulator._model import Emulator
 from aioivschat.emulator._wire import Answer as Response
 from aioivschat.emulator._wire import Drop, Hang, Request
-from aioivschat.planning._virtual_time import Answer, session_here
+from aioivschat.planning._virtual_time import CreateChatToken, session_here
 
 _URL = "http://127.0.0.1/"
 
@@ -103,7 +103,7 @@ class Upstream:
         """Return a session whose clients are answered here."""
         return session_here(self._open, _session())
 
-    async def _open(self, region: str) -> Answer:
+    async def _open(self, region: str) -> CreateChatToken:
         await asyncio.sleep(self._opening)
         if self.unreachable:
             self.unreachable -= 1
