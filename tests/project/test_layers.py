@@ -11,6 +11,8 @@ import pytest
 
 import aioivschat
 
+pytestmark = pytest.mark.once
+
 FLOORS = (
     ("errors", "_clock", "_secrets", "_models", "_events"),
     ("_aws",),

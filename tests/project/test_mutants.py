@@ -11,6 +11,8 @@ import aioivschat
 from search.mutants.table import MUTANTS, Mutant
 from support.paths import TESTS
 
+pytestmark = pytest.mark.once
+
 PACKAGE = Path(aioivschat.__file__).parent
 
 

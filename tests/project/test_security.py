@@ -9,6 +9,8 @@ import pytest
 
 from support.paths import ROOT
 
+pytestmark = pytest.mark.once
+
 POLICY = (ROOT / "SECURITY.md").read_text()
 THREATS = POLICY.partition("|---|---|---|---|\n")[2].partition("\n\n")[0].splitlines()
 _TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")

@@ -13,6 +13,8 @@ import pytest
 from aioivschat import AsyncTokenService, ChatToken, TokenRequest
 from support.paths import TESTS
 
+pytestmark = pytest.mark.once
+
 SECONDS = "5"
 
 

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from aioivschat import Clock
 from aioivschat.planning._virtual_time import EPOCH, VirtualLoop
+from support.tasks import with_factory
 
 __all__ = ["EPOCH", "VirtualClock", "VirtualLoop", "settle", "virtual_time"]
 
@@ -46,7 +47,7 @@ def virtual_time(
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
         with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-            return runner.run(test(*args, **kwargs))
+            return runner.run(with_factory(test)(*args, **kwargs))
 
     # pytest-asyncio would take the wrapped coroutine function for its own; pytest needs its
     # parameters all the same.

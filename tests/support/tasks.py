@@ -1,0 +1,68 @@
+"""How the loops of tests make tasks: ``--tasks``.
+
+Users set task factories. ``asyncio.eager_task_factory`` (Python 3.12) runs a task up to its first
+wait before ``create_task`` returns; a factory of the old form takes a loop and a coroutine alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+import pytest
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+KINDS = ("lazy", "eager", "old")
+
+_factory: Callable[..., Any] | None = None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option."""
+    parser.addoption(
+        "--tasks",
+        choices=KINDS,
+        default=KINDS[0],
+        help="how async tests make tasks: as loops do by themselves, eagerly (Python 3.12), or by "
+        "a factory of the old form, (loop, coroutine)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the factory of the option."""
+    global _factory
+    kind = config.getoption("--tasks")
+    if kind == "old":
+        _factory = lambda loop, coroutine: asyncio.Task(coroutine, loop=loop)  # noqa: E731
+    elif kind == "eager":
+        _factory = getattr(asyncio, "eager_task_factory", None)
+        if _factory is None:
+            raise pytest.UsageError("eager tasks need Python 3.12")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Have async tests make their tasks by the factory."""
+    if isinstance(item, pytest.Function) and asyncio.iscoroutinefunction(item.obj):
+        item.obj = with_factory(item.obj)
+
+
+def with_factory(test: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Make an async test use the factory that the option names, if it names one."""
+    if _factory is None:
+        return test
+
+    @functools.wraps(test)
+    async def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        # Not before the test: what runs it may pass a context, which the old form does not take.
+        loop = asyncio.get_running_loop()
+        loop.set_task_factory(_factory)
+        try:
+            return await test(*args, **kwargs)
+        finally:
+            loop.set_task_factory(None)
+
+    return run
