@@ -6,7 +6,7 @@ import asyncio
 import time
 from datetime import UTC, datetime
 
-TICK = time.get_clock_info("monotonic").resolution
+TICK_SECONDS = time.get_clock_info("monotonic").resolution
 """Seconds by which the event loop may call too early: to ask for another timer would be to spin."""
 
 

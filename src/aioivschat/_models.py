@@ -18,7 +18,7 @@ from typing import Any
 from aioivschat._secrets import Secret, Unpickled
 from aioivschat.errors import InvalidRequest
 
-TOKEN_LIFE = 60.0
+TOKEN_LIFE_SECONDS = 60.0
 """Seconds that a token can be used to connect (API reference, ``tokenExpirationTime``)."""
 
 ROOM_MAX_CHARACTERS = 128
@@ -198,7 +198,7 @@ class TokenRequest(Secret):
             "sessionDurationInMinutes": self.session_minutes,
         }
         if self.capabilities:
-            members["capabilities"] = list(SORTED_NAMES[self.capabilities])
+            members["capabilities"] = list(CAPABILITY_NAMES[self.capabilities])
         if self.attributes:
             members["attributes"] = dict(self.attributes)
         return members
@@ -376,7 +376,7 @@ def _all_sets() -> dict[frozenset[str], frozenset[Capability]]:
 
 # All eight, so that a hundred thousand cached requests share them and a check is one look-up.
 _CAPABILITY_SETS = _all_sets()
-SORTED_NAMES = {chosen: sorted(map(str, chosen)) for chosen in _CAPABILITY_SETS}
+CAPABILITY_NAMES = {chosen: sorted(map(str, chosen)) for chosen in _CAPABILITY_SETS}
 """The names of each set, as the API takes them."""
 
 

@@ -9,7 +9,7 @@ from argparse import Namespace
 import pytest
 
 from aioivschat import CachePolicy, InvalidConfiguration, Quota, TokenRequest
-from aioivschat._models import TOKEN_LIFE
+from aioivschat._models import TOKEN_LIFE_SECONDS
 from aioivschat.cli.options import parse_options
 from aioivschat.planning import LiveEvent
 
@@ -52,7 +52,7 @@ def test_the_default_event_is_that_of_the_library(command: str) -> None:
 
 def test_help_tells_how_long_a_token_can_be_kept(capsys: pytest.CaptureFixture[str]) -> None:
     """The seconds of ``--prewarm`` and the size of a job follow from a token's life."""
-    usable = TOKEN_LIFE - CachePolicy().min_remaining
+    usable = TOKEN_LIFE_SECONDS - CachePolicy().min_remaining
     LiveEvent(1, prewarm=usable)
     with pytest.raises(InvalidConfiguration):
         LiveEvent(1, prewarm=math.nextafter(usable, math.inf))

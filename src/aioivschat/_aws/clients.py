@@ -19,7 +19,7 @@ from aioivschat._aws.errors import answer_date, note_answer, translate_error
 from aioivschat._aws.prepared import PreparedCalls
 from aioivschat._aws.redaction import current_answer, filter_debug_logs
 from aioivschat._clock import Clock
-from aioivschat._models import TOKEN_LIFE, ChatToken, TokenRequest
+from aioivschat._models import TOKEN_LIFE_SECONDS, ChatToken, TokenRequest
 from aioivschat.errors import ConnectionFailed, InvalidConfiguration, MalformedResponse, require
 
 
@@ -242,7 +242,7 @@ def _parse_reply(reply: Mapping[str, Any], asked_at: float) -> NewToken:
     token_end = _parse_expiry(reply, "tokenExpirationTime", answered, request_id)
     session_end = _parse_expiry(reply, "sessionExpirationTime", answered, request_id)
     # Date has whole seconds, so the difference can be up to a second too long.
-    life = min((token_end - answered).total_seconds(), TOKEN_LIFE)
+    life = min((token_end - answered).total_seconds(), TOKEN_LIFE_SECONDS)
     return NewToken(ChatToken(token, token_end.astimezone(UTC), session_end.astimezone(UTC)), life)
 
 

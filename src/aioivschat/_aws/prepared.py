@@ -40,7 +40,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from aioivschat._aws.errors import connection_failure_name, note_answer
-from aioivschat._models import SORTED_NAMES, TokenRequest
+from aioivschat._models import CAPABILITY_NAMES, TokenRequest
 from aioivschat._secrets import Unpickled
 from aioivschat.errors import ConnectionFailed
 
@@ -488,7 +488,7 @@ def _serialize(request: TokenRequest) -> bytes:
 
 _CAPABILITIES_JSON = {
     chosen: f', "capabilities": {json.dumps(names)}' if names else ""
-    for chosen, names in SORTED_NAMES.items()
+    for chosen, names in CAPABILITY_NAMES.items()
 }
 
 

@@ -25,7 +25,7 @@ from cachetools import LRUCache, TTLCache
 from aioivschat._clock import Clock, iso_utc
 from aioivschat._models import (
     KEY_MAX_CHARACTERS,
-    TOKEN_LIFE,
+    TOKEN_LIFE_SECONDS,
     Attempt,
     ChatToken,
     TokenRequest,
@@ -63,7 +63,7 @@ _KNOWN_BODIES = 1024
 _KNOWN_CALLERS = 100_000
 """Users whose share is remembered, and attempts; a user that is forgotten has a full share."""
 
-_ATTEMPT_SECONDS = TOKEN_LIFE / 2
+_ATTEMPT_SECONDS = TOKEN_LIFE_SECONDS / 2
 """How long repeating a served attempt is free: well within the time for which its token is kept."""
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aioivschat._clock import Clock
-from aioivschat._models import TOKEN_LIFE, ChatToken, Identity, Reply
+from aioivschat._models import TOKEN_LIFE_SECONDS, ChatToken, Identity, Reply
 from aioivschat._service.fences import Fences
 from aioivschat.errors import require
 
@@ -42,10 +42,10 @@ class CachePolicy:
 
     def __post_init__(self) -> None:
         least = self.min_remaining
-        limit = f"from 0 s to less than the {TOKEN_LIFE:g} s that a token lives"
+        limit = f"from 0 s to less than the {TOKEN_LIFE_SECONDS:g} s that a token lives"
         require(self.max_tokens >= 1, "CachePolicy.max_tokens", "at least 1", self.max_tokens)
         require(self.max_stock >= 1, "CachePolicy.max_stock", "at least 1", self.max_stock)
-        require(0 <= least < TOKEN_LIFE, "CachePolicy.min_remaining", limit, least)
+        require(0 <= least < TOKEN_LIFE_SECONDS, "CachePolicy.min_remaining", limit, least)
 
 
 class Entry:

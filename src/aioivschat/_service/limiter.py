@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from aioivschat._clock import TICK, Clock
+from aioivschat._clock import TICK_SECONDS, Clock
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import QueuedLimiter, QueuedReservation
 from aioivschat.errors import require
@@ -230,7 +230,7 @@ class LocalLimiter(QueuedLimiter):
         self._adapt_rate(now)
         while self.waiting:
             due = self._permit_due(now)
-            if due > now + TICK:
+            if due > now + TICK_SECONDS:
                 self._timer = asyncio.get_running_loop().call_later(due - now, self._grant_due)
                 return
             self._unspent += 1

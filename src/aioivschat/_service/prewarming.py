@@ -14,8 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from aioivschat._aws.clients import ClientPool
-from aioivschat._clock import TICK, Clock
-from aioivschat._models import TOKEN_LIFE, Identity, Priority, RoomArn, TokenRequest
+from aioivschat._clock import TICK_SECONDS, Clock
+from aioivschat._models import TOKEN_LIFE_SECONDS, Identity, Priority, RoomArn, TokenRequest
 from aioivschat._service.fences import Fences
 from aioivschat._service.limiter import Limiter
 from aioivschat._service.minting import NEVER, Mint, Minter
@@ -110,7 +110,7 @@ class Prewarmer:
         self.stock = stock
         self.fences = fences
         self.clock = clock
-        self.span = TOKEN_LIFE - min_remaining - _USE
+        self.span = TOKEN_LIFE_SECONDS - min_remaining - _USE
         self.under_way_at_most = max(1, max_connections * 4 // 5)
         # By identity and in order: those under way, then those whose turn is to come.
         self._seats: dict[Identity, OrderedDict[_Seat, None]] = {}
@@ -333,7 +333,7 @@ class _Line:
         clock = self._ahead.clock
         while True:
             now = clock.monotonic()
-            if now + TICK >= self._opening or (self._complete and not self._waiting):
+            if now + TICK_SECONDS >= self._opening or (self._complete and not self._waiting):
                 return False
             on_time = False
             if not self._waiting:
@@ -343,7 +343,7 @@ class _Line:
             else:
                 due = max(self._next, self._begin())
                 free = max(due, self._free_at(now))
-                if free <= now + TICK:
+                if free <= now + TICK_SECONDS:
                     # Lost time beyond that is lost.
                     self._next = max(due, now - _CATCH_UP) + 1 / self._pace
                     self._free = max(free, now - _CATCH_UP) + 1 / self._limiter.rate

@@ -17,7 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from aioivschat._models import TOKEN_LIFE, RoomArn, TokenRequest
+from aioivschat._models import TOKEN_LIFE_SECONDS, RoomArn, TokenRequest
 from aioivschat._service.cache import CachePolicy
 from aioivschat.cli import OK, ROWS_FAILED, USED_WRONGLY
 from aioivschat.cli.checkpoint import Checkpoint, Fingerprint, InputChanged
@@ -44,7 +44,7 @@ _AHEAD = 25
 """Attendees for each line of a checkpoint: so few are read before the first of them is asked for,
 and a job of a million has a few megabytes of them."""
 _TO_CONNECT = CachePolicy().min_remaining
-_TOGETHER = TOKEN_LIFE - _TO_CONNECT
+_TOGETHER = TOKEN_LIFE_SECONDS - _TO_CONNECT
 """Seconds from the first token of a job to the last, if all are used at its end."""
 _PAUSE = 0.01
 """Seconds between writes: what comes meanwhile is written at once, for a fraction of the cost."""
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.quiet:
         say(str(tally))
     written = tally.tokens > tally.before
-    if written and options.output and not options.stream and tally.since_first > TOKEN_LIFE:
+    if written and options.output and not options.stream and tally.since_first > TOKEN_LIFE_SECONDS:
         complain("the first tokens had expired before the file was complete; see --help")
     return ROWS_FAILED if tally.failed else OK
 
@@ -178,7 +178,7 @@ class JobTooLong(Exception):
         most = math.floor(_TOGETHER * options.rate) + (options.burst or 0)
         super().__init__(
             f"{attendees} attendees at {options.rate:g} a second take {seconds:,.0f} s, but a "
-            f"token lives {TOKEN_LIFE:g} s: at most {most:,} can be used together, with "
+            f"token lives {TOKEN_LIFE_SECONDS:g} s: at most {most:,} can be used together, with "
             f"{_TO_CONNECT:g} s left to connect. Use --stream, with a consumer that takes each "
             "token as it comes"
         )

@@ -19,7 +19,13 @@ from itertools import accumulate, count
 from typing import Any, Literal, Self
 
 from aioivschat._clock import Clock
-from aioivschat._models import SESSION_MAX_MINUTES, TOKEN_LIFE, ChatToken, RoomArn, TokenRequest
+from aioivschat._models import (
+    SESSION_MAX_MINUTES,
+    TOKEN_LIFE_SECONDS,
+    ChatToken,
+    RoomArn,
+    TokenRequest,
+)
 from aioivschat._service.limiter import Quota
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.errors import InvalidConfiguration, require
@@ -59,7 +65,7 @@ class Renewal(StrEnum):
 
     def due(self, left: float) -> float:
         """Return after how many seconds a client renews that has so many left; at least 0."""
-        return max(0.0, left - (30.0 if left <= TOKEN_LIFE else 60.0))
+        return max(0.0, left - (30.0 if left <= TOKEN_LIFE_SECONDS else 60.0))
 
 
 @dataclass(frozen=True, slots=True)

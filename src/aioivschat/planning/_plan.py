@@ -26,7 +26,7 @@ from aiobotocore.session import AioSession
 
 from aioivschat._aws.clients import PoolPolicy
 from aioivschat._clock import Clock
-from aioivschat._models import TOKEN_LIFE, RoomArn
+from aioivschat._models import TOKEN_LIFE_SECONDS, RoomArn
 from aioivschat._service.cache import CachePolicy
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.planning._crowd import (
@@ -178,7 +178,7 @@ async def _hold(event: LiveEvent, rooms: Sequence[str], clock: Clock, until: flo
 
 def stock_for(event: LiveEvent) -> CachePolicy:
     """Return a policy with room for all that can be prewarmed."""
-    return CachePolicy(max_stock=math.ceil(event.quota.rate * TOKEN_LIFE) * event.regions)
+    return CachePolicy(max_stock=math.ceil(event.quota.rate * TOKEN_LIFE_SECONDS) * event.regions)
 
 
 def _minting_here(clock: Clock, latency: float) -> AioSession:
@@ -193,7 +193,7 @@ def _minting_here(clock: Clock, latency: float) -> AioSession:
         now = datetime.fromtimestamp(clock.wall(), UTC)
         return {
             "token": "planned",
-            "tokenExpirationTime": now + timedelta(seconds=TOKEN_LIFE),
+            "tokenExpirationTime": now + timedelta(seconds=TOKEN_LIFE_SECONDS),
             "sessionExpirationTime": now + timedelta(minutes=sessionDurationInMinutes),
         }
 
@@ -247,7 +247,7 @@ def afterwards(event: LiveEvent, course: Course) -> Afterwards:
         course: how its doors fared.
     """
     by_session = event.renewal is Renewal.SESSION
-    after = event.renewal.due(event.session_minutes * 60.0 if by_session else TOKEN_LIFE)
+    after = event.renewal.due(event.session_minutes * 60.0 if by_session else TOKEN_LIFE_SECONDS)
     lost = event.reconnects / 3_600
     # The limit for a rate of 0 is 1 / R.
     renewed = lost / math.expm1(lost * after) if lost else 1 / after

@@ -663,7 +663,7 @@ CLIENTS = (
     Mutant(
         "longer-than-a-minute",
         "_aws/clients.py",
-        "life = min((token_end - answered).total_seconds(), TOKEN_LIFE)",
+        "life = min((token_end - answered).total_seconds(), TOKEN_LIFE_SECONDS)",
         "life = (token_end - answered).total_seconds()",
         "without a Date, a clock that is slow makes tokens live too long",
         tests="service/test_token_life.py",

@@ -36,7 +36,7 @@ from aioivschat import (
     Throttled,
     ValidationFailed,
 )
-from aioivschat._models import TOKEN_LIFE, Identity, RoomArn
+from aioivschat._models import TOKEN_LIFE_SECONDS, Identity, RoomArn
 from aioivschat._service.minting import Mint
 from aioivschat.emulator._faults import Fault, FaultKind
 from aioivschat.emulator._model import Emulator
@@ -453,9 +453,9 @@ class World:
         self.reached[f"{call.step.how.partition('-')[0]} token"] += 1
         setting = self.program.setting
         life = setting.token_life
-        if life < TOKEN_LIFE:
+        if life < TOKEN_LIFE_SECONDS:
             # No more than a date of whole seconds tells of a life that is not that of all tokens.
-            life = life + 1 if setting.date_header == "normal" else TOKEN_LIFE
+            life = life + 1 if setting.date_header == "normal" else TOKEN_LIFE_SECONDS
         life -= setting.min_remaining
         if self._clock.monotonic() - sent.at > life + ROUNDING:
             raise Broken("a token is handed out too late by the monotonic clock")
