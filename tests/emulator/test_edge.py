@@ -466,12 +466,12 @@ async def test_slow_consumer_is_disconnected_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whoever takes neither the frames nor the close is reset after a while."""
-    monkeypatch.setattr("aioivschat.emulator._edge._PATIENCE", 0.1)
+    monkeypatch.setattr("aioivschat.emulator._edge._CLOSE_TIMEOUT_SECONDS", 0.1)
     async with EmulatorServer(ticking()) as server:
         emulator, before = server.emulator, len(asyncio.all_tasks())
         deaf = Deaf(server, token_of(server, "deaf"))
         await until(lambda: emulator.counts().chat_open == 1)
-        (connection,) = emulator.chat._open()
+        (connection,) = emulator.chat._open_connections()
         while len(connection._outbox) < 100:  # until nothing fits in between any more
             for _ in range(100):
                 emulator.send_event(EVENT)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from aioivschat.emulator._transport import reset
+from aioivschat.emulator._transport import reset_transport
 
 Way = Literal["up", "down"]
 """Up is from the client to the server."""
@@ -144,7 +144,7 @@ class FaultProxy:
                 self._carry("down", there, writer, connection),
             )
         except OSError:
-            reset(writer.transport)  # as if nobody listened
+            reset_transport(writer.transport)  # as if nobody listened
         except asyncio.CancelledError:
             pass  # by nobody but the end of the proxy, and the stream's own callback cannot bear it
         finally:
@@ -204,7 +204,7 @@ class _Connection:
         self.swallows[way] = True
         for writer in self._to.values():
             if how is End.RESET:
-                reset(writer.transport)
+                reset_transport(writer.transport)
             elif how is End.CLOSE:
                 writer.close()
         if how is End.HALF_CLOSE:

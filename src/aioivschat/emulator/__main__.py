@@ -1,7 +1,8 @@
 """``python -m aioivschat.emulator``: the emulator's server as a process of its own.
 
-It prints one line of JSON, ``{"url": "http://127.0.0.1:PORT", "edge_url": "ws://127.0.0.1:PORT"}``,
-when it is ready, and serves until it gets SIGINT or SIGTERM.
+When it is ready, it prints one line of JSON,
+``{"url": "http://127.0.0.1:PORT", "edge_url": "ws://127.0.0.1:PORT"}``, and serves until SIGINT or
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .server import ThreadedEmulatorServer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until a signal comes.
+    """Serve until SIGINT or SIGTERM.
 
     Args:
         arguments: of the command line; None for those of the process.
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the arguments are not valid, or the address cannot be listened on.
     """
-    parser = _parser()
+    parser = _make_parser()
     options = parser.parse_args(arguments)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -61,12 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(json.dumps(urls) + "\n")
             sys.stdout.flush()
             stopped.wait()
-    except (ValueError, OSError, OverflowError) as error:  # the last: no such port
+    except (ValueError, OSError, OverflowError) as error:  # OverflowError: no such port
         parser.error(str(error))
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m aioivschat.emulator", description="A local Amazon IVS Chat."
     )

@@ -1,11 +1,11 @@
 """The admin surface of a running emulator, under ``/_emulator``.
 
 - ``GET /_emulator``: settings and counts
-- ``PATCH /_emulator``: changes settings; the same answer
-- ``POST /_emulator/faults``: queues a fault, or a list of them
-- ``DELETE /_emulator/faults``: clears them
-- ``POST /_emulator/drop``: cuts every chat connection, or those of ``{"user": ...}``; how many
-- ``POST /_emulator/reset``: the state and settings of the start
+- ``PATCH /_emulator``: changes settings, then as ``GET``
+- ``POST /_emulator/faults``: queues a fault, or a list of faults
+- ``DELETE /_emulator/faults``: clears the faults
+- ``POST /_emulator/drop``: cuts the chat connections of ``{"user": ...}``, or all; their number
+- ``POST /_emulator/reset``: returns to the state and settings of the start
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from http import HTTPStatus
 
 from ._faults import Fault
 from ._model import Emulator
-from ._wire import Answer, parse_object
+from ._wire import Answer, parse_json_object
 
-PREFIX = "/_emulator"
-_HEADERS = {"Content-Type": "application/json"}
+ADMIN_PREFIX = "/_emulator"
+_JSON_HEADERS = {"Content-Type": "application/json"}
 
 
-def administer(emulator: Emulator, method: str, path: str, body: bytes) -> Answer:
-    """Do what an admin request asks for.
+def answer_admin_request(emulator: Emulator, method: str, path: str, body: bytes) -> Answer:
+    """Perform an admin request.
 
     Args:
         emulator: the emulator.
         method: the HTTP method.
-        path: the path, `PREFIX` included.
+        path: the path, `ADMIN_PREFIX` included.
         body: the body.
 
     Returns:
         200 and JSON, 204, 400 with what is wrong, or 404.
     """
     try:
-        match method, path.removeprefix(PREFIX):
+        match method, path.removeprefix(ADMIN_PREFIX):
             case "GET", "":
-                return _state(emulator)
+                return _make_state_answer(emulator)
             case "PATCH", "":
-                emulator.configure(**_object(body))
-                return _state(emulator)
+                emulator.configure(**_parse_body(body))
+                return _make_state_answer(emulator)
             case "POST", "/faults":
                 faults = json.loads(body)
                 faults = faults if isinstance(faults, list) else [faults]
@@ -48,35 +48,37 @@ def administer(emulator: Emulator, method: str, path: str, body: bytes) -> Answe
             case "DELETE", "/faults":
                 emulator.clear_faults()
             case "POST", "/drop":
-                return _answer(HTTPStatus.OK, {"dropped": emulator.chat.drop(_user(body))})
+                return _make_json_answer(
+                    HTTPStatus.OK, {"dropped": emulator.chat.drop(_parse_user(body))}
+                )
             case "POST", "/reset":
                 emulator.reset()
             case _:
-                return _answer(HTTPStatus.NOT_FOUND, {"message": "no such admin request"})
+                return _make_json_answer(HTTPStatus.NOT_FOUND, {"message": "no such admin request"})
     except (ValueError, RecursionError) as error:
-        return _answer(HTTPStatus.BAD_REQUEST, {"message": str(error)})
+        return _make_json_answer(HTTPStatus.BAD_REQUEST, {"message": str(error)})
     return Answer(HTTPStatus.NO_CONTENT, {}, b"")
 
 
-def _state(emulator: Emulator) -> Answer:
+def _make_state_answer(emulator: Emulator) -> Answer:
     state = {"settings": emulator.settings.to_json(), "counts": asdict(emulator.counts())}
-    return _answer(HTTPStatus.OK, state)
+    return _make_json_answer(HTTPStatus.OK, state)
 
 
-def _user(body: bytes) -> str | None:
-    members = _object(body)
+def _parse_user(body: bytes) -> str | None:
+    members = _parse_body(body)
     user = members.pop("user", None)
     if members or not isinstance(user, str | None):
         raise ValueError("the body may hold a user id as user, and nothing else")
     return user
 
 
-def _object(body: bytes) -> dict[str, object]:
-    value = parse_object(body)
+def _parse_body(body: bytes) -> dict[str, object]:
+    value = parse_json_object(body)
     if value is None:
         raise ValueError("the body must be a JSON object")
     return value
 
 
-def _answer(status: int, value: object) -> Answer:
-    return Answer(status, _HEADERS, json.dumps(value).encode())
+def _make_json_answer(status: int, value: object) -> Answer:
+    return Answer(status, _JSON_HEADERS, json.dumps(value).encode())

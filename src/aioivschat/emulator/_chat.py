@@ -1,7 +1,7 @@
-"""The chat itself: who is connected to which room, what they may say, and who hears it.
+"""The chat connections of each room: who may send what, and who receives it.
 
-Nothing here does I/O. A server opens a `Connection` with a token, hands in what the client sends,
-and takes out what the client is to get.
+Nothing here does I/O. A server opens a `Connection` with a token, passes each frame of the client
+to `Chat.receive`, and sends the client what `Connection.take` returns.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._frames import ChatRequest, error_frame, event_frame, message_frame, refusal
-from ._quota import Meter, QuotaShape
+from ._frames import ChatRequest, edge_error, error_frame, event_frame, message_frame
+from ._quota import Meter, QuotaShape, throttling_error
 from ._tokens import Grant, TokenError
-from ._wire import Drop, ServiceError, new_id, parse_object
+from ._wire import Drop, ServiceError, new_id, parse_json_object
 
-# IVS Chat service quotas: 10 messaging requests a second from one connection, and 100 a second of
-# each of the three operations below in an account and region, over the API and the edge together.
-# Neither shape is published.
+# IVS Chat service quotas: 10 messaging requests a second from one connection; and 100 a second of
+# each of SendEvent, DeleteMessage and DisconnectUser in an account and region, the API's and the
+# edge's together. Neither shape is published.
 _CONNECTION_QUOTA = QuotaShape("sliding", 10)
 _OPERATION_QUOTA = QuotaShape("bucket", 100, 100)
 
-# Frames that may wait for a client: a minute and more of a default room at its full rate.
-_OUTBOX_LIMIT = 1_000
-# Messages of a room that can be deleted: a chat that scrolls shows far fewer.
+# A room with default limits sends that many in more than a minute, at its full rate.
+_OUTBOX_LIMIT_FRAMES = 1_000
+# The messages of a room that can be deleted: far more than a chat window shows.
 _MESSAGES_KEPT = 10_000
 
-_NORMAL = 1000  # close codes of RFC 6455
-_GOING_AWAY = 1001
+CLOSE_NORMAL = 1000  # close codes of RFC 6455
+CLOSE_GOING_AWAY = 1001
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close the connection in order, after all that was to be sent before.
+    """Close the connection with a close frame, after the frames that wait.
 
     Args:
         code: the WebSocket close code.
@@ -46,7 +46,7 @@ class Close:
 
 
 class Connection:
-    """One chat connection; `Chat.connect` makes them.
+    """One chat connection, made by `Chat.connect`.
 
     Args:
         grant: what its token entitles it to.
@@ -54,7 +54,7 @@ class Connection:
 
     Attributes:
         grant: what its token entitles it to.
-        ending: how the server has to end it; None while it is open.
+        ending: how the server has to end the connection; None while it is open.
     """
 
     __slots__ = ("_notify", "_outbox", "ending", "grant", "meter")
@@ -69,20 +69,20 @@ class Connection:
     def take(self) -> str | None:
         """Return the next frame for the client, None if there is none now.
 
-        Whoever takes reads `ending` first: once it is set, no frame is added.
+        Read `ending` first: once it is set, no frame is added.
         """
         return self._outbox.popleft() if self._outbox else None
 
     def put(self, frame: str) -> bool:
-        """Add a frame for the client; False if too many wait already."""
-        if len(self._outbox) >= _OUTBOX_LIMIT:
+        """Add a frame for the client, unless too many wait already; return whether it was added."""
+        if len(self._outbox) >= _OUTBOX_LIMIT_FRAMES:
             return False
         self._outbox.append(frame)
         self._notify(self)
         return True
 
     def end(self, ending: Close | Drop) -> None:
-        """Say how the connection ends; what waits still goes out unless it is dropped."""
+        """Set how the connection ends; frames that wait are still sent, except before a `Drop`."""
         if isinstance(ending, Drop):
             self._outbox.clear()
         self.ending = ending
@@ -90,33 +90,38 @@ class Connection:
 
 
 @dataclass(slots=True)
-class _Room:
-    meter: Meter | None = None  # of messages; made with the first
-    connections: dict[Connection, None] = field(default_factory=dict)  # a set, in order of arrival
+class _RoomState:
+    meter: Meter | None = None  # of messages; made for the first one
+    connections: dict[Connection, None] = field(default_factory=dict)  # an ordered set
     messages: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
 
 class Chat:
-    """Rooms full of connections; safe to use from several threads.
+    """The chat connections of all rooms; safe to use from several threads.
 
-    A request is judged in this order: session, rate of the connection, form, whether the room
+    A request is checked in this order: session, rate of the connection, form, whether the room
     exists, capability, members, rate of the room, review. The order at AWS is not published.
 
-    There is no Lambda to review messages: in a room that has a ``messageReviewHandler``, its
+    The emulator runs no review Lambda: in a room that has a ``messageReviewHandler``, its
     ``fallbackResult`` says whether messages are relayed or refused with a 406.
 
+    `send_event`, `delete_message` and `disconnect_user` reach everybody in a room. They take the
+    room's ARN, and the client's id of the request if it came over a connection. They raise a
+    `ServiceError`, a ``ThrottlingException``, beyond 100 requests a second for each operation,
+    account and region.
+
     Args:
-        lock: held during every operation; one that the same thread may take twice.
+        lock: held during every operation; a reentrant lock.
         redeem: spends a token, or raises `TokenError`.
-        rules: a room's members in the service model by its ARN, None if there is no such room.
+        find_rules: returns a room's members in the service model by its ARN, None for no room.
         clock: wall seconds.
         monotonic: seconds that never go back; rates are counted on it.
 
     Attributes:
         opened: connections opened.
-        refused: tokens that opened none.
-        messages: messages relayed, each once however many heard it.
-        events: events sent to rooms, likewise.
+        refused: handshakes refused for their token.
+        messages: messages relayed, each counted once.
+        events: events sent to rooms, each counted once.
     """
 
     opened: int
@@ -129,23 +134,23 @@ class Chat:
         *,
         lock: AbstractContextManager[Any],
         redeem: Callable[[str], Grant],
-        rules: Callable[[str], Mapping[str, Any] | None],
+        find_rules: Callable[[str], Mapping[str, Any] | None],
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
         self._lock = lock
         self._redeem = redeem
-        self._rules = rules
+        self._find_rules = find_rules
         self._clock = clock
         self._monotonic = monotonic
-        self._rooms: dict[str, _Room] = {}
+        self._rooms: dict[str, _RoomState] = {}
         self.reset()
 
     def reset(self) -> None:
-        """Close every connection, and forget all that was."""
+        """Close every connection; forget all messages, counts and used quotas."""
         with self._lock:
-            for connection in self._open():
-                self.close(connection, Close(_GOING_AWAY, "reset"))
+            for connection in self._open_connections():
+                self.close(connection, Close(CLOSE_GOING_AWAY, "reset"))
             self._rooms = {}
             self._meters: dict[tuple[str, str, str], Meter] = {}
             self.opened = self.refused = self.messages = self.events = 0
@@ -154,16 +159,15 @@ class Chat:
     def connections(self) -> int:
         """How many connections are open now."""
         with self._lock:
-            return len(self._open())
+            return len(self._open_connections())
 
     def connect(self, token: str, notify: Callable[[Connection], None]) -> Connection:
-        """Open a connection with a token, which is spent by that.
+        """Open a connection with a token, which spends the token.
 
         Args:
-            token: what CreateChatToken gave.
-            notify: called with the connection whenever there is something to take from it, or it
-                ends. It may be called from any thread, with the lock held, so that it must only
-                pass the word on.
+            token: the token, from CreateChatToken.
+            notify: called with the connection whenever it has a frame to take, or ends; from any
+                thread and with the lock held, so that it must only wake another task.
 
         Raises:
             TokenError: the token is unknown, spent or expired, each with a class of its own.
@@ -175,29 +179,29 @@ class Chat:
                 self.refused += 1
                 raise
             connection = Connection(grant, notify)
-            self._room(grant.room).connections[connection] = None
+            self._get_or_add_room(grant.room).connections[connection] = None
             self.opened += 1
             return connection
 
     def receive(self, connection: Connection, data: str | bytes) -> None:
-        """Do what a client asks for, or send it an ERROR.
+        """Perform a request of a client, or send the client an ERROR.
 
         Args:
-            connection: whose.
-            data: a frame; one of bytes is malformed, whatever it holds.
+            connection: the client's.
+            data: a frame; every binary frame is malformed.
         """
         with self._lock:
             if connection.ending is not None or self.expire(connection) <= 0:
                 return
-            members = parse_object(data) if isinstance(data, str) else None
+            members = parse_json_object(data) if isinstance(data, str) else None
             request = ChatRequest(members or {})
             try:
-                self._perform(connection, request, well_formed=members is not None)
+                self._perform_request(connection, request, well_formed=members is not None)
             except ServiceError as error:
-                self._put(connection, error_frame(error, request.request_id))
+                self._put_or_drop(connection, error_frame(error, request.request_id))
 
     def expire(self, connection: Connection) -> float:
-        """End a connection whose session is over: a 401 goes to the client, then a close.
+        """End a connection whose session is over, with an ERROR 401 and a close frame.
 
         Returns:
             The seconds until the session is over, 0 or less if it is.
@@ -205,19 +209,21 @@ class Chat:
         with self._lock:
             left = connection.grant.session_expires - self._clock()
             if left <= 0 and connection.ending is None:
-                self._put(connection, error_frame(refusal(401, "The connection has expired")))
-                self.close(connection, Close(_NORMAL, "session expired"))
+                self._put_or_drop(
+                    connection, error_frame(edge_error(401, "The connection has expired"))
+                )
+                self.close(connection, Close(CLOSE_NORMAL, "session expired"))
             return left
 
     def close(self, connection: Connection, ending: Close | Drop) -> None:
-        """End a connection, unless it ends already."""
+        """End a connection that has no `Connection.ending` yet."""
         with self._lock:
             if connection.ending is None:
                 self.leave(connection)
                 connection.end(ending)
 
     def leave(self, connection: Connection) -> None:
-        """Forget a connection; the client is gone, or is not to hear any more."""
+        """Take a connection out of its room, whose frames it gets no more."""
         with self._lock:
             room = self._rooms.get(connection.grant.room)
             if room is not None:
@@ -230,10 +236,14 @@ class Chat:
             user: the user id whose connections are cut, in all rooms; None for everybody's.
 
         Returns:
-            How many there were.
+            The number of connections cut.
         """
         with self._lock:
-            cut = [each for each in self._open() if user is None or each.grant.user_id == user]
+            cut = [
+                each
+                for each in self._open_connections()
+                if user is None or each.grant.user_id == user
+            ]
             for connection in cut:
                 self.close(connection, Drop())
             return len(cut)
@@ -247,46 +257,22 @@ class Chat:
         request_id: str | None = None,
         operation: str = "SendEvent",
     ) -> str:
-        """Send an event to everybody in a room.
-
-        Args:
-            room: the room's ARN.
-            name: the event's name.
-            attributes: its attributes.
-            request_id: the client's name for the request that it comes from.
-            operation: whose quota it counts against.
-
-        Returns:
-            The event's id.
-
-        Raises:
-            ServiceError: a ``ThrottlingException``.
-        """
+        """Send an event, which counts against the quota of ``operation``; return its id."""
         with self._lock:
-            self._admit(operation, room)
+            self._admit_operation(operation, room)
             event_id, now = new_id(), self._clock()
             frame = event_frame(event_id, name, attributes, request_id=request_id, now=now)
-            self._relay(room, frame, now)
+            self._send_to_all(room, frame, now)
             self.events += 1
             return event_id
 
     def delete_message(
         self, room: str, message_id: str, reason: str, *, request_id: str | None = None
     ) -> str:
-        """Tell everybody in a room to delete a message; the service does no more than that.
+        """Send an event that tells clients to delete a message; return the event's id.
 
-        Args:
-            room: the room's ARN.
-            message_id: the message's id.
-            reason: why; empty if it is not told.
-            request_id: the client's name for the request that it comes from.
-
-        Returns:
-            The event's id.
-
-        Raises:
-            ServiceError: a ``ResourceNotFoundException`` if the room had no such message among its
-                last 10,000, or a ``ThrottlingException``.
+        An empty ``reason`` is left out. A message that is not among the room's last 10,000 is a
+        ``ResourceNotFoundException``.
         """
         with self._lock:
             known = self._rooms.get(room)
@@ -298,11 +284,11 @@ class Chat:
                     resourceId=message_id,
                     resourceType="MESSAGE",
                 )
-            # MessageID is deprecated (API reference, Event), yet what the SDK reads.
+            # MessageID is deprecated (API reference, Event), but the SDK reads it.
             return self.send_event(
                 room,
                 "aws:DELETE_MESSAGE",
-                {"MessageId": message_id, "MessageID": message_id, **_told(reason)},
+                {"MessageId": message_id, "MessageID": message_id, **_reason_attribute(reason)},
                 request_id=request_id,
                 operation="DeleteMessage",
             )
@@ -310,59 +296,53 @@ class Chat:
     def disconnect_user(
         self, room: str, user_id: str, reason: str, *, request_id: str | None = None
     ) -> None:
-        """Close every connection of a user to a room, after an event that tells everybody.
+        """Send an event that a user is disconnected, and close the user's connections to the room.
 
-        Tokens of the user that are not spent stay good: the API reference tells of no other.
-
-        Args:
-            room: the room's ARN.
-            user_id: the user's id; nobody of that name need be there.
-            reason: why; empty if it is not told.
-            request_id: the client's name for the request that it comes from.
-
-        Raises:
-            ServiceError: a ``ThrottlingException``.
+        An empty ``reason`` is left out. The user need not be connected. Unspent tokens of the user
+        stay valid: the API reference says nothing else.
         """
         with self._lock:
             self.send_event(
                 room,
                 "aws:DISCONNECT_USER",
-                {"UserId": user_id, **_told(reason)},
+                {"UserId": user_id, **_reason_attribute(reason)},
                 request_id=request_id,
                 operation="DisconnectUser",
             )
-            for connection in self._in(room):
+            for connection in self._connections_to(room):
                 if connection.grant.user_id == user_id:
-                    self.close(connection, Close(_NORMAL, "disconnected"))
+                    self.close(connection, Close(CLOSE_NORMAL, "disconnected"))
 
-    def _perform(self, connection: Connection, request: ChatRequest, *, well_formed: bool) -> None:
+    def _perform_request(
+        self, connection: Connection, request: ChatRequest, *, well_formed: bool
+    ) -> None:
         grant = connection.grant
         if not connection.meter.admit(self._monotonic()):
-            raise refusal(429, "The connection sends too many requests a second")
+            raise edge_error(429, "The connection sends too many requests a second")
         if not well_formed:
-            raise refusal(400, "The request is not a JSON object")
+            raise edge_error(400, "The request is not a JSON object")
         action = _ACTIONS.get(request.action)
         if action is None:
-            raise refusal(400, "Action is none that there is")
+            raise edge_error(400, "Action is none that there is")
         request.check_request_id()
-        rules = self._rules(grant.room)
+        rules = self._find_rules(grant.room)
         if rules is None:
-            raise refusal(404, "The room does not exist")
+            raise edge_error(404, "The room does not exist")
         if request.action not in grant.capabilities:
-            raise refusal(403, f"The connection lacks the capability {request.action}")
+            raise edge_error(403, f"The connection lacks the capability {request.action}")
         action(self, grant, request, rules)
 
     def _send_message(self, grant: Grant, request: ChatRequest, rules: Mapping[str, Any]) -> None:
         content = request.content(rules["maximumMessageLength"])
         attributes = request.attributes()
-        room = self._room(grant.room)
+        room = self._get_or_add_room(grant.room)
         if room.meter is None:
             room.meter = QuotaShape("sliding", rules["maximumMessageRatePerSecond"]).meter()
         if not room.meter.admit(self._monotonic()):
-            raise refusal(429, "The room gets too many messages a second")
+            raise edge_error(429, "The room gets too many messages a second")
         review = rules["messageReviewHandler"]
         if review.get("uri") and review.get("fallbackResult") == "DENY":
-            raise refusal(406, "The message was rejected in review")
+            raise edge_error(406, "The message was rejected in review")
         message_id, now = new_id(), self._clock()
         room.messages[message_id] = None
         if len(room.messages) > _MESSAGES_KEPT:
@@ -376,7 +356,7 @@ class Chat:
             request_id=request.request_id,
             now=now,
         )
-        self._relay(grant.room, frame, now)
+        self._send_to_all(grant.room, frame, now)
         self.messages += 1
 
     def _delete_message(self, grant: Grant, request: ChatRequest, _: Mapping[str, Any]) -> None:
@@ -389,45 +369,38 @@ class Chat:
             grant.room, request.user_id(), request.reason(), request_id=request.request_id
         )
 
-    def _relay(self, room: str, frame: str, now: float) -> None:
-        for connection in self._in(room):
-            # Whoever's timer is late hears nothing beyond the session.
+    def _send_to_all(self, room: str, frame: str, now: float) -> None:
+        for connection in self._connections_to(room):
+            # The timer that ends a session may be late: send nothing after the session's end.
             if connection.grant.session_expires > now:
-                self._put(connection, frame)
+                self._put_or_drop(connection, frame)
             else:
                 self.expire(connection)
 
-    def _put(self, connection: Connection, frame: str) -> None:
+    def _put_or_drop(self, connection: Connection, frame: str) -> None:
         if not connection.put(frame):
             self.close(connection, Drop())
 
-    def _admit(self, operation: str, room: str) -> None:
+    def _admit_operation(self, operation: str, room: str) -> None:
         _, _, _, region, account, room_id = room.split(":", 5)
         key = (operation, account, region)
         if key not in self._meters:
             self._meters[key] = _OPERATION_QUOTA.meter()
         if not self._meters[key].admit(self._monotonic()):
-            raise ServiceError(
-                429,
-                "ThrottlingException",
-                "Rate exceeded",
-                resourceId=room_id.removeprefix("room/"),
-                resourceType="ROOM",
-                limit=int(_OPERATION_QUOTA.rate),
-            )
+            raise throttling_error(room_id.removeprefix("room/"), _OPERATION_QUOTA)
 
-    def _room(self, arn: str) -> _Room:
+    def _get_or_add_room(self, arn: str) -> _RoomState:
         room = self._rooms.get(arn)
         if room is None:
-            room = self._rooms[arn] = _Room()
+            room = self._rooms[arn] = _RoomState()
         return room
 
-    def _in(self, arn: str) -> list[Connection]:
+    def _connections_to(self, arn: str) -> list[Connection]:
         room = self._rooms.get(arn)
         return list(room.connections) if room else []
 
-    def _open(self) -> list[Connection]:
-        return [connection for arn in self._rooms for connection in self._in(arn)]
+    def _open_connections(self) -> list[Connection]:
+        return [connection for arn in self._rooms for connection in self._connections_to(arn)]
 
 
 _ACTIONS: dict[str, Callable[[Chat, Grant, ChatRequest, Mapping[str, Any]], None]] = {
@@ -437,5 +410,5 @@ _ACTIONS: dict[str, Callable[[Chat, Grant, ChatRequest, Mapping[str, Any]], None
 }
 
 
-def _told(reason: str) -> dict[str, str]:
+def _reason_attribute(reason: str) -> dict[str, str]:
     return {"Reason": reason} if reason else {}

@@ -1,7 +1,7 @@
 """The chat edge: WebSockets in front of the model's chat, on the control plane's own port.
 
 Source: IVS Chat Messaging API Reference, "Connecting to a Room": the token is the WebSocket
-subprotocol. What the edge at AWS answers to a token that is of no use is not published.
+subprotocol. What the edge at AWS answers to an unknown, spent or expired token is not published.
 """
 
 from __future__ import annotations
@@ -13,124 +13,126 @@ from contextlib import suppress
 
 from aiohttp import WSMsgType, web
 
-from ._chat import Chat, Close, Connection
-from ._frames import error_frame, refusal
+from ._chat import CLOSE_GOING_AWAY, CLOSE_NORMAL, Chat, Close, Connection
+from ._frames import edge_error, error_frame
 from ._model import Emulator
 from ._tokens import TokenError
-from ._transport import reset
+from ._transport import reset_transport
 from ._wire import Drop
 
-# Seconds that a client has to take what it is sent and to answer a close frame.
-_PATIENCE = 2.0
-# Bytes; far above every limit of the API, so that what is too large is told so by an ERROR.
-_LARGEST_FRAME = 128 * 1024
-# A subprotocol is a token of RFC 9110. aiohttp would log any other, and perhaps fail to echo it.
+# The time that a client has to read what it is sent and to answer a close frame.
+_CLOSE_TIMEOUT_SECONDS = 2.0
+# Far above every limit of the API, so that a member that is too long is answered with an ERROR.
+_FRAME_LIMIT_BYTES = 128 * 1024
+# "token" in RFC 9110. aiohttp would log any other subprotocol, and might fail to echo it.
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
-_UNAUTHORIZED = 4401  # of the close codes left to applications, the one like HTTP's 401
-_NORMAL = 1000
-_GOING_AWAY = 1001
+_CLOSE_UNAUTHORIZED = 4401  # of the codes for applications, the one most like HTTP's 401
 
 
 def is_handshake(request: web.BaseRequest) -> bool:
-    """Tell whether a client wants a WebSocket; the path has no meaning."""
+    """Return whether a request is a WebSocket handshake, whatever its path."""
     return request.method == "GET" and request.headers.get("Upgrade", "").lower() == "websocket"
 
 
 class ChatEdge:
-    """Serves WebSockets on the event loop that it is used on.
-
-    Args:
-        emulator: whose chat.
-    """
+    """Serves the WebSockets of an emulator's chat, all on one event loop."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
-        self._lines: set[_Line] = set()
+        self._clients: set[_Client] = set()
 
     async def serve(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Carry one connection from its handshake to its end."""
-        token = _token(request)
+        """Serve one connection from its handshake to its end."""
+        token = _read_token(request)
         websocket = web.WebSocketResponse(
             protocols=[token] if token else [],
-            timeout=_PATIENCE,
+            timeout=_CLOSE_TIMEOUT_SECONDS,
             compress=False,
-            max_msg_size=_LARGEST_FRAME,
+            max_msg_size=_FRAME_LIMIT_BYTES,
         )
-        # A handshake that fails must not spend the token.
+        # Before the token is spent: a handshake that fails must not spend it.
         if token is None or not websocket.can_prepare(request) or request.transport is None:
             return web.Response(status=400)
-        line = _Line(self._emulator.chat, websocket, request.transport)
         try:
-            connection = self._emulator.chat.connect(token, line.notify)
+            client = _Client(self._emulator.chat, token, websocket, request.transport)
         except TokenError:
             return await self._refuse(request, websocket)
-        self._lines.add(line)
+        self._clients.add(client)
         try:
-            await line.carry(connection, request)
+            await client.serve(request)
         finally:
-            self._lines.discard(line)
+            self._clients.discard(client)
         return websocket
 
     async def _refuse(
         self, request: web.BaseRequest, websocket: web.WebSocketResponse
     ) -> web.StreamResponse:
-        how = self._emulator.settings.refusal
-        if how == "http":
+        refusal = self._emulator.settings.refusal
+        if refusal == "http":
             return web.json_response({"message": "The token is not valid"}, status=403)
         with suppress(ConnectionError):
             await websocket.prepare(request)
-            if how == "error":
-                await websocket.send_str(error_frame(refusal(401, "The token is not valid")))
-            code = _NORMAL if how == "error" else _UNAUTHORIZED
+            if refusal == "error":
+                await websocket.send_str(error_frame(edge_error(401, "The token is not valid")))
+            code = CLOSE_NORMAL if refusal == "error" else _CLOSE_UNAUTHORIZED
             await websocket.close(code=code, message=b"token not valid")
         return websocket
 
     def close(self) -> None:
-        """Close the connections that are open here, whoever else serves the same emulator."""
-        for line in list(self._lines):
-            line.close(Close(_GOING_AWAY, "the server stops"))
+        """Close the connections of this edge; others may serve the same emulator."""
+        for client in list(self._clients):
+            client.close(Close(CLOSE_GOING_AWAY, "the server stops"))
 
 
-class _Line:
-    """Carries the frames of one connection over its WebSocket."""
+class _Client:
+    """Passes frames between one chat connection and its WebSocket.
+
+    Raises:
+        TokenError: the token opens no connection.
+    """
 
     def __init__(
-        self, chat: Chat, websocket: web.WebSocketResponse, transport: asyncio.Transport
+        self,
+        chat: Chat,
+        token: str,
+        websocket: web.WebSocketResponse,
+        transport: asyncio.Transport,
     ) -> None:
         self._chat = chat
         self._websocket = websocket
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
-        self._news = asyncio.Event()
+        self._something_to_send = asyncio.Event()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._connection = chat.connect(token, self._notify)
 
-    def notify(self, connection: Connection) -> None:
-        """Hear of a frame or an end, from any thread."""
+    def _notify(self, connection: Connection) -> None:
+        # Called by any thread, as soon as the connection is open.
         if threading.get_ident() == self._thread:
-            self._wake(connection)
+            self._wake_writer(connection)
         else:
             with suppress(RuntimeError):  # the loop has closed, and the connection with it
-                self._loop.call_soon_threadsafe(self._wake, connection)
+                self._loop.call_soon_threadsafe(self._wake_writer, connection)
 
     def close(self, ending: Close) -> None:
-        """End the connection from this side."""
+        """End the connection."""
         self._chat.close(self._connection, ending)
 
-    async def carry(self, connection: Connection, request: web.BaseRequest) -> None:
-        """Serve the connection until it ends."""
-        self._connection = connection
+    async def serve(self, request: web.BaseRequest) -> None:
+        """Accept the handshake, and serve the connection until it ends."""
+        connection = self._connection
         writer: asyncio.Task[None] | None = None
         try:
             await self._websocket.prepare(request)
-            self._watch_session()
-            writer = asyncio.create_task(self._write())
+            self._end_session_in_time()
+            writer = asyncio.create_task(self._send_frames())
             async for message in self._websocket:
                 if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
                     self._chat.receive(connection, message.data)
             if connection.ending is not None:
-                await writer  # which is closing, and waits for the client to close too
+                await writer  # it sends the close frame, and waits for the client's
         except ConnectionError:
             pass  # the client is gone
         finally:
@@ -140,11 +142,11 @@ class _Line:
             if writer is not None:
                 writer.cancel()
 
-    async def _write(self) -> None:
+    async def _send_frames(self) -> None:
         connection = self._connection
         with suppress(ConnectionError):
             while True:
-                # Before the frames: none is added after the ending.
+                # Read the ending before the frames: no frame is added once it is set.
                 ending = connection.ending
                 while (frame := connection.take()) is not None:
                     await self._websocket.send_str(frame)
@@ -152,26 +154,28 @@ class _Line:
                     message = ending.reason.encode()
                     await self._websocket.close(code=ending.code, message=message)
                     return
-                await self._news.wait()
-                self._news.clear()
+                await self._something_to_send.wait()
+                self._something_to_send.clear()
 
-    def _wake(self, connection: Connection) -> None:
-        self._news.set()
+    def _wake_writer(self, connection: Connection) -> None:
+        self._something_to_send.set()
         if isinstance(connection.ending, Drop):
-            reset(self._transport)
+            reset_transport(self._transport)
         elif connection.ending is not None and "close" not in self._timers:
-            # The writer may be stuck with a client that takes nothing.
-            self._timers["close"] = self._loop.call_later(_PATIENCE, reset, self._transport)
+            # The writer may be blocked by a client that reads nothing.
+            self._timers["close"] = self._loop.call_later(
+                _CLOSE_TIMEOUT_SECONDS, reset_transport, self._transport
+            )
 
-    def _watch_session(self) -> None:
-        # A timer may fire a little before its time on the emulator's clock.
+    def _end_session_in_time(self) -> None:
+        # The loop's clock is not the emulator's: the timer may fire a little early, and runs again.
         left = self._chat.expire(self._connection)
         if left > 0:
-            self._timers["session"] = self._loop.call_later(left, self._watch_session)
+            self._timers["session"] = self._loop.call_later(left, self._end_session_in_time)
 
 
-def _token(request: web.BaseRequest) -> str | None:
-    """Return the subprotocol that the client offers first; empty for none, None if malformed."""
+def _read_token(request: web.BaseRequest) -> str | None:
+    """Return the first subprotocol of a handshake; empty without any, None if malformed."""
     header = request.headers.get("Sec-WebSocket-Protocol")
     if header is None:
         return ""

@@ -1,4 +1,4 @@
-"""Faults on demand: what CreateChatToken may be told to get wrong."""
+"""Faults on demand for CreateChatToken."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ._wire import ServiceError
 
 _JSON = "application/json"
 _HTML = "text/html"
-_PAST = "2001-01-01T00:00:00.000Z"
+_PAST_TIME = "2001-01-01T00:00:00.000Z"
 
 
 class FaultKind(StrEnum):
     """What goes wrong.
 
-    The first group refuses the request, and takes nothing from the quota. The second lets it go its
-    ordinary way, quota and minting included, and spoils the answer if it is a success; an answer
-    that is not leaves the fault for the next request.
+    A fault of the first group refuses the request, which takes nothing from the quota. A fault of
+    the second group lets the request be performed, quota and minting included, and spoils the
+    answer if it is a success; otherwise the fault stays for the next request.
     """
 
     THROTTLE_JSON = "throttle_json"  # 429 as modelled
@@ -38,7 +38,7 @@ class FaultKind(StrEnum):
     BLACK_HOLE = "black_hole"  # no answer ever
 
     SLOW = "slow"  # an ordinary answer, later by the fault's latency
-    TRUNCATE = "truncate"  # 200, the JSON cut off; Content-Length tells what is sent
+    TRUNCATE = "truncate"  # 200, the JSON cut off; Content-Length is that of what is sent
     EMPTY_OBJECT = "empty_object"  # 200 {}
     MISSING_TOKEN = "missing_token"  # 200  # noqa: S105 (a kind, no secret)
     MISSING_EXPIRY = "missing_expiry"  # 200 without tokenExpirationTime
@@ -78,13 +78,14 @@ class Fault:
     """A fault for the next CreateChatToken requests.
 
     Args:
-        kind: what goes wrong; its value as text will do.
-        times: how many requests it hits, 1 or more; None until faults are cleared.
+        kind: what goes wrong; its value as text is accepted too.
+        times: how many requests it hits, 1 or more; None for every request until faults are
+            cleared.
         retry_after: a ``Retry-After`` header, sent as it is; None for no header.
         latency: seconds by which the outcome comes later, 0 or more.
 
     Raises:
-        ValueError: there is no such kind, or a number is out of its range.
+        ValueError: there is no such kind, or a value is not of its type or out of its range.
     """
 
     kind: FaultKind
@@ -116,7 +117,7 @@ class Fault:
         """Read a JSON object whose members are the fields.
 
         Raises:
-            ValueError: it is not an object, has another member, or a field is not valid.
+            ValueError: the value is not an object, has another member, or a field is not valid.
         """
         if not isinstance(value, Mapping):
             raise ValueError("a fault must be an object")
@@ -127,7 +128,7 @@ class Fault:
 
 
 class FaultQueue:
-    """Faults in the order in which requests will meet them."""
+    """Faults, in the order in which requests will meet them."""
 
     def __init__(self) -> None:
         self._queue: deque[Fault] = deque()
@@ -142,12 +143,12 @@ class FaultQueue:
         self._queue.clear()
         self._hits = 0
 
-    def peek(self) -> Fault | None:
-        """Return the fault that is next, if any."""
+    def first(self) -> Fault | None:
+        """Return the fault that the next request meets, None if there is none."""
         return self._queue[0] if self._queue else None
 
-    def spend(self) -> None:
-        """Count one hit of the fault that is next."""
+    def count_hit(self) -> None:
+        """Count that the first fault hit a request, and remove the fault after its last hit."""
         self._hits += 1
         if self._hits == self._queue[0].times:
             self._queue.popleft()
@@ -155,12 +156,7 @@ class FaultQueue:
 
 
 def modelled_error(kind: FaultKind, body: Mapping[str, Any]) -> ServiceError:
-    """Return the modelled error of a refusing fault.
-
-    Args:
-        kind: any of those that answer with a modelled error, throttles apart.
-        body: the request.
-    """
+    """Return the modelled error of a fault that refuses a request; not for throttles."""
     if kind is FaultKind.ECHO_USER:
         user_id, attributes = body.get("userId"), body.get("attributes")
         return ServiceError(
@@ -176,8 +172,8 @@ def modelled_error(kind: FaultKind, body: Mapping[str, Any]) -> ServiceError:
     return ServiceError(*_MODELLED[kind])
 
 
-def spoil(kind: FaultKind, reply: Mapping[str, Any]) -> tuple[str, bytes]:
-    """Return the content type and the body that a spoiling fault makes of a success."""
+def spoil_reply(kind: FaultKind, reply: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Return the content type and the body that a fault makes of a successful reply."""
     if kind is FaultKind.GARBAGE:
         return _HTML, b"<html><body><h1>It works!</h1></body></html>"
     members = {} if kind is FaultKind.EMPTY_OBJECT else dict(reply)
@@ -188,13 +184,13 @@ def spoil(kind: FaultKind, reply: Mapping[str, Any]) -> tuple[str, bytes]:
     elif kind is FaultKind.NAIVE_EXPIRY:
         members["tokenExpirationTime"] = members["tokenExpirationTime"].removesuffix("Z")
     elif kind is FaultKind.PAST_EXPIRY:
-        members["tokenExpirationTime"] = _PAST
+        members["tokenExpirationTime"] = _PAST_TIME
     text = json.dumps(members).encode()
     return _JSON, text[: len(text) // 2] if kind is FaultKind.TRUNCATE else text
 
 
 def bare_throttle(kind: FaultKind) -> tuple[str, bytes] | None:
-    """Return content type and body of a throttle that is not modelled, None for other kinds."""
+    """Return content type and body of a throttle that is not as modelled; None for other kinds."""
     if kind is FaultKind.THROTTLE_HTML:
         return _HTML, b"<html><body><h1>429 Too Many Requests</h1></body></html>"
     if kind is FaultKind.THROTTLE_EMPTY:

@@ -1,7 +1,7 @@
-"""The frames of the chat edge: what a request holds, and how a message, event or error is written.
+"""The frames of the chat edge: reads requests, writes messages, events and errors.
 
-Source: IVS Chat Messaging API Reference. What it leaves open follows what the official JavaScript
-SDK, amazon-ivs-chat-messaging 1.1.1, sends and accepts.
+Source: IVS Chat Messaging API Reference; where it leaves something open, what the official
+JavaScript SDK, amazon-ivs-chat-messaging 1.1.1, sends and accepts.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from ._validation import ATTRIBUTES_LIMIT, utf8_size
+from ._validation import ATTRIBUTES_LIMIT_BYTES, utf8_size
 from ._wire import ServiceError, iso_time, new_id
 
-_REASON_LIMIT = 256  # characters (service model, Reason)
-_NAME_LIMIT = 128  # characters (service model, UserID; a message id is shorter)
+_REASON_LIMIT_CHARACTERS = 256  # characters (service model, Reason)
+_ID_LIMIT_CHARACTERS = 128  # characters (service model, UserID; a message id is shorter)
 
 
-def refusal(status: int, message: str) -> ServiceError:
-    """Return an error that only the edge knows: there it has a number, and no name.
+def edge_error(status: int, message: str) -> ServiceError:
+    """Return an error of the chat edge, where errors have a number and no name.
 
     Args:
         status: one of the API reference's error codes.
@@ -42,57 +42,57 @@ class ChatRequest:
 
     @property
     def action(self) -> str:
-        """What is asked for; empty if that is not text."""
+        """The ``Action``; empty if it is not text."""
         action = self._members.get("Action")
         return action if isinstance(action, str) else ""
 
     @property
     def request_id(self) -> str | None:
-        """The client's own name for the request, if it gave a usable one."""
+        """The client's id for the request; None without one that a frame can repeat."""
         value = self._members.get("RequestId")
         return value if isinstance(value, str) and utf8_size(value) is not None else None
 
     def check_request_id(self) -> None:
-        """Raise a 400 if there is a request id that no answer could repeat."""
+        """Raise a 400 for a request id that no frame can repeat."""
         if self._members.get("RequestId") is not None and self.request_id is None:
-            raise refusal(400, "RequestId must be a string")
+            raise edge_error(400, "RequestId must be a string")
 
     def content(self, longest: int) -> str:
-        """Return a message's content, of ``longest`` code points at most.
+        """Return a message's content.
 
         Raises:
-            ServiceError: 400 for none, 413 for too much of it.
+            ServiceError: 400 without content, 413 for more than ``longest`` code points.
         """
         return self._required("Content", longest)
 
     def message_id(self) -> str:
-        """Return the id of the message to delete; whether there is one is not looked at.
+        """Return the id of the message to delete.
 
         Raises:
-            ServiceError: 400 for none.
+            ServiceError: 400 without an id, 413 for one of more than 128 characters.
         """
-        return self._required("Id", _NAME_LIMIT)
+        return self._required("Id", _ID_LIMIT_CHARACTERS)
 
     def user_id(self) -> str:
-        """Return the user id of whom to disconnect.
+        """Return the id of the user to disconnect.
 
         Raises:
-            ServiceError: 400 for none, 413 for one of more than 128 characters.
+            ServiceError: 400 without an id, 413 for one of more than 128 characters.
         """
-        return self._required("UserId", _NAME_LIMIT)
+        return self._required("UserId", _ID_LIMIT_CHARACTERS)
 
     def reason(self) -> str:
-        """Return why somebody is disconnected or a message deleted; empty if it is not told.
+        """Return why a user is disconnected or a message deleted; empty if no reason is given.
 
         Raises:
             ServiceError: 400 if it is not text, 413 for more than 256 characters.
         """
-        return self._text("Reason", _REASON_LIMIT)
+        return self._text("Reason", _REASON_LIMIT_CHARACTERS)
 
     def attributes(self) -> dict[str, str]:
         """Return a message's attributes.
 
-        The API reference sets no limit; 1 KB is that of all other attributes.
+        The API reference sets no limit; 1 KB is the limit of all other attributes.
 
         Raises:
             ServiceError: 400 unless they map strings to strings, 413 for more than 1 KB.
@@ -101,18 +101,18 @@ class ChatRequest:
         if value is None:
             return {}
         if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-            raise refusal(400, "Attributes must map strings to strings")
+            raise edge_error(400, "Attributes must map strings to strings")
         sizes = [utf8_size(text) for entry in value.items() for text in entry]
         if None in sizes:
-            raise refusal(400, "Attributes must be well-formed UTF-8")
-        if sum(filter(None, sizes)) > ATTRIBUTES_LIMIT:
-            raise refusal(413, f"Attributes must have {ATTRIBUTES_LIMIT} bytes at most")
+            raise edge_error(400, "Attributes must be well-formed UTF-8")
+        if sum(filter(None, sizes)) > ATTRIBUTES_LIMIT_BYTES:
+            raise edge_error(413, f"Attributes must have {ATTRIBUTES_LIMIT_BYTES} bytes at most")
         return value
 
     def _required(self, name: str, longest: int) -> str:
         text = self._text(name, longest)
         if not text:
-            raise refusal(400, f"{name} must be given")
+            raise edge_error(400, f"{name} must be given")
         return text
 
     def _text(self, name: str, longest: int) -> str:
@@ -120,9 +120,9 @@ class ChatRequest:
         if value is None:
             return ""
         if not isinstance(value, str) or utf8_size(value) is None:
-            raise refusal(400, f"{name} must be a string of well-formed UTF-8")
+            raise edge_error(400, f"{name} must be a string of well-formed UTF-8")
         if len(value) > longest:
-            raise refusal(413, f"{name} must have {longest} characters at most")
+            raise edge_error(413, f"{name} must have {longest} characters at most")
         return value
 
 
@@ -163,7 +163,7 @@ def event_frame(
 
 
 def error_frame(error: ServiceError, request_id: str | None = None) -> str:
-    """Write an ERROR, which only the one who asked is sent."""
+    """Write an ERROR, for the client whose request it answers."""
     return _frame(
         "ERROR",
         new_id(),
@@ -174,6 +174,6 @@ def error_frame(error: ServiceError, request_id: str | None = None) -> str:
 
 
 def _frame(kind: str, identifier: str, request_id: str | None, **members: object) -> str:
-    # The SDK takes a request id only if it is text, or not there.
+    # The SDK accepts a request id that is text or absent, but no null.
     named = {} if request_id is None else {"RequestId": request_id}
     return json.dumps({"Type": kind, "Id": identifier, **named, **members}, separators=(",", ":"))

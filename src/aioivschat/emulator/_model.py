@@ -1,7 +1,7 @@
 """The model: rooms, quota, tokens, chat and faults of a local IVS Chat, without any I/O.
 
-Everything the emulator knows and decides is here; a server around it only carries `Request` in and
-an `Answer` (or `Drop`, or `Hang`) out.
+A server around it turns HTTP into a `Request`, and the `Answer`, `Drop` or `Hang` that `respond`
+returns into HTTP.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ from typing import Any
 from uuid import uuid4
 
 from ._chat import Chat
-from ._faults import SPOILING, Fault, FaultKind, FaultQueue, bare_throttle, modelled_error, spoil
-from ._quota import Meter
+from ._faults import (
+    SPOILING,
+    Fault,
+    FaultKind,
+    FaultQueue,
+    bare_throttle,
+    modelled_error,
+    spoil_reply,
+)
+from ._quota import Meter, throttling_error
 from ._rooms import Rooms
 from ._settings import Settings
 from ._tokens import Grant, Tokens
@@ -34,31 +42,31 @@ from ._wire import (
     Request,
     ServiceError,
     iso_time,
-    parse_object,
+    parse_json_object,
 )
 
-_MINTING = "CreateChatToken"
-_HISTORY = 100_000  # arrivals remembered: more than any test or benchmark looks at
-_TALLIED = ("requests", "minted", "throttled", "refused", "failed", "dropped", "redeemed")
+_MINT_OPERATION = "CreateChatToken"
+_ARRIVALS_KEPT = 100_000  # more than any test or benchmark looks at
+_TALLY_NAMES = ("requests", "minted", "throttled", "refused", "failed", "dropped", "redeemed")
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What the emulator has seen since it was made or reset.
 
-    Every CreateChatToken request ends up in exactly one of ``minted``, ``throttled``, ``refused``,
+    Every CreateChatToken request counts in exactly one of ``minted``, ``throttled``, ``refused``,
     ``failed`` and ``dropped``.
 
     Args:
         requests: CreateChatToken requests.
-        minted: tokens made, whether or not a fault spoilt the answer.
+        minted: tokens minted, whether or not a fault spoilt the answer.
         throttled: answers with status 429.
-        refused: answers with any other 4xx status.
+        refused: answers with a 4xx status other than 429.
         failed: answers with a 5xx status.
         dropped: connections reset, and requests never answered.
-        redeemed: tokens spent.
+        redeemed: tokens that opened a connection.
         in_flight: requests of any operation being answered now.
-        peak_in_flight: the most there have been at once.
+        peak_in_flight: the highest ``in_flight`` so far.
         connections: connections opened, of HTTP and of chat.
         chat_open: chat connections that are open now.
         chat_opened: chat connections opened.
@@ -85,7 +93,7 @@ class Counts:
 
 
 class _Gauge:
-    """Counts those within ``with gauge:``, and the most there were at once."""
+    """Counts how many are inside ``with gauge:`` now, and the most that were at once."""
 
     __slots__ = ("_lock", "now", "peak")
 
@@ -107,24 +115,36 @@ class _Gauge:
 class Emulator:
     """A local IVS Chat as a pure model; safe to use from several threads.
 
-    A request for a token is judged in this order: signature (if a server checks it), faults, the
-    service model's constraints, the quota, whether the room exists. The order at AWS is not
-    published. The quota counts by the account and region of the room's ARN. A room exists in its
-    own region only.
+    Each operation of the service is a method, such as `create_room` for CreateRoom:
+
+    - ``body``: the request's members in the service model.
+    - ``region``: where the request goes; a room exists in its own region only.
+    - ``account``: the caller's. Only `create_room` and `list_rooms` use it: everywhere else the
+      room's ARN names the account.
+    - Returns the reply's members in the service model.
+    - Raises `ServiceError`: a ``ValidationException``; a ``ResourceNotFoundException`` for a room
+      or message that does not exist; a ``ThrottlingException`` of `create_chat_token` beyond the
+      quota, and of `send_event`, `delete_message` and `disconnect_user` beyond 100 requests a
+      second for each operation, account and region.
+
+    A request for a token is checked in this order: signature (if a server checks it), faults, the
+    service model's constraints, the quota of the account and region in the room's ARN, whether the
+    room exists. The order at AWS is not published.
 
     Args:
         clock: wall seconds since the epoch.
         monotonic: seconds that never go back; the quota and the arrivals are counted on it.
         uniform: a random number from 0 to 1, for the jitter.
-        settings: the fields of `Settings`, by keyword; a quota may be given as text.
+        settings: the fields of `Settings`, by keyword; ``quota`` may be text.
 
     Attributes:
         settings: the settings in force; `configure` changes them.
         arrivals: when CreateChatToken requests came, in monotonic seconds; the last 100,000.
         outcomes: pairs of arrival and status for the same requests, in the order in which they were
             decided; the status is 0 if there was no answer.
-        minted_by_user: tokens minted for each user id, if ``track_users`` is set.
-        flights: to be entered by a server while it answers a request.
+        minted_by_user: tokens minted for each user id, if the setting ``track_users`` is on.
+        flights: a context manager that a server enters while it answers a request, which counts in
+            `Counts.in_flight`.
         chat: the connections to the rooms, for servers of the chat edge.
 
     Raises:
@@ -154,40 +174,37 @@ class Emulator:
         self.chat = Chat(
             lock=self._lock,
             redeem=self.redeem,
-            rules=lambda arn: self._rooms.rules(arn, any_room=self.settings.any_room),
+            find_rules=lambda arn: self._rooms.find_rules(arn, self.settings.any_room),
             clock=self.now,
             monotonic=monotonic,
         )
         self.reset()
 
     def reset(self) -> None:
-        """Return to the state, and the settings, that the emulator was made with.
-
-        Every chat connection is closed.
-        """
+        """Close every chat connection, and return to the state and settings of a new emulator."""
         with self._lock:
             self.chat.reset()
             self.settings = self._initial
-            self.arrivals = deque(maxlen=_HISTORY)
-            self.outcomes = deque(maxlen=_HISTORY)
+            self.arrivals = deque(maxlen=_ARRIVALS_KEPT)
+            self.outcomes = deque(maxlen=_ARRIVALS_KEPT)
             self.minted_by_user = {}
-            # A new gauge: requests of before the reset still leave the one that they entered.
+            # A new gauge: a request that began before the reset leaves the gauge that it entered.
             self.flights = _Gauge()
             self._rooms = Rooms()
             self._tokens = Tokens()
             self._faults = FaultQueue()
             self._meters: dict[tuple[str, str], Meter] = {}
-            self._tally = dict.fromkeys(_TALLIED, 0)
+            self._tally = dict.fromkeys(_TALLY_NAMES, 0)
             self._connections = 0
 
     def configure(self, **changes: Any) -> None:
         """Change settings while the emulator runs.
 
         Args:
-            changes: the fields of `Settings`, by keyword. A new quota starts with nothing used.
+            changes: the fields of `Settings`, by keyword. A new quota starts unused.
 
         Raises:
-            ValueError: a name or a value is not valid; nothing is changed then.
+            ValueError: a name or a value is not valid; no setting is changed then.
         """
         with self._lock:
             self.settings = self.settings.changed(changes)
@@ -205,7 +222,7 @@ class Emulator:
             self._faults.clear()
 
     def counts(self) -> Counts:
-        """Return a snapshot of what was seen."""
+        """Return the counts of this moment."""
         with self._lock:
             return Counts(
                 **self._tally,
@@ -235,19 +252,7 @@ class Emulator:
         region: str = DEFAULT_REGION,
         account: str = DEFAULT_ACCOUNT,
     ) -> dict[str, Any]:
-        """Create a room.
-
-        Args:
-            body: the request's members in the service model; None for all defaults.
-            region: the room's region.
-            account: the room's account.
-
-        Returns:
-            The reply's members in the service model, ``arn`` among them.
-
-        Raises:
-            ServiceError: a ``ValidationException``.
-        """
+        """Create a room; without a body, one with all defaults. The reply holds its ``arn``."""
         with self._lock:
             return self._rooms.create(
                 body or {}, region=region, account=account, now=iso_time(self.now())
@@ -256,16 +261,7 @@ class Emulator:
     def get_room(
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> dict[str, Any]:
-        """Return a room's members.
-
-        Args:
-            body: the request's members; ``identifier`` is the room's ARN.
-            region: where the request goes.
-            account: has no meaning: the ARN names the account.
-
-        Raises:
-            ServiceError: a ``ValidationException`` or a ``ResourceNotFoundException``.
-        """
+        """Return the members of the room whose ARN is ``identifier``."""
         with self._lock:
             return self._rooms.get(body, region=region)
 
@@ -276,53 +272,27 @@ class Emulator:
         region: str = DEFAULT_REGION,
         account: str = DEFAULT_ACCOUNT,
     ) -> dict[str, Any]:
-        """Return one page of an account's rooms in a region, in order of creation.
-
-        Raises:
-            ServiceError: a ``ValidationException``.
-        """
+        """Return one page of an account's rooms in a region, in order of creation."""
         with self._lock:
             return self._rooms.list(body or {}, region=region, account=account)
 
     def delete_room(
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> None:
-        """Delete a room; from then on no token can be made for it.
-
-        Args:
-            body: the request's members; ``identifier`` is the room's ARN.
-            region: where the request goes.
-            account: has no meaning: the ARN names the account.
-
-        Raises:
-            ServiceError: a ``ValidationException`` or a ``ResourceNotFoundException``.
-        """
+        """Delete a room; from then on no token can be minted for it."""
         with self._lock:
             self._rooms.delete(body, region=region)
 
     def create_chat_token(
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> dict[str, Any]:
-        """Mint a token; neither counted as a request nor hit by a fault.
-
-        Args:
-            body: the request's members in the service model.
-            region: where the request goes.
-            account: has no meaning: the quota is that of the account in the room's ARN.
-
-        Returns:
-            The reply's members: ``token``, and the two times in ISO 8601 with milliseconds.
-
-        Raises:
-            ServiceError: a ``ValidationException``, ``ThrottlingException`` or
-                ``ResourceNotFoundException``.
-        """
-        members = TokenMembers.of(body)
+        """Mint a token; neither counted as a request nor hit by a fault."""
+        members = TokenMembers.read(body)
         with self._lock:
             room, settings, now = members.room, self.settings, self.now()
-            if not self._meter(room.account, room.region).admit(self._monotonic()):
-                raise self._throttled(room.room_id)
-            self._rooms.admit(room, region=region, any_room=settings.any_room)
+            if not self._meter_of(room.account, room.region).admit(self._monotonic()):
+                raise self._throttling_error(room.room_id)
+            self._rooms.require(room, region, settings.any_room)
             grant = Grant(
                 room.text,
                 members.user_id,
@@ -343,7 +313,7 @@ class Emulator:
         }
 
     def redeem(self, token: str, now: float | None = None) -> Grant:
-        """Spend a token, as a client does that opens a connection with it.
+        """Spend a token, as opening a connection with it does.
 
         Args:
             token: the token.
@@ -363,158 +333,112 @@ class Emulator:
     def send_event(
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> dict[str, Any]:
-        """Send an event to everybody in a room.
-
-        Args:
-            body: the request's members in the service model.
-            region: where the request goes.
-            account: has no meaning: the ARN names the account.
-
-        Returns:
-            The reply's members: ``id``, of the event.
-
-        Raises:
-            ServiceError: a ``ValidationException``, ``ThrottlingException`` (100 requests a second)
-                or ``ResourceNotFoundException``.
-        """
-        members = EventMembers.of(body)
+        """Send an event to everybody in a room; see `Chat.send_event`."""
+        members = EventMembers.read(body)
         with self._lock:
-            self._rooms.admit(members.room, region=region, any_room=self.settings.any_room)
+            self._rooms.require(members.room, region, self.settings.any_room)
             event_id = self.chat.send_event(members.room.text, members.name, members.attributes)
             return {"id": event_id}
 
     def delete_message(
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> dict[str, Any]:
-        """Tell everybody in a room to delete a message.
-
-        Args:
-            body: the request's members in the service model.
-            region: where the request goes.
-            account: has no meaning: the ARN names the account.
-
-        Returns:
-            The reply's members: ``id``, of the event.
-
-        Raises:
-            ServiceError: a ``ValidationException``, ``ThrottlingException`` (100 requests a second)
-                or ``ResourceNotFoundException``, for a room or for a message.
-        """
-        members = ModerationMembers.of_deletion(body)
+        """Tell everybody in a room to delete a message; see `Chat.delete_message`."""
+        members = ModerationMembers.read_deletion(body)
         with self._lock:
-            self._rooms.admit(members.room, region=region, any_room=self.settings.any_room)
+            self._rooms.require(members.room, region, self.settings.any_room)
             event_id = self.chat.delete_message(members.room.text, members.target, members.reason)
             return {"id": event_id}
 
     def disconnect_user(
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> dict[str, Any]:
-        """Close every connection of a user to a room.
-
-        Args:
-            body: the request's members in the service model.
-            region: where the request goes.
-            account: has no meaning: the ARN names the account.
-
-        Returns:
-            The reply, which has no members.
-
-        Raises:
-            ServiceError: a ``ValidationException``, ``ThrottlingException`` (100 requests a second)
-                or ``ResourceNotFoundException``.
-        """
-        members = ModerationMembers.of_disconnection(body)
+        """Close every connection of a user to a room; see `Chat.disconnect_user`."""
+        members = ModerationMembers.read_disconnection(body)
         with self._lock:
-            self._rooms.admit(members.room, region=region, any_room=self.settings.any_room)
+            self._rooms.require(members.room, region, self.settings.any_room)
             self.chat.disconnect_user(members.room.text, members.target, members.reason)
             return {}
 
     def respond(self, request: Request) -> Outcome:
-        """Decide what happens to a request.
+        """Perform a request, or let it meet the next fault, and count it.
 
-        Nothing here waits: the outcome says how long the server has to.
+        Nothing waits here: the outcome says how many seconds the server waits before it answers.
         """
         with self._lock:
-            if request.operation != _MINTING:
-                return self._perform(request)
+            if request.operation != _MINT_OPERATION:
+                return self._answer_operation(request)
             arrival = self._monotonic()
             self.arrivals.append(arrival)
             self._tally["requests"] += 1
-            outcome = self._create_chat_token(request)
-            self._record(arrival, outcome)
+            outcome = self._answer_token_request(request)
+            self._count_outcome(arrival, outcome)
             return outcome
 
-    def _create_chat_token(self, request: Request) -> Outcome:
-        fault = self._faults.peek()
+    def _answer_token_request(self, request: Request) -> Outcome:
+        fault = self._faults.first()
         if fault is None or request.denial:
-            return self._perform(request)
+            return self._answer_operation(request)
         if fault.kind not in SPOILING:
-            self._faults.spend()
-            return self._refuse(request, fault)
+            self._faults.count_hit()
+            return self._refuse_by_fault(request, fault)
         try:
-            reply = self._reply(request)
+            reply = self._run_operation(request)
         except ServiceError as error:
-            return self._error(error)
-        self._faults.spend()
-        return self._answer(200, *spoil(fault.kind, reply or {}), fault=fault)
+            return self._make_error_answer(error)
+        self._faults.count_hit()
+        return self._make_answer(200, *spoil_reply(fault.kind, reply or {}), fault=fault)
 
-    def _refuse(self, request: Request, fault: Fault) -> Outcome:
+    def _refuse_by_fault(self, request: Request, fault: Fault) -> Outcome:
         if fault.kind is FaultKind.RESET:
-            return Drop(self._delay(fault))
+            return Drop(self._delay_seconds(fault))
         if fault.kind is FaultKind.BLACK_HOLE:
             return Hang()
         if bare := bare_throttle(fault.kind):
-            return self._answer(429, *bare, fault=fault)
-        body = parse_object(request.body) or {}
+            return self._make_answer(429, *bare, fault=fault)
+        body = parse_json_object(request.body) or {}
         if fault.kind is FaultKind.THROTTLE_JSON:
             _, _, room_id = str(body.get("roomIdentifier")).rpartition("/")
-            return self._error(self._throttled(room_id), fault)
-        return self._error(modelled_error(fault.kind, body), fault)
+            return self._make_error_answer(self._throttling_error(room_id), fault)
+        return self._make_error_answer(modelled_error(fault.kind, body), fault)
 
-    def _perform(self, request: Request) -> Answer:
+    def _answer_operation(self, request: Request) -> Answer:
         try:
-            reply = self._reply(request)
+            reply = self._run_operation(request)
         except ServiceError as error:
-            return self._error(error)
+            return self._make_error_answer(error)
         if reply is None:
-            return self._answer(204, None, b"")
-        return self._answer(200, "application/json", json.dumps(reply).encode())
+            return self._make_answer(204, None, b"")
+        return self._make_answer(200, "application/json", json.dumps(reply).encode())
 
-    def _reply(self, request: Request) -> dict[str, Any] | None:
+    def _run_operation(self, request: Request) -> dict[str, Any] | None:
         if request.denial:
             raise request.denial
         operation = _OPERATIONS.get(request.operation)
         if operation is None:
-            raise _invalid("UNKNOWN_OPERATION", "There is no such operation")
-        body = parse_object(request.body)
+            raise _validation_error("UNKNOWN_OPERATION", "There is no such operation")
+        body = parse_json_object(request.body)
         if body is None:
-            raise _invalid("OTHER", "The body is not a JSON object")
+            raise _validation_error("OTHER", "The body is not a JSON object")
         return operation(self, body, region=request.region, account=request.account)
 
-    def _meter(self, account: str, region: str) -> Meter:
+    def _meter_of(self, account: str, region: str) -> Meter:
         key = (account, region)
         meter = self._meters.get(key)
         if meter is None:
             meter = self._meters[key] = self.settings.quota.meter()
         return meter
 
-    def _throttled(self, room_id: str) -> ServiceError:
-        return ServiceError(
-            429,
-            "ThrottlingException",
-            "Rate exceeded",
-            resourceId=room_id,
-            resourceType="ROOM",
-            limit=int(self.settings.quota.rate),
-        )
+    def _throttling_error(self, room_id: str) -> ServiceError:
+        return throttling_error(room_id, self.settings.quota)
 
-    def _error(self, error: ServiceError, fault: Fault | None = None) -> Answer:
+    def _make_error_answer(self, error: ServiceError, fault: Fault | None = None) -> Answer:
         body = json.dumps(error.members).encode()
-        return self._answer(
+        return self._make_answer(
             error.status, "application/json", body, fault=fault, errortype=error.code
         )
 
-    def _answer(
+    def _make_answer(
         self,
         status: int,
         content_type: str | None,
@@ -534,14 +458,14 @@ class Emulator:
             headers["Date"] = formatdate(self.now(), usegmt=True)
         elif self.settings.date_header == "garbled":
             headers["Date"] = "yesterday, around noon"
-        return Answer(status, headers, body, self._delay(fault))
+        return Answer(status, headers, body, self._delay_seconds(fault))
 
-    def _delay(self, fault: Fault | None) -> float:
+    def _delay_seconds(self, fault: Fault | None) -> float:
         settings = self.settings
         jitter = settings.jitter * self._uniform() if settings.jitter else 0.0
         return settings.latency + jitter + (fault.latency if fault else 0.0)
 
-    def _record(self, arrival: float, outcome: Outcome) -> None:
+    def _count_outcome(self, arrival: float, outcome: Outcome) -> None:
         status = outcome.status if isinstance(outcome, Answer) else 0
         if status == 0:
             self._tally["dropped"] += 1
@@ -555,7 +479,7 @@ class Emulator:
 
 
 _OPERATIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
-    _MINTING: Emulator.create_chat_token,
+    _MINT_OPERATION: Emulator.create_chat_token,
     "CreateRoom": Emulator.create_room,
     "GetRoom": Emulator.get_room,
     "ListRooms": Emulator.list_rooms,
@@ -567,5 +491,5 @@ _OPERATIONS: dict[str, Callable[..., dict[str, Any] | None]] = {
 OPERATIONS = tuple(_OPERATIONS)
 
 
-def _invalid(reason: str, message: str) -> ServiceError:
+def _validation_error(reason: str, message: str) -> ServiceError:
     return ServiceError(400, "ValidationException", message, reason=reason)

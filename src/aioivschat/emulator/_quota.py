@@ -1,7 +1,7 @@
-"""The shapes a requests-per-second quota may have.
+"""The shapes that a quota of requests a second may have.
 
-How AWS shapes the 200 tokens a second of CreateChatToken (bucket or window, and how large) is not
-published, so the emulator offers each plausible shape.
+AWS publishes 200 requests a second for CreateChatToken, but not whether that is a bucket or a
+window, nor the bucket's size. The emulator has every plausible shape.
 """
 
 from __future__ import annotations
@@ -11,23 +11,25 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal, Protocol, cast, get_args
 
+from ._wire import ServiceError
+
 Kind = Literal["bucket", "fixed", "sliding", "unlimited"]
 
-# A level that is short of a whole permit by rounding alone is a whole permit.
-_ROUNDING = 1e-9
+# A bucket's level that is short of one request by rounding alone admits it.
+_ROUNDING_TOLERANCE = 1e-9
 
 
 class Meter(Protocol):
-    """Admits requests by one quota; time is handed in."""
+    """Counts requests against one quota."""
 
     def admit(self, now: float) -> bool:
-        """Take a permit if there is one.
+        """Count a request if it is within the quota; a refused one takes nothing.
 
         Args:
             now: seconds on a clock that never goes back.
 
         Returns:
-            True if the request is within the quota; a refused one takes nothing.
+            Whether the request is within the quota.
         """
         ...
 
@@ -43,7 +45,7 @@ class _Bucket:
         gained = max(0.0, now - self._read_at) * self._rate
         self._level = min(self._size, self._level + gained)
         self._read_at = now
-        if self._level < 1 - _ROUNDING:
+        if self._level < 1 - _ROUNDING_TOLERANCE:
             return False
         self._level -= 1
         return True
@@ -95,7 +97,7 @@ class QuotaShape:
     Args:
         kind: ``bucket`` refills steadily; ``fixed`` counts in windows of one second that follow
             one another from the first request on; ``sliding`` allows ``rate`` requests in any one
-            second; ``unlimited`` refuses nobody.
+            second; ``unlimited`` refuses no request.
         rate: requests a second, above 0; a whole number for the windows.
         size: what a full bucket holds, in requests, 1 or more; only a bucket has it.
 
@@ -122,7 +124,7 @@ class QuotaShape:
         """Read what ``str()`` of a shape prints.
 
         Args:
-            text: ``bucket:RATE:SIZE`` (``bucket:RATE`` for a size of one second's worth),
+            text: ``bucket:RATE:SIZE`` (``bucket:RATE`` holds the requests of one second),
                 ``fixed:RATE``, ``sliding:RATE`` or ``unlimited``.
 
         Raises:
@@ -141,7 +143,7 @@ class QuotaShape:
         return cls(cast("Kind", kind), rate, size if kind == "bucket" else max(1, rate))
 
     def __str__(self) -> str:
-        """Print the shape as `parse` reads it."""
+        """Return the text that `parse` reads."""
         if self.kind == "unlimited":
             return self.kind
         if self.kind == "bucket":
@@ -149,7 +151,7 @@ class QuotaShape:
         return f"{self.kind}:{self.rate:g}"
 
     def meter(self) -> Meter:
-        """Return a new meter of this shape, nothing used yet."""
+        """Return a new meter of this shape."""
         if self.kind == "bucket":
             return _Bucket(self.rate, self.size)
         if self.kind == "fixed":
@@ -157,3 +159,15 @@ class QuotaShape:
         if self.kind == "sliding":
             return _SlidingWindow(int(self.rate))
         return _Unlimited()
+
+
+def throttling_error(room_id: str, quota: QuotaShape) -> ServiceError:
+    """Return the ``ThrottlingException`` for a request for a room that was beyond a quota."""
+    return ServiceError(
+        429,
+        "ThrottlingException",
+        "Rate exceeded",
+        resourceId=room_id,
+        resourceType="ROOM",
+        limit=int(quota.rate),
+    )

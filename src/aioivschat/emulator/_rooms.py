@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
-from ._validation import Arn, Members, room_arn, room_members
+from ._validation import Arn, Members, read_room_arn, read_room_members
 from ._wire import ServiceError, new_id
 
-_PAGE_LIMIT = 50
+_PAGE_LIMIT_ROOMS = 50
 _DIGITS = re.compile(r"[0-9]+")
-# A summary, as ListRooms gives it, has all members of a room but these.
+# ListRooms returns a room's members without these.
 _NOT_IN_SUMMARY = frozenset({"maximumMessageRatePerSecond", "maximumMessageLength"})
-_DEFAULTS = room_members({})
+_DEFAULT_MEMBERS = read_room_members({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,10 @@ class _Room:
 
 
 class Rooms:
-    """Creates, finds, lists and deletes rooms; a deleted ARN is remembered as deleted."""
+    """The rooms; a deleted room's ARN stays deleted.
+
+    The operations are documented on `Emulator`.
+    """
 
     def __init__(self) -> None:
         self._rooms: dict[str, _Room] = {}
@@ -37,8 +40,8 @@ class Rooms:
     def create(
         self, body: Mapping[str, Any], *, region: str, account: str, now: str
     ) -> dict[str, Any]:
-        """Create a room and return its members; ``now`` is the time in ISO 8601."""
-        found = room_members(body)
+        """Create a room; ``now`` is the time in ISO 8601."""
+        found = read_room_members(body)
         room_id = new_id()
         arn = f"arn:aws:ivschat:{region}:{account}:room/{room_id}"
         members = {"arn": arn, "id": room_id, "createTime": now, "updateTime": now, **found}
@@ -47,18 +50,19 @@ class Rooms:
 
     def get(self, body: Mapping[str, Any], *, region: str) -> dict[str, Any]:
         """Return a room's members."""
-        return dict(self._find(room_arn(body), region).members)
+        return dict(self._find(read_room_arn(body), region).members)
 
     def list(self, body: Mapping[str, Any], *, region: str, account: str) -> dict[str, Any]:
-        """Return one page of summaries, in order of creation, and the token of the next page."""
+        """Return one page of rooms, and ``nextToken`` if another page follows."""
         members = Members(body)
-        name = members.text("name", longest=128)
-        handler = members.text("messageReviewHandlerUri", longest=170)
-        logging = members.text("loggingConfigurationIdentifier", longest=128)
-        limit = members.integer("maxResults", 1, _PAGE_LIMIT, _PAGE_LIMIT)
-        # The last room seen, not a position: rooms deleted between two pages shift nothing.
-        after = members.text("nextToken", pattern=_DIGITS) or "0"
-        members.close()
+        name = members.read_text("name", longest=128)
+        handler = members.read_text("messageReviewHandlerUri", longest=170)
+        logging = members.read_text("loggingConfigurationIdentifier", longest=128)
+        limit = members.read_integer("maxResults", 1, _PAGE_LIMIT_ROOMS, _PAGE_LIMIT_ROOMS)
+        # A page begins after a room's serial, not at a position: deleting rooms between two pages
+        # makes the next page neither skip nor repeat a room.
+        after = members.read_text("nextToken", pattern=_DIGITS) or "0"
+        members.raise_problems()
 
         matching = (
             room
@@ -77,40 +81,29 @@ class Rooms:
 
     def delete(self, body: Mapping[str, Any], *, region: str) -> None:
         """Delete a room."""
-        arn = room_arn(body)
+        arn = read_room_arn(body)
         self._find(arn, region)
         del self._rooms[arn.text]
         self._deleted.add(arn.text)
 
-    def admit(self, arn: Arn, *, region: str, any_room: bool) -> None:
-        """Raise unless tokens can be made for a room in a region.
+    def require(self, arn: Arn, region: str, any_room: bool) -> None:
+        """Raise a ``ResourceNotFoundException`` unless a room exists in a region.
 
-        Args:
-            arn: the room.
-            region: where the request went.
-            any_room: every room exists that was not deleted.
-
-        Raises:
-            ServiceError: a ``ResourceNotFoundException``.
+        With ``any_room`` every room exists that was not deleted.
         """
         exists = arn.text not in self._deleted if any_room else arn.text in self._rooms
         if not exists or arn.region != region:
             raise _not_found(arn, region)
 
-    def rules(self, arn: str, *, any_room: bool) -> Mapping[str, Any] | None:
-        """Return what holds for messages in a room, the limits among the room's members.
+    def find_rules(self, arn: str, any_room: bool) -> Mapping[str, Any] | None:
+        """Return the members of a room, which hold the limits of its messages; None for no room.
 
-        Args:
-            arn: the room's ARN.
-            any_room: every room exists that was not deleted, and has the defaults.
-
-        Returns:
-            None if the room does not exist.
+        With ``any_room`` every room exists that was not deleted, and has the defaults.
         """
         room = self._rooms.get(arn)
         if room is not None:
             return room.members
-        return _DEFAULTS if any_room and arn not in self._deleted else None
+        return _DEFAULT_MEMBERS if any_room and arn not in self._deleted else None
 
     def _find(self, arn: Arn, region: str) -> _Room:
         room = self._rooms.get(arn.text)

@@ -1,4 +1,4 @@
-"""What of the emulator can be changed while it runs."""
+"""The emulator's settings, which can be changed while it runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Settings:
     Args:
         quota: of CreateChatToken, for each account and region on its own.
         latency: seconds before every answer.
-        jitter: up to so many seconds more, evenly distributed.
-        any_room: tokens can be made for every room that was not deleted, created or not.
+        jitter: seconds that are added to the latency at most, evenly distributed.
+        any_room: every room exists that was not deleted, created or not.
         token_life: seconds for which a token can be redeemed (one minute at AWS).
         minute: seconds that a minute of session duration lasts, so that tests can be short.
         clock_skew: seconds by which the service's wall clock is ahead; may be below 0.
-        date_header: the ``Date`` header is as it should be, or not there, or no date at all.
+        date_header: the ``Date`` header is as it should be, or absent, or not a date.
         track_users: count the tokens minted for each user id.
         refusal: how the chat edge refuses a token that is unknown, spent or expired: ``http``
             answers the handshake with 403, ``close`` accepts it and closes with code 4401,

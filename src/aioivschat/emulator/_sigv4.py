@@ -1,4 +1,4 @@
-"""Checks SigV4 signatures with botocore's own signer, as AWS does with the shared secret."""
+"""Checks SigV4 signatures: computes them again with botocore's own signer, and compares."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from ._wire import ServiceError
 
 DEFAULT_ACCESS_KEYS: Mapping[str, str] = {"testing": "testing"}
 _SERVICE = "ivschat"
-_TOLERANCE = 300.0  # seconds; IAM user guide, "Signing AWS API requests": within five minutes
+_CLOCK_TOLERANCE_SECONDS = (
+    300.0  # seconds; IAM user guide, "Signing AWS API requests": within five minutes
+)
 _AUTHORIZATION = re.compile(
     r"AWS4-HMAC-SHA256 +Credential=(?P<scope>[^, ]+), *"
     r"SignedHeaders=(?P<names>[^, ]+), *Signature=(?P<signature>[0-9a-f]{64})"
@@ -26,7 +28,7 @@ _AUTHORIZATION = re.compile(
 
 
 class _Signer(SigV4Auth):
-    """Signs the headers that the client says it signed, whichever they are."""
+    """Signs the headers that the request names as signed."""
 
     def __init__(self, credentials: Credentials, region: str, signed: HTTPHeaders) -> None:
         super().__init__(credentials, _SERVICE, region)
@@ -37,7 +39,7 @@ class _Signer(SigV4Auth):
 
 
 class SignatureVerifier:
-    """Tells whether a request was signed by somebody known.
+    """Finds requests that were not signed with a known access key.
 
     A session token is accepted if it is among the signed headers.
 
@@ -48,7 +50,7 @@ class SignatureVerifier:
     def __init__(self, access_keys: Mapping[str, str] | None = None) -> None:
         self._access_keys = dict(DEFAULT_ACCESS_KEYS if access_keys is None else access_keys)
 
-    def denial(
+    def find_denial(
         self,
         method: str,
         url: str,
@@ -60,7 +62,7 @@ class SignatureVerifier:
 
         Args:
             method: the HTTP method.
-            url: the whole URL as the client wrote it.
+            url: the whole URL as the client sent it.
             headers: the headers, under names in lower case.
             body: the body.
             now: wall seconds by the service's clock.
@@ -70,33 +72,41 @@ class SignatureVerifier:
         """
         authorization = headers.get("authorization")
         if not authorization:
-            return _denied("MissingAuthenticationTokenException", "Missing Authentication Token")
+            return _denial_error(
+                "MissingAuthenticationTokenException", "Missing Authentication Token"
+            )
         match = _AUTHORIZATION.fullmatch(authorization.strip())
         scope = match["scope"].split("/") if match else []
         timestamp = headers.get("x-amz-date", "")
         if match is None or len(scope) != 5:
-            return _denied("IncompleteSignatureException", "Authorization header is incomplete")
+            return _denial_error(
+                "IncompleteSignatureException", "Authorization header is incomplete"
+            )
         access_key, date, region, service, _ = scope
         names = match["names"].split(";")
 
         if service != _SERVICE:
-            return _invalid(f"Credential should be scoped to correct service: '{_SERVICE}'.")
+            return _signature_error(
+                f"Credential should be scoped to correct service: '{_SERVICE}'."
+            )
         if access_key not in self._access_keys:
-            return _denied(
+            return _denial_error(
                 "UnrecognizedClientException",
                 "The security token included in the request is invalid.",
             )
-        if (problem := _untimely(timestamp, now)) is not None:
-            return _invalid(problem)
+        if (problem := _find_time_problem(timestamp, now)) is not None:
+            return _signature_error(problem)
         if not timestamp.startswith(date):
-            return _invalid("Date in Credential scope does not match the date of the request.")
-        # What is not signed could have been swapped on the way.
+            return _signature_error(
+                "Date in Credential scope does not match the date of the request."
+            )
+        # A header that is not signed could have been changed on the way.
         required = {"host"} | {name for name in headers if name.startswith("x-amz-")}
         if not required.issubset(names):
-            return _invalid("'Host' and all 'X-Amz-' headers must be signed.")
+            return _signature_error("'Host' and all 'X-Amz-' headers must be signed.")
         payload_hash = headers.get("x-amz-content-sha256", UNSIGNED_PAYLOAD)
         if payload_hash not in (UNSIGNED_PAYLOAD, hashlib.sha256(body).hexdigest()):
-            return _invalid("X-Amz-Content-SHA256 does not match the body.")
+            return _signature_error("X-Amz-Content-SHA256 does not match the body.")
 
         signed = HTTPHeaders()
         for name in names:
@@ -107,27 +117,27 @@ class SignatureVerifier:
         to_sign = signer.string_to_sign(request, signer.canonical_request(request))
         if hmac.compare_digest(match["signature"], signer.signature(to_sign, request)):
             return None
-        return _invalid(
+        return _signature_error(
             "The request signature we calculated does not match the signature you provided."
         )
 
 
-def _untimely(timestamp: str, now: float) -> str | None:
+def _find_time_problem(timestamp: str, now: float) -> str | None:
     try:
         signed_at = datetime.strptime(timestamp, SIGV4_TIMESTAMP).replace(tzinfo=UTC).timestamp()
     except ValueError:
         return "X-Amz-Date must be in ISO 8601 basic format."
     current = datetime.fromtimestamp(now, UTC).strftime(SIGV4_TIMESTAMP)
-    if signed_at < now - _TOLERANCE:
+    if signed_at < now - _CLOCK_TOLERANCE_SECONDS:
         return f"Signature expired: {timestamp} is now earlier than {current} less 5 min."
-    if signed_at > now + _TOLERANCE:
+    if signed_at > now + _CLOCK_TOLERANCE_SECONDS:
         return f"Signature not yet current: {timestamp} is still later than {current} plus 5 min."
     return None
 
 
-def _invalid(message: str) -> ServiceError:
-    return _denied("InvalidSignatureException", message)
+def _signature_error(message: str) -> ServiceError:
+    return _denial_error("InvalidSignatureException", message)
 
 
-def _denied(code: str, message: str) -> ServiceError:
+def _denial_error(code: str, message: str) -> ServiceError:
     return ServiceError(403, code, message)

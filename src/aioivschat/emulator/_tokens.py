@@ -1,4 +1,4 @@
-"""Chat tokens: minted once, redeemed once.
+"""The tokens that the emulator minted, each of which opens one connection.
 
 Source: IVS Chat user guide, "Authenticate and authorize chat clients": a token is valid for one
 minute, and can be used only once to establish a connection.
@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 # Three bytes make four characters: a token is 300 characters long.
-_TOKEN_BYTES = 225
+_TOKEN_RANDOM_BYTES = 225
 # At the published quota at most 12,000 tokens of an account and region can be alive.
-_KEPT = 100_000
+_TOKENS_KEPT = 100_000
 
 
 class TokenError(Exception):
@@ -22,7 +22,7 @@ class TokenError(Exception):
 
 
 class TokenUnknown(TokenError):
-    """No such token was minted, or it was so long ago that it is forgotten."""
+    """The token was never minted, or is no longer remembered."""
 
 
 class TokenSpent(TokenError):
@@ -30,7 +30,7 @@ class TokenSpent(TokenError):
 
 
 class TokenExpired(TokenError):
-    """The token's minute, or its session, is over."""
+    """The token's minute, or the session that it is for, is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class Grant:
 
     Args:
         room: the room's ARN.
-        user_id: who the bearer is; sensitive.
+        user_id: the bearer's user id; sensitive.
         capabilities: what the bearer may do beyond viewing.
-        attributes: what the room is told of the bearer; sensitive.
+        attributes: the bearer's attributes, which the room sees with every message; sensitive.
         token_expires: when the token can no longer be redeemed, in wall seconds of the emulator.
         session_expires: when a session opened with it ends, in wall seconds of the emulator.
     """
@@ -55,16 +55,16 @@ class Grant:
 
 
 class Tokens:
-    """The tokens minted and what became of them; the oldest are forgotten beyond 100,000."""
+    """The last 100,000 tokens minted, spent ones included."""
 
     def __init__(self) -> None:
         self._grants: OrderedDict[str, Grant | None] = OrderedDict()
 
     def mint(self, grant: Grant) -> str:
         """Return a new token for a grant: 300 random characters, safe in a URL and a header."""
-        token = secrets.token_urlsafe(_TOKEN_BYTES)
+        token = secrets.token_urlsafe(_TOKEN_RANDOM_BYTES)
         self._grants[token] = grant
-        if len(self._grants) > _KEPT:
+        if len(self._grants) > _TOKENS_KEPT:
             self._grants.popitem(last=False)
         return token
 
@@ -72,13 +72,11 @@ class Tokens:
         """Spend a token.
 
         Args:
-            token: what `mint` gave.
+            token: what `mint` returned.
             now: wall seconds of the emulator.
 
         Raises:
-            TokenUnknown: it was never minted, or is forgotten.
-            TokenSpent: it was redeemed before.
-            TokenExpired: its minute or its session is over; it stays unspent.
+            TokenError: one of its subclasses; an expired token stays unspent.
         """
         try:
             grant = self._grants[token]

@@ -1,7 +1,10 @@
 """The service model's constraints, as far as the emulated operations need them.
 
 Source: the ``ivschat`` service model of 2020-07-14 that botocore ships. The library checks requests
-too; these are written on their own, so that the one finds the mistakes of the other.
+by code of its own, so that each of the two checks finds the other's mistakes.
+
+Every reader of a request's body raises `ServiceError`, a ``ValidationException`` that names all
+members that break a constraint.
 """
 
 from __future__ import annotations
@@ -15,15 +18,15 @@ from ._wire import ServiceError
 
 _ROOM_ARN = re.compile(r"arn:aws:ivschat:([a-z0-9-]+):([0-9]+):room/([a-zA-Z0-9-]+)")
 _ROOM_NAME = re.compile(r"[a-zA-Z0-9-_]*")
-_ID = re.compile(r"[a-zA-Z0-9]+")
+_MESSAGE_ID = re.compile(r"[a-zA-Z0-9]+")
 _CAPABILITIES = frozenset({"SEND_MESSAGE", "DISCONNECT_USER", "DELETE_MESSAGE"})
-ATTRIBUTES_LIMIT = 1024  # bytes over all keys and values (CreateChatToken, SendEvent)
+ATTRIBUTES_LIMIT_BYTES = 1024  # bytes over all keys and values (CreateChatToken, SendEvent)
 _DEFAULT_MINUTES = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Arn:
-    """A room's ARN, taken apart."""
+    """A room's ARN and its parts."""
 
     text: str
     region: str
@@ -31,21 +34,22 @@ class Arn:
     room_id: str
 
 
-_NO_ARN = Arn("", "", "", "")
+_INVALID_ARN = Arn("", "", "", "")
 
 
 class Members:
-    """Reads the members of one request, and notes everything that breaks a constraint.
+    """Reads the members of one request, and collects which of them break a constraint.
 
-    What breaks one reads as if it were not there, until `close` raises. A null counts as absent, as
-    in the protocol. Messages never repeat a value: user ids and attributes are sensitive.
+    A member that breaks one reads as if it were absent; `raise_problems`, called last, raises for
+    all of them. A null counts as absent, as in the protocol. Messages never repeat a value: user
+    ids and attributes are sensitive.
     """
 
     def __init__(self, body: Mapping[str, Any]) -> None:
         self._body = body
         self._problems: list[dict[str, str]] = []
 
-    def text(
+    def read_text(
         self,
         name: str,
         *,
@@ -58,71 +62,73 @@ class Members:
         value = self._body.get(name)
         if value is None:
             if required:
-                self._note(name, "must be given")
+                self._add_problem(name, "must be given")
         elif not isinstance(value, str):
-            self._note(name, "must be a string")
+            self._add_problem(name, "must be a string")
         elif not shortest <= len(value) <= longest:
-            self._note(name, f"must have {shortest} to {longest} characters")
+            self._add_problem(name, f"must have {shortest} to {longest} characters")
         elif utf8_size(value) is None:
-            self._note(name, "must be well-formed UTF-8")
+            self._add_problem(name, "must be well-formed UTF-8")
         elif pattern is not None and pattern.fullmatch(value) is None:
-            self._note(name, f"must match {pattern.pattern}")
+            self._add_problem(name, f"must match {pattern.pattern}")
         else:
             return value
         return ""
 
-    def arn(self, name: str) -> Arn:
+    def read_arn(self, name: str) -> Arn:
         """Return a room's ARN, which must be given."""
-        text = self.text(name, required=True, shortest=1, longest=128, pattern=_ROOM_ARN)
+        text = self.read_text(name, required=True, shortest=1, longest=128, pattern=_ROOM_ARN)
         match = _ROOM_ARN.fullmatch(text)
-        return Arn(match[0], match[1], match[2], match[3]) if match else _NO_ARN
+        return Arn(match[0], match[1], match[2], match[3]) if match else _INVALID_ARN
 
-    def integer(self, name: str, lowest: int, highest: int, default: int) -> int:
+    def read_integer(self, name: str, lowest: int, highest: int, default: int) -> int:
         """Return an integer member."""
         value = self._body.get(name)
         if value is None:
             return default
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
-            self._note(name, f"must be a whole number from {lowest} to {highest}")
+            self._add_problem(name, f"must be a whole number from {lowest} to {highest}")
             return default
         return value
 
-    def texts(self, name: str, *, most: int, allowed: frozenset[str] | None = None) -> list[str]:
+    def read_texts(
+        self, name: str, *, most: int, allowed: frozenset[str] | None = None
+    ) -> list[str]:
         """Return a member that is a list of strings."""
         value = self._body.get(name)
         if value is None:
             return []
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            self._note(name, "must be a list of strings")
+            self._add_problem(name, "must be a list of strings")
             return []
         if len(value) > most:
-            self._note(name, f"must have {most} items at most")
+            self._add_problem(name, f"must have {most} items at most")
         if allowed is not None and not allowed.issuperset(value):
-            self._note(name, f"must hold only {', '.join(sorted(allowed))}")
+            self._add_problem(name, f"must hold only {', '.join(sorted(allowed))}")
         return value
 
-    def mapping(self, name: str, *, most: int) -> dict[str, str]:
+    def read_mapping(self, name: str, *, most: int) -> dict[str, str]:
         """Return a member that maps strings to strings."""
         value = self._body.get(name)
         if value is None:
             return {}
         if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-            self._note(name, "must map strings to strings")
+            self._add_problem(name, "must map strings to strings")
             return {}
         if len(value) > most:
-            self._note(name, f"must have {most} entries at most")
+            self._add_problem(name, f"must have {most} entries at most")
         return value
 
-    def utf8_total(self, name: str, mapping: Mapping[str, str], limit: int) -> None:
-        """Hold the keys and values of a map to a number of bytes in all."""
+    def check_utf8_total(self, name: str, mapping: Mapping[str, str], limit: int) -> None:
+        """Check that the keys and values of a mapping have so many bytes in all at most."""
         sizes = [utf8_size(text) for entry in mapping.items() for text in entry]
         if None in sizes:
-            self._note(name, "must be well-formed UTF-8")
+            self._add_problem(name, "must be well-formed UTF-8")
         elif sum(filter(None, sizes)) > limit:
-            self._note(name, f"must have {limit} bytes at most, keys and values together")
+            self._add_problem(name, f"must have {limit} bytes at most, keys and values together")
 
-    def close(self) -> None:
-        """Raise one ``ValidationException`` that names every member noted."""
+    def raise_problems(self) -> None:
+        """Raise one ``ValidationException`` that names every member with a problem, if any."""
         if self._problems:
             names = ", ".join(sorted({problem["name"] for problem in self._problems}))
             raise ServiceError(
@@ -133,7 +139,7 @@ class Members:
                 fieldList=self._problems,
             )
 
-    def _note(self, name: str, message: str) -> None:
+    def _add_problem(self, name: str, message: str) -> None:
         self._problems.append({"name": name, "message": message})
 
 
@@ -148,52 +154,44 @@ class TokenMembers:
     minutes: int
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> Self:
-        """Read a request's body.
-
-        Raises:
-            ServiceError: a ``ValidationException``.
-        """
+    def read(cls, body: Mapping[str, Any]) -> Self:
+        """Read a request's body."""
         members = Members(body)
-        room = members.arn("roomIdentifier")
-        user_id = members.text("userId", required=True, shortest=1, longest=128)
-        # The model sets no limit on the list: it is a list of an enumeration, repeats allowed.
-        capabilities = members.texts("capabilities", most=1024, allowed=_CAPABILITIES)
-        minutes = members.integer("sessionDurationInMinutes", 1, 180, _DEFAULT_MINUTES)
-        attributes = members.mapping("attributes", most=ATTRIBUTES_LIMIT)
-        members.utf8_total("attributes", attributes, ATTRIBUTES_LIMIT)
-        members.close()
+        room = members.read_arn("roomIdentifier")
+        user_id = members.read_text("userId", required=True, shortest=1, longest=128)
+        # The service model limits neither the list's length nor repeats.
+        capabilities = members.read_texts("capabilities", most=1024, allowed=_CAPABILITIES)
+        minutes = members.read_integer("sessionDurationInMinutes", 1, 180, _DEFAULT_MINUTES)
+        attributes = members.read_mapping("attributes", most=ATTRIBUTES_LIMIT_BYTES)
+        members.check_utf8_total("attributes", attributes, ATTRIBUTES_LIMIT_BYTES)
+        members.raise_problems()
         return cls(room, user_id, frozenset(capabilities), attributes, minutes)
 
 
-def room_arn(body: Mapping[str, Any]) -> Arn:
-    """Read the ``identifier`` of a GetRoom or DeleteRoom request.
-
-    Raises:
-        ServiceError: a ``ValidationException``.
-    """
+def read_room_arn(body: Mapping[str, Any]) -> Arn:
+    """Read the ``identifier`` of a GetRoom or DeleteRoom request."""
     members = Members(body)
-    arn = members.arn("identifier")
-    members.close()
+    arn = members.read_arn("identifier")
+    members.raise_problems()
     return arn
 
 
-def room_members(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a CreateRoom request says of the new room, defaults filled in.
-
-    Raises:
-        ServiceError: a ``ValidationException``.
-    """
+def read_room_members(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the members of a CreateRoom request, with the defaults of those left out."""
     members = Members(body)
     found = {
-        "name": members.text("name", longest=128, pattern=_ROOM_NAME),
-        "maximumMessageRatePerSecond": members.integer("maximumMessageRatePerSecond", 1, 100, 10),
-        "maximumMessageLength": members.integer("maximumMessageLength", 1, 500, 500),
-        "messageReviewHandler": members.mapping("messageReviewHandler", most=2),
-        "tags": members.mapping("tags", most=50),
-        "loggingConfigurationIdentifiers": members.texts("loggingConfigurationIdentifiers", most=3),
+        "name": members.read_text("name", longest=128, pattern=_ROOM_NAME),
+        "maximumMessageRatePerSecond": members.read_integer(
+            "maximumMessageRatePerSecond", 1, 100, 10
+        ),
+        "maximumMessageLength": members.read_integer("maximumMessageLength", 1, 500, 500),
+        "messageReviewHandler": members.read_mapping("messageReviewHandler", most=2),
+        "tags": members.read_mapping("tags", most=50),
+        "loggingConfigurationIdentifiers": members.read_texts(
+            "loggingConfigurationIdentifiers", most=3
+        ),
     }
-    members.close()
+    members.raise_problems()
     return found
 
 
@@ -206,61 +204,51 @@ class EventMembers:
     attributes: Mapping[str, str]
 
     @classmethod
-    def of(cls, body: Mapping[str, Any]) -> Self:
-        """Read a request's body.
-
-        Raises:
-            ServiceError: a ``ValidationException``.
-        """
+    def read(cls, body: Mapping[str, Any]) -> Self:
+        """Read a request's body."""
         members = Members(body)
-        room = members.arn("roomIdentifier")
-        name = members.text("eventName", required=True, shortest=1, longest=100)
-        attributes = members.mapping("attributes", most=ATTRIBUTES_LIMIT)
-        members.utf8_total("attributes", attributes, ATTRIBUTES_LIMIT)
-        members.close()
+        room = members.read_arn("roomIdentifier")
+        name = members.read_text("eventName", required=True, shortest=1, longest=100)
+        attributes = members.read_mapping("attributes", most=ATTRIBUTES_LIMIT_BYTES)
+        members.check_utf8_total("attributes", attributes, ATTRIBUTES_LIMIT_BYTES)
+        members.raise_problems()
         return cls(room, name, attributes)
 
 
 @dataclass(frozen=True, slots=True)
 class ModerationMembers:
-    """A valid DeleteMessage or DisconnectUser request: its target is a message or a user."""
+    """A valid DeleteMessage or DisconnectUser request; the target is a message id or a user id."""
 
     room: Arn
     target: str
     reason: str
 
     @classmethod
-    def of_deletion(cls, body: Mapping[str, Any]) -> Self:
-        """Read the body of a DeleteMessage request.
-
-        Raises:
-            ServiceError: a ``ValidationException``.
-        """
+    def read_deletion(cls, body: Mapping[str, Any]) -> Self:
+        """Read the body of a DeleteMessage request."""
         members = Members(body)
-        target = members.text("id", required=True, shortest=12, longest=12, pattern=_ID)
-        return cls._of(members, target)
+        target = members.read_text(
+            "id", required=True, shortest=12, longest=12, pattern=_MESSAGE_ID
+        )
+        return cls._read_rest(members, target)
 
     @classmethod
-    def of_disconnection(cls, body: Mapping[str, Any]) -> Self:
-        """Read the body of a DisconnectUser request.
-
-        Raises:
-            ServiceError: a ``ValidationException``.
-        """
+    def read_disconnection(cls, body: Mapping[str, Any]) -> Self:
+        """Read the body of a DisconnectUser request."""
         members = Members(body)
-        target = members.text("userId", required=True, shortest=1, longest=128)
-        return cls._of(members, target)
+        target = members.read_text("userId", required=True, shortest=1, longest=128)
+        return cls._read_rest(members, target)
 
     @classmethod
-    def _of(cls, members: Members, target: str) -> Self:
-        room = members.arn("roomIdentifier")
-        reason = members.text("reason", shortest=1, longest=256)
-        members.close()
+    def _read_rest(cls, members: Members, target: str) -> Self:
+        room = members.read_arn("roomIdentifier")
+        reason = members.read_text("reason", shortest=1, longest=256)
+        members.raise_problems()
         return cls(room, target, reason)
 
 
 def utf8_size(text: str) -> int | None:
-    """Return a text's bytes in UTF-8, None if it has none: JSON can hold half a surrogate pair."""
+    """Return a text's size in UTF-8 bytes; None for a lone surrogate, which JSON can hold."""
     try:
         return len(text.encode())
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""What goes in and out of the model, as values: the servers turn them into HTTP and back."""
+"""Requests to the model and its answers, as values that the servers turn into HTTP and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT_REGION = "us-east-1"
 DEFAULT_ACCOUNT = "123456789012"
 
 _ID_ALPHABET = string.ascii_letters + string.digits
-_ID_LENGTH = 12  # service model, ID
+_ID_CHARACTERS = 12  # service model, ID
 
 
 class ServiceError(Exception):
@@ -26,7 +26,7 @@ class ServiceError(Exception):
     Args:
         status: the HTTP status.
         code: the error's name in the service model, such as ``ResourceNotFoundException``.
-        message: the message; holds nothing sensitive unless a fault asks for it.
+        message: the message; nothing sensitive, except with the fault ``echo_user``.
         members: the error's other members in the service model.
     """
 
@@ -44,10 +44,10 @@ class Request:
     Args:
         operation: the operation's name, which is the path without its slash; empty if the request
             was not a POST.
-        body: the body as it came.
+        body: the body as received.
         region: the region of the SigV4 credential scope.
         account: the caller's account.
-        denial: why the caller may not do this, found by a server that checks signatures.
+        denial: the error of a signature that is not good, by a server that checks signatures.
     """
 
     operation: str
@@ -63,9 +63,9 @@ class Answer:
 
     Args:
         status: the HTTP status.
-        headers: every header but those of the connection; no ``Date`` means that none is sent.
-        body: the body as it goes.
-        delay: seconds to wait before it goes.
+        headers: every header but those of the connection; without ``Date`` here, none is sent.
+        body: the body as sent.
+        delay: seconds to wait before sending.
     """
 
     status: int
@@ -76,7 +76,7 @@ class Answer:
     def to_bytes(self) -> bytes:
         """Return the whole response, for a server whose framework would add headers of its own.
 
-        It announces that the connection closes after it.
+        Its ``Connection: close`` says that no other response follows.
         """
         lines = [f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
@@ -91,7 +91,7 @@ class Drop:
     """Reset the connection without an answer.
 
     Args:
-        delay: seconds to wait before.
+        delay: seconds to wait before that.
     """
 
     delay: float = 0.0
@@ -108,16 +108,15 @@ Outcome = Answer | Drop | Hang
 def region_of(authorization: str | None) -> str:
     """Return the region of a SigV4 ``Authorization`` header's credential scope.
 
-    The scope is ``KEY/DATE/REGION/SERVICE/aws4_request``. Without a header that has one the
-    answer is us-east-1.
+    The scope is ``KEY/DATE/REGION/SERVICE/aws4_request``; without one, return us-east-1.
     """
     _, found, scope = (authorization or "").partition("Credential=")
     parts = scope.split("/", 4)
     return parts[2] if found and len(parts) == 5 else DEFAULT_REGION
 
 
-def parse_object(body: bytes | str) -> dict[str, Any] | None:
-    """Return the JSON object that a body holds, empty for no body; None if it holds none."""
+def parse_json_object(body: bytes | str) -> dict[str, Any] | None:
+    """Return the JSON object that a body holds, empty for an empty body; None for anything else."""
     try:
         value = json.loads(body or b"{}")
     except (ValueError, RecursionError):
@@ -126,8 +125,8 @@ def parse_object(body: bytes | str) -> dict[str, Any] | None:
 
 
 def new_id() -> str:
-    """Return an identifier as IVS Chat makes them: 12 letters and digits."""
-    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_LENGTH))
+    """Return an id of the form that IVS Chat makes: 12 letters and digits."""
+    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(_ID_CHARACTERS))
 
 
 def iso_time(seconds: float) -> str:

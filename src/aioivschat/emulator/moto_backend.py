@@ -35,7 +35,7 @@ _backend_index = _import_moto("moto.backend_index")
 _base_backend = _import_moto("moto.core.base_backend")
 
 _URL_BASE = r"https?://ivschat\.(.+)\.amazonaws\.com"
-# What moto's decorators put into the environment.
+# The credentials that moto's decorators put into the environment.
 _MOTO_ACCESS_KEYS = {"FOOBARKEY": "FOOBARSECRET"}
 
 _emulator = Emulator()
@@ -45,13 +45,14 @@ _verifier = SignatureVerifier()
 def install(
     emulator: Emulator | None = None, *, access_keys: Mapping[str, str] | None = None
 ) -> Emulator:
-    """Put IVS Chat into moto; doing it again only changes the emulator.
+    """Put IVS Chat into moto; a second call only changes the emulator.
 
     Afterwards every ``moto.server.ThreadedMotoServer``, and ``mock_aws`` for clients that are not
     async, serves the operations of the emulator, signatures checked. moto's reset resets the
-    emulator too. Within ``mock_aws`` there is no connection: a reset or a black hole raises
-    `NotImplementedError` there, and moto's servers cannot be told of connections opened. moto has
-    no chat edge: an `EmulatorServer` of the same emulator beside it has.
+    emulator too.
+
+    Connections are not counted. Within ``mock_aws`` there are none: a reset or a black hole raises
+    `NotImplementedError`. For a chat edge, run an `EmulatorServer` of the same emulator.
 
     Args:
         emulator: the model to serve; None for the one in place.
@@ -121,8 +122,8 @@ class MotoServer:
         self._server = None
 
 
-def _handle(request: Any, url: str, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:
-    """Answer one request as moto wants it: with status, headers and body."""
+def _handle_request(request: Any, url: str, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:
+    # moto takes status, headers and body of the answer.
     body = request.get_data()
     lower_case = {name.lower(): value for name, value in headers.items()}
     with _emulator.flights:
@@ -131,44 +132,48 @@ def _handle(request: Any, url: str, headers: Mapping[str, str]) -> tuple[int, An
                 request.path[1:] if request.method == "POST" else "",
                 body,
                 region=region_of(lower_case.get("authorization")),
-                denial=_verifier.denial(request.method, url, lower_case, body, _emulator.now()),
+                denial=_verifier.find_denial(
+                    request.method, url, lower_case, body, _emulator.now()
+                ),
             )
         )
         connection = request.environ.get("werkzeug.socket")
         if connection is not None:
-            _send(connection, outcome)
+            _send_outcome(connection, outcome)
         elif not isinstance(outcome, Answer):
             raise NotImplementedError("without a connection, none can be reset or left unanswered")
     if not isinstance(outcome, Answer):
-        # On a closed connection it goes nowhere.
+        # moto needs an answer; it is not sent, as the connection is closed.
         return 204, {}, b""
     return outcome.status, dict(outcome.headers), outcome.body
 
 
-def _send(connection: socket.socket, outcome: Outcome) -> None:
-    """Do what the outcome says past WSGI, which must answer, and adds a Date of its own.
+def _send_outcome(connection: socket.socket, outcome: Outcome) -> None:
+    """Send an outcome over the socket: WSGI must answer, and adds a Date of its own.
 
-    The connection is closed for writing afterwards, so that moto's own answer goes nowhere. For a
-    reset that is all: werkzeug holds on to the socket, so that it ends in order, yet unanswered.
+    Closes the connection for writing, so that WSGI's answer is not sent. A reset ends in order,
+    without an answer: werkzeug keeps the socket open.
     """
     if isinstance(outcome, Hang):
-        # Nothing more is expected of the client: this returns when it closes the connection.
+        # The client sends no more: this returns once the client closes the connection.
         connection.recv(1)
     else:
         time.sleep(outcome.delay)
     if isinstance(outcome, Answer):
         connection.sendall(outcome.to_bytes())
-    with suppress(OSError):  # the client may have been first
+    with suppress(OSError):  # the client may have closed it already
         connection.shutdown(socket.SHUT_WR)
 
 
-# Its base is known at run time only: moto is imported by name.
+# mypy does not know the base class: moto is imported by name.
 class _IvsChatBackend(_base_backend.BaseBackend):  # type: ignore[misc,name-defined]  # untyped
-    """What moto takes a service's addresses from, and resets."""
+    """The service's URLs and reset, for moto."""
 
     @property
     def _url_module(self) -> SimpleNamespace:
-        paths: dict[str, Callable[..., Any]] = {f"{{0}}/{name}$": _handle for name in OPERATIONS}
+        paths: dict[str, Callable[..., Any]] = {
+            f"{{0}}/{name}$": _handle_request for name in OPERATIONS
+        }
         return SimpleNamespace(url_bases=[_URL_BASE], url_paths=paths)
 
     def reset(self) -> None:

@@ -1,7 +1,7 @@
 """pytest fixtures: a local IVS Chat for a test suite, whatever its async plugin is.
 
-pytest loads this module in every run of a project that has the library installed, so that all else
-is imported by the fixtures.
+pytest loads this module in every run of a project that has the library installed: only the fixtures
+import more than pytest.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .moto_backend import MotoServer
     from .server import ThreadedEmulatorServer
 
-# What could lead a client elsewhere, or give it other credentials.
-_FOREIGN = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+# Variables that could give a client another endpoint or other credentials.
+_REMOVED_VARIABLES = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +29,10 @@ def _ivschat_server() -> Iterator[ThreadedEmulatorServer]:
 
 @pytest.fixture
 def ivschat_emulator(_ivschat_server: ThreadedEmulatorServer) -> ThreadedEmulatorServer:
-    """A running emulator as new: its ``url`` is the endpoint, its ``emulator`` the model.
+    """A running emulator, reset for each test and without open connections.
 
-    Chat clients connect to its ``edge_url``. One server serves the whole session; each test gets it
-    reset, without open connections.
+    Its ``url`` is the endpoint, its ``emulator`` the model; chat clients connect to its
+    ``edge_url``. One server serves the whole session.
     """
     _ivschat_server.reset_connections()
     _ivschat_server.emulator.reset()
@@ -48,18 +48,18 @@ def ivschat_room(ivschat_emulator: ThreadedEmulatorServer) -> str:
 
 @pytest.fixture
 def ivschat_env(ivschat_emulator: ThreadedEmulatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An environment in which unmodified code reaches the emulator, in us-east-1."""
+    """Environment variables that lead unmodified code to the emulator, in us-east-1."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", ivschat_emulator.url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    for name in _FOREIGN:
+    for name in _REMOVED_VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
 def ivschat_moto() -> Iterator[MotoServer]:
-    """A running moto server with IVS Chat in it: its ``url``, and its ``emulator``.
+    """A running moto server with IVS Chat: its ``url`` is the endpoint, ``emulator`` the model.
 
     Raises:
         ImportError: moto is missing; the extra ``[moto]`` brings it.

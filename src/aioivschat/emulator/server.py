@@ -4,48 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Self
 
 from aiohttp import web
 
-from ._admin import PREFIX, administer
+from ._admin import ADMIN_PREFIX, answer_admin_request
 from ._edge import ChatEdge, is_handshake
 from ._model import Emulator
-from ._transport import reset
+from ._transport import reset_transport
 from ._wire import Answer, Hang, Outcome, Request, region_of
 
 if TYPE_CHECKING:
     from ._sigv4 import SignatureVerifier
 
-# aiohttp waits so many seconds for handlers; those of the emulator sleep, or say good-bye.
-_GRACE = 0.05
+_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+# How long aiohttp waits for handlers when the server stops: they sleep, or close a WebSocket.
+_SHUTDOWN_SECONDS = 0.05
 
 
 class _CountingServer(web.Server):
-    """aiohttp's low-level server, which tells the model of every connection."""
+    """aiohttp's low-level server; counts every connection in the model."""
 
-    emulator: Emulator
+    def __init__(self, emulator: Emulator, handler: _Handler) -> None:
+        # A client that closes its connection cancels its request: black holes would pile up.
+        super().__init__(handler, handler_cancellation=True, access_log=None)
+        self._emulator = emulator
 
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-        self.emulator.connection_opened()
+        self._emulator.connection_opened()
         super().connection_made(handler, transport)
 
 
 class _Server:
-    """What both servers are made of; one after the other may run, but not twice at once.
-
-    Args:
-        emulator: the model to serve; None for a new one.
-        host: the address to listen on.
-        port: the port to listen on; 0 for one that is free.
-        verify_signatures: answer 403 to a request whose SigV4 signature is not good.
-        access_keys: secret access keys by access key id; None for ``testing``/``testing``.
-
-    Attributes:
-        emulator: the model.
-    """
+    """What both servers share; one server may run again after it has stopped."""
 
     def __init__(
         self,
@@ -59,7 +53,7 @@ class _Server:
         self.emulator = emulator or Emulator()
         self._host = host
         self._port = port
-        self._verifier = _verifier(access_keys) if verify_signatures else None
+        self._verifier = _make_verifier(access_keys) if verify_signatures else None
         self._edge = ChatEdge(self.emulator)
         self._server: _CountingServer | None = None
         self._runner: web.ServerRunner | None = None
@@ -92,16 +86,14 @@ class _Server:
             user: the user id whose connections are cut; None for everybody's.
 
         Returns:
-            How many there were.
+            The number of connections cut.
         """
         return self.emulator.chat.drop(user)
 
     async def _start(self) -> None:
         self._closing = asyncio.Event()
-        # A client that goes away ends its request: black holes would pile up otherwise.
-        self._server = _CountingServer(self._handle, handler_cancellation=True, access_log=None)
-        self._server.emulator = self.emulator
-        self._runner = web.ServerRunner(self._server, shutdown_timeout=_GRACE)
+        self._server = _CountingServer(self.emulator, self._handle_request)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=_SHUTDOWN_SECONDS)
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, self._host, self._port).start()
@@ -118,31 +110,34 @@ class _Server:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def _reset_connections(self) -> None:
+    def reset_connections(self) -> None:
+        """Reset every open connection, idle ones included."""
         if self._server is not None:
             for connection in self._server.connections:
                 if connection.transport is not None:
-                    reset(connection.transport)
+                    reset_transport(connection.transport)
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle_request(self, request: web.BaseRequest) -> web.StreamResponse:
         if is_handshake(request):
             return await self._edge.serve(request)
-        if request.path.startswith(PREFIX):
-            return _response(
-                administer(self.emulator, request.method, request.path, await request.read())
+        if request.path.startswith(ADMIN_PREFIX):
+            return _make_response(
+                answer_admin_request(
+                    self.emulator, request.method, request.path, await request.read()
+                )
             )
         with self.emulator.flights:
-            outcome = self._outcome(request, await request.read())
+            outcome = self._respond(request, await request.read())
             if isinstance(outcome, Hang):
                 await self._closing.wait()
             elif outcome.delay:
                 await asyncio.sleep(outcome.delay)
-            return _send(request, outcome)
+            return _send_outcome(request, outcome)
 
-    def _outcome(self, request: web.BaseRequest, body: bytes) -> Outcome:
+    def _respond(self, request: web.BaseRequest, body: bytes) -> Outcome:
         denial = None
         if self._verifier is not None:
-            denial = self._verifier.denial(
+            denial = self._verifier.find_denial(
                 request.method,
                 str(request.url),
                 {name.lower(): value for name, value in request.headers.items()},
@@ -174,6 +169,9 @@ class EmulatorServer(_Server):
         verify_signatures: answer 403 to a request whose SigV4 signature is not good.
         access_keys: secret access keys by access key id; None for ``testing``/``testing``.
 
+    Attributes:
+        emulator: the model.
+
     Raises:
         OSError: on entering, the address cannot be listened on.
     """
@@ -185,16 +183,12 @@ class EmulatorServer(_Server):
     async def __aexit__(self, *_: object) -> None:
         await self._stop()
 
-    def reset_connections(self) -> None:
-        """Reset every open connection, idle ones included."""
-        self._reset_connections()
-
 
 class ThreadedEmulatorServer(_Server):
     """Serves the emulator on an event loop in a thread of its own.
 
-    For code that is not async, and for fixtures: ``with ThreadedEmulatorServer() as server:``. The
-    arguments are those of `EmulatorServer`. The model is safe to use from any thread.
+    For code that is not async, and for fixtures: ``with ThreadedEmulatorServer() as server:``.
+    Arguments and attributes are those of `EmulatorServer`. The model may be used from any thread.
 
     Raises:
         OSError: on entering, the address cannot be listened on.
@@ -220,10 +214,11 @@ class ThreadedEmulatorServer(_Server):
         self._thread.join()
 
     def reset_connections(self) -> None:
-        """Reset every open connection, idle ones included."""
+        """Reset every open connection, idle ones included; from any thread."""
+        reset_in_loop = super().reset_connections
 
         async def reset() -> None:
-            self._reset_connections()
+            reset_in_loop()
 
         asyncio.run_coroutine_threadsafe(reset(), self._loop).result()
 
@@ -239,28 +234,28 @@ class ThreadedEmulatorServer(_Server):
         await self._stop()
 
 
-def _send(request: web.BaseRequest, outcome: Outcome) -> web.StreamResponse:
+def _send_outcome(request: web.BaseRequest, outcome: Outcome) -> web.StreamResponse:
     transport = request.transport
     if not isinstance(outcome, Answer):
         if transport is not None:
-            reset(transport)
-        # aiohttp wants something to send; on a closed transport it goes nowhere.
+            reset_transport(transport)
+        # aiohttp needs a response; it is not sent, as the transport is closed.
         return web.Response()
     if "Date" not in outcome.headers:
-        # aiohttp would add one: write the answer past it.
+        # aiohttp would add a Date: write the answer to the transport directly.
         if transport is not None:
             transport.write(outcome.to_bytes())
             transport.close()
         return web.Response()
-    return _response(outcome)
+    return _make_response(outcome)
 
 
-def _response(answer: Answer) -> web.Response:
+def _make_response(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
 
 
-def _verifier(access_keys: Mapping[str, str] | None) -> SignatureVerifier:
-    # Checking is rare, and botocore's signer takes long to import.
+def _make_verifier(access_keys: Mapping[str, str] | None) -> SignatureVerifier:
+    # Few servers check signatures, and botocore's signer takes long to import.
     from ._sigv4 import SignatureVerifier
 
     return SignatureVerifier(access_keys)
