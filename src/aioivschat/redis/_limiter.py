@@ -1,14 +1,14 @@
-"""The pace of a whole fleet towards one account and region.
+"""The limiter of a fleet: its processes share the quota of one account and region.
 
 The engine hands out *slots*: moments of its own clock, evenly apart, each good for one request of
-one process. A process takes a few ahead, as many as are its share of what the fleet waits for, and
-gives each to whoever waits longest when its moment comes. Even spacing alone passes every shape
-the quota may have, and as slots are taken ahead, none goes unused while somebody waits.
+one process. A process takes some slots ahead, its share of what the whole fleet waits for. When the
+moment of a slot comes, the process grants it to the reservation whose turn it is. Requests so
+spaced pass a quota of any shape, and as slots are taken ahead, none is lost while somebody waits.
 
-While the engine is away every process paces itself at its part of the quota, for the same callers
-in the same order. When it is back, all processes change over at one moment that the engine names:
-were the first to come back to take what is shared while the others still take their parts, the
-quota would be exceeded.
+While the engine is away, every process paces itself at its part of the quota, for the same
+reservations in the same order. When the engine is back, all processes change over to slots at one
+moment, which the engine names: if some took slots while others still took their parts, the quota
+would be exceeded.
 """
 
 from __future__ import annotations
@@ -20,29 +20,40 @@ from bisect import insort
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from enum import Enum, auto
 
 from aioivschat._clock import Clock
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import QueuedLimiter, QueuedReservation
 from aioivschat._service.limiter import BURST_HELD_BACK, HEADROOM, LocalLimiter, Quota
 from aioivschat.redis._engine import Engine, EngineAway, EngineState
-from aioivschat.redis._limiter_script import TRIP
+from aioivschat.redis._limiter_script import SYNC
 
-_AHEAD = 0.05
+_ASK_AHEAD_SECONDS = 0.05
 """Seconds before its last slot that a process asks for more: as long as the engine may take."""
 
-_STALE = 0.1
-"""Seconds after which an unused slot is void. A process that was busy uses what it is late with at
-once; this keeps even a process that has all slots within a tenth of the quota."""
+_SLOT_VOID_AFTER_SECONDS = 0.1
+"""Seconds after which an unused slot is void. A process that was busy sends at once what is late;
+this limit keeps even a process that has all slots within a tenth above the quota."""
 
-_GIVE_BACK_AFTER = 0.1
-"""Seconds in which callers that leave are gathered before their slots go back."""
+_GATHER_RETURNS_SECONDS = 0.1
+"""Seconds for which slots that nobody needs any more are gathered before they are given back."""
 
-_BEAT = 10.0
+_HEARTBEAT_SECONDS = 10.0
 """Seconds after which a process without demand shows that it still is a member."""
 
-_MEMBER_FOR = 25.0
-"""Seconds for which a process that says nothing stays a member: two beats, and some."""
+_MEMBER_TIMEOUT_SECONDS = 25.0
+"""Seconds after its last call that the engine counts a process as a member: two heartbeats and
+more. The script has the same number."""
+
+_NO_SLOT = 0
+"""In place of a slot's name, for a permit that cannot go back to the engine."""
+
+
+class _State(Enum):
+    FLEET = auto()  # slots of the engine are granted
+    LOCAL = auto()  # the engine is away: permits of this process's own limiter are granted
+    RETURNING = auto()  # the engine is back; still LOCAL's permits until all change over
 
 
 class SharedLimiter(QueuedLimiter):
@@ -54,7 +65,7 @@ class SharedLimiter(QueuedLimiter):
         quota: what is allowed to the fleet as a whole.
         clock: where the time comes from.
         on_rate: called with the fleet's new rate when what was learnt changes it.
-        members: how many processes share the quota, for as long as the engine has not told.
+        members: how many processes share the quota, until the engine has said so.
         rng: where the jitter comes from.
     """
 
@@ -75,41 +86,47 @@ class SharedLimiter(QueuedLimiter):
         self._quota = quota
         self._clock = clock
         self._on_rate = on_rate
-        self._members = members
         self._rng = rng or random.Random()  # noqa: S311 (no secret)
         self._member = secrets.token_hex(8)
         if quota.burst is None:
-            self._ceiling, self._burst = quota.rate * (1 - HEADROOM), 0.0
+            self._ceiling, self._burst_seconds = quota.rate * (1 - HEADROOM), 0.0
         else:
             self._ceiling = quota.rate
-            self._burst = max(0.0, quota.burst * (1 - BURST_HELD_BACK) - 1) / quota.rate
-        self._rate = self._ceiling
-        # Each is when it is due here, and its name on the engine's clock.
+            self._burst_seconds = max(0.0, quota.burst * (1 - BURST_HELD_BACK) - 1) / quota.rate
+        # Unused slots: when each is due by our clock, and its name, its moment on the engine's.
         self._slots: list[tuple[float, int]] = []
-        self._offset: float | None = None  # of our clock from the engine's, in seconds
-        self._trip_at = -_BEAT  # the last one's end
-        self._pause_for = 0.0  # between trips, as the engine asks
-        self._told = 0  # how many the engine believes to wait here
-        self._others = 0  # how many wait elsewhere without a slot
-        self._free_from = 0.0  # when the first slot is due that nobody has taken
+        self._grant_timer: asyncio.TimerHandle | None = None
+        # What the engine said at the last sync.
+        self._synced_at = -_HEARTBEAT_SECONDS
+        self._clock_offset: float | None = None  # of our clock from the engine's, in seconds
+        self._rate = self._ceiling
+        self._members = members
+        self._members_known_from = 0.0  # until then the engine may not have heard of all of them
+        self._sync_pause = 0.0  # seconds until the next sync
+        self._next_slot_at = 0.0  # when the first slot is due that nobody has taken
+        self._reported_waiting = 0  # reservations here without a slot
+        self._waiting_elsewhere = 0  # those of other members
+        # What the engine does not know yet.
         self._served = self._throttled = 0
-        self._fewer_from = 0.0  # before that, members may be missing in what the engine says
-        self._alone: LocalLimiter | None = None
+        # For the time without the engine.
+        self._state = _State.FLEET
+        self._own_limiter = LocalLimiter(quota, clock)
+        self._own_permits_from = 0.0
+        # Tasks.
         self._closed = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._wake = asyncio.Event()
-        self._working: asyncio.Task[None] | None = None
-        self._at_work = False
-        self._returning: asyncio.Task[None] | None = None
-        self._beating: asyncio.Task[None] | None = None
-        engine.add_state_callback(self._engine_became)
+        self._wake = asyncio.Event()  # set to have the work task look again
+        self._working = False
+        self._work_task: asyncio.Task[None] | None = None
+        self._heartbeat_task: asyncio.Task[None] | None = None
+        self._return_task: asyncio.Task[None] | None = None
+        engine.add_state_callback(self._follow_engine)
         if engine.state is EngineState.AWAY:
-            self._go_alone()
+            self._go_local()
 
     @property
     def shared(self) -> bool:
-        """Whether the pace is the fleet's; else it is this process's part of it."""
-        return self._alone is None
+        """Whether the fleet's slots are granted; else it is this process's part of the quota."""
+        return self._state is _State.FLEET
 
     @property
     def members(self) -> int:
@@ -118,144 +135,151 @@ class SharedLimiter(QueuedLimiter):
 
     @property
     def rate(self) -> float:
-        """The pace aimed at now, in requests a second: the fleet's, or this process's part."""
-        return self._rate if self._alone is None else self._alone.rate
+        """Requests a second aimed at now: the fleet's, or this process's part."""
+        return self._rate if self.shared else self._own_limiter.rate
 
     def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
         """Return the seconds that a new reservation for a room would wait.
 
-        It assumes that the others of the fleet go on to want as much as they said last.
+        It assumes that the other members go on to want as much as they reported last.
         """
         now = self._clock.monotonic()
         ahead = self._count_before(priority, room)
-        if self._alone is not None:
-            start = max(self._alone_from - now, self._alone.predicted_wait())
-            return max(0.0, start) + ahead / self._alone.rate
+        if not self.shared:
+            start = max(self._own_permits_from - now, self._own_limiter.predicted_wait())
+            return max(0.0, start) + ahead / self._own_limiter.rate
         if ahead < len(self._slots):
             return max(0.0, self._slots[ahead][0] - now)
-        turns = (ahead - len(self._slots)) * (1 + self._others / max(1, self._told))
-        return max(0.0, self._free_from - now) + turns / self._rate
+        # While slots come here, other members get theirs.
+        parts = 1 + self._waiting_elsewhere / max(1, self._reported_waiting)
+        slots = (ahead - len(self._slots)) * parts
+        return max(0.0, self._next_slot_at - now) + slots / self._rate
 
     def reserve(
         self, priority: Priority = Priority.NORMAL, *, room: str = "", again: bool = False
     ) -> QueuedReservation:
-        """Take a place in the queue."""
+        """Queue for a permit."""
         expected = self._clock.monotonic() + self.predicted_wait(priority, room)
         reservation = QueuedReservation(self, priority, room, expected)
         self._enqueue(reservation, again)
-        if self._timer is None:
-            self._grant_due()
+        if self._grant_timer is None:
+            self._grant_due_slots()
         return reservation
 
     def served(self) -> None:
-        """Take note that a request got through the quota."""
-        if self._alone is not None:
-            self._alone.served()
-        else:
+        """Count a request that the quota let through."""
+        if self.shared:
             self._served += 1
+        else:
+            self._own_limiter.served()
 
     def throttled(self) -> None:
-        """Take note that a request was throttled."""
-        if self._alone is not None:
-            self._alone.throttled()
-        else:
+        """Count a request that was throttled."""
+        if self.shared:
             self._throttled += 1
+        else:
+            self._own_limiter.throttled()
 
     async def aclose(self) -> None:
-        """Give unused slots back and cease to be a member; who still waits here waits in vain."""
+        """Give unused slots back and leave the fleet; nothing is granted any more."""
         self._closed = True
-        tasks = [t for t in (self._working, self._returning, self._beating) if t is not None]
-        for task in tasks:
+        tasks = [self._work_task, self._return_task, self._heartbeat_task]
+        running = [task for task in tasks if task is not None]
+        for task in running:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._alone is None and self._beating is not None:
+        if running:
+            await asyncio.wait(running)
+        if self._grant_timer is not None:
+            self._grant_timer.cancel()
+        if self.shared and self._heartbeat_task is not None:  # else the engine never heard of it
             with suppress(EngineAway):
-                await self._trip(0, self._surplus(0), "leave")
+                await self._sync_with_engine(0, self._take_surplus(keep=0), "leave")
 
-    # Giving slots to those who wait.
+    # Granting slots to reservations.
 
-    def _grant_due(self) -> None:
-        self._timer = None
+    def _grant_due_slots(self) -> None:
+        self._grant_timer = None
         now = self._clock.monotonic()
         while self._slots and self.waiting:
             due = self._slots[0][0]
             if due > now:
-                loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(due - now, self._grant_due)
+                self._grant_timer = asyncio.get_running_loop().call_later(
+                    due - now, self._grant_due_slots
+                )
                 break
             del self._slots[0]
-            if due > now - _STALE:
+            if due > now - _SLOT_VOID_AFTER_SECONDS:
                 self._pop_next().grant()
-        self._see_to_it()
+        self._start_work_if_needed()
+
+    def _regrant(self) -> None:
+        """Grant what is due by slots that have changed; set the timer for the rest."""
+        if self._grant_timer is not None:
+            self._grant_timer.cancel()
+        self._grant_due_slots()
 
     def _spend_permit(self) -> None:
-        """Nothing to do: the slot was paid for."""
+        """Nothing: the slot was taken from the engine before it was granted."""
 
     def _refund_permit(self) -> None:
-        # Its moment has come: too late to give it back to the engine.
-        insort(self._slots, (self._clock.monotonic(), 0))
-        if self._timer is not None:
-            self._timer.cancel()
-        self._grant_due()
+        # The slot's moment has come: the engine cannot hand it out again, but this process can.
+        insort(self._slots, (self._clock.monotonic(), _NO_SLOT))
+        self._regrant()
 
     def _withdraw(self, reservation: QueuedReservation) -> None:
         super()._withdraw(reservation)
         if len(self._slots) > self.waiting:
-            self._wake.set()
+            self._wake.set()  # a slot can be given back
 
-    # Getting slots for them.
+    # Getting slots, and giving back those that nobody needs.
 
-    def _see_to_it(self) -> None:
-        """Have the work done if there is any and nobody is at it."""
+    def _start_work_if_needed(self) -> None:
         if self._closed:
             return
         loop = asyncio.get_running_loop()
-        if self._beating is None:
-            self._beating = loop.create_task(self._beat())
-        wanted = self.waiting > len(self._slots) or self._told > 0
-        if wanted and not self._at_work:
-            # Before the task is made: it may run at once, and asks here again when it grants.
-            self._at_work = True
-            self._working = loop.create_task(self._work())
+        if self._heartbeat_task is None:
+            self._heartbeat_task = loop.create_task(self._send_heartbeats())
+        needed = self.waiting > len(self._slots) or self._reported_waiting > 0
+        if needed and not self._working:
+            # Before the task is made: it may run at once, and come here again when it grants.
+            self._working = True
+            self._work_task = loop.create_task(self._work())
 
     async def _work(self) -> None:
         try:
-            await self._work_while_wanted()
+            await self._work_while_needed()
         finally:
-            self._at_work = False
+            self._working = False
 
-    async def _work_while_wanted(self) -> None:
+    async def _work_while_needed(self) -> None:
         while True:
-            wanted = self.waiting - len(self._slots)
             now = self._clock.monotonic()
-            if self._alone is not None:
-                if wanted <= 0:
+            lacking = self.waiting - len(self._slots)
+            if not self.shared:
+                if lacking <= 0:
                     return
-                due = max(self._alone_from, now + self._alone.predicted_wait())
+                due = max(self._own_permits_from, now + self._own_limiter.predicted_wait())
                 if due <= now:
-                    await self._alone.reserve().granted()
-                    insort(self._slots, (now, 0))
-                    self._grant_due()
+                    await self._own_limiter.reserve().granted()
+                    insort(self._slots, (now, _NO_SLOT))
+                    self._grant_due_slots()
                     continue
-            elif wanted > 0:
-                due = self._trip_at + self._pause_for
+            elif lacking > 0:
+                due = self._synced_at + self._sync_pause
                 if self._slots:
-                    due = max(due, self._slots[-1][0] - _AHEAD)
+                    due = max(due, self._slots[-1][0] - _ASK_AHEAD_SECONDS)
                 if due <= now:
                     with suppress(EngineAway):
-                        await self._trip(wanted)
+                        await self._sync_with_engine(lacking)
                     if self._engine.state is not EngineState.CONNECTING:
                         continue
-                    # Setting out alone, it would not know how many share the quota.
-                    due = now + _AHEAD
-            elif self._told or self._surplus(self.waiting, take=False):
-                due = self._trip_at + max(_GIVE_BACK_AFTER, self._pause_for)
+                    # Not LOCAL yet: how many share the quota may become known in a moment.
+                    due = now + _ASK_AHEAD_SECONDS
+            elif self._reported_waiting or self._find_surplus(keep=self.waiting):
+                due = self._synced_at + max(_GATHER_RETURNS_SECONDS, self._sync_pause)
                 if due <= now:
                     with suppress(EngineAway):
-                        await self._trip(0, self._surplus(self.waiting))
+                        await self._sync_with_engine(0, self._take_surplus(keep=self.waiting))
                     continue
             else:
                 return
@@ -264,22 +288,34 @@ class SharedLimiter(QueuedLimiter):
                 async with asyncio.timeout(due - now):
                     await self._wake.wait()
 
-    def _surplus(self, needed: int, *, take: bool = True) -> list[int]:
-        """Return the slots beyond those needed that are worth giving back."""
-        soon = self._clock.monotonic() + _AHEAD
-        surplus = [slot for due, slot in self._slots[needed:] if due > soon]
-        if take and surplus:
+    def _find_surplus(self, keep: int) -> list[int]:
+        """Return the slots beyond those to keep that others can still use."""
+        soon = self._clock.monotonic() + _ASK_AHEAD_SECONDS
+        return [slot for due, slot in self._slots[keep:] if due > soon]
+
+    def _take_surplus(self, keep: int) -> list[int]:
+        surplus = self._find_surplus(keep)
+        if surplus:
             del self._slots[-len(surplus) :]
         return surplus
 
-    async def _trip(
+    async def _sync_with_engine(
         self, wanted: int, returned: Sequence[int] = (), purpose: str = "work"
     ) -> float:
-        """Ask the engine for slots and take what it says; return when all change over."""
+        """Report to the engine, and take the slots and the rate that it answers with.
+
+        Args:
+            wanted: slots that are lacking.
+            returned: slots to give back.
+            purpose: as in the script.
+
+        Returns:
+            When all members that return to the fleet change over, by our clock.
+        """
         started = self._clock.monotonic()
         served, throttled = self._served, self._throttled
         self._served = self._throttled = 0
-        ceiling, burst = round(self._ceiling * 1000), round(self._burst * 1e6)
+        ceiling, burst = round(self._ceiling * 1000), round(self._burst_seconds * 1e6)
         counts = (wanted, self.waiting, served, throttled)
         try:
             (
@@ -292,7 +328,7 @@ class SharedLimiter(QueuedLimiter):
                 free,
                 slots,
             ) = await self._engine.run_script(
-                TRIP,
+                SYNC,
                 self._keys,
                 (self._member, ceiling, burst, purpose, *counts, *returned),
                 urgent=True,
@@ -301,77 +337,80 @@ class SharedLimiter(QueuedLimiter):
             self._served += served
             self._throttled += throttled
             raise
-        self._trip_at = ended = self._clock.monotonic()
-        # The engine looked at its clock at some moment of the trip; what was known of the offset
-        # before is kept as far as that allows, so that a slow answer delays no slot.
+        self._synced_at = ended = self._clock.monotonic()
+        # The engine read its clock somewhere between `started` and `ended`. The offset known so
+        # far is kept within these bounds, so that a slow answer does not delay the slots.
         latest = ended - now / 1e6
-        offset = latest if self._offset is None else self._offset
-        self._offset = offset = min(max(offset, started - now / 1e6), latest)
-        complete = purpose == "work" and ended >= self._fewer_from
-        self._members = members if complete else max(members, self._members)
-        self._pause_for = pause / 1e6
-        self._told = wanted - len(slots)
-        self._others = max(0, waiting - self._told)
-        self._free_from = offset + free / 1e6
+        offset = latest if self._clock_offset is None else self._clock_offset
+        self._clock_offset = offset = min(max(offset, started - now / 1e6), latest)
+        all_known = purpose == "work" and ended >= self._members_known_from
+        self._members = members if all_known else max(members, self._members)
+        self._sync_pause = pause / 1e6
+        self._reported_waiting = wanted - len(slots)
+        self._waiting_elsewhere = max(0, waiting - self._reported_waiting)
+        self._next_slot_at = offset + free / 1e6
         if rate / 1000 != self._rate:
             self._rate = rate / 1000
             if self._on_rate is not None:
                 self._on_rate(self._rate)
-        if self._alone is None:
+        if self.shared:
             for slot in slots:
-                # Those of a burst lie in the past, and are not late for it.
+                # Slots of a burst lie in the past: they are not void, but due now.
                 insort(self._slots, (max(ended, offset + slot / 1e6), slot))
-            if self._timer is not None:
-                self._timer.cancel()
-            self._grant_due()
+            self._regrant()
         return float(offset + handover / 1e6)
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
-            await self._clock.sleep(_BEAT * self._rng.uniform(0.8, 1.0))
-            if not self._at_work and self._alone is None:
+            await self._clock.sleep(_HEARTBEAT_SECONDS * self._rng.uniform(0.8, 1.0))
+            if not self._working and self.shared:
                 with suppress(EngineAway):
-                    await self._trip(0)
+                    await self._sync_with_engine(0)
 
-    # Alone and back.
+    # From the fleet's slots to a limiter of its own, and back.
 
-    def _engine_became(self, state: EngineState, reason: str) -> None:
-        if self._returning is not None:
-            self._returning.cancel()
-            self._returning = None
-        if state is EngineState.AWAY:
-            if self._alone is None:
-                self._go_alone()
-        elif self._alone is not None:
-            self._returning = asyncio.get_running_loop().create_task(self._go_back())
+    def _follow_engine(self, state: EngineState, _reason: str) -> None:
+        if self._return_task is not None:
+            self._return_task.cancel()
+            self._return_task = None
+        if state is EngineState.AWAY and self.shared:
+            self._go_local()
+        elif state is EngineState.AWAY:
+            self._state = _State.LOCAL
+        elif self._state is _State.LOCAL:
+            self._state = _State.RETURNING
+            loop = asyncio.get_running_loop()
+            self._return_task = loop.create_task(self._return_to_fleet())
 
-    def _go_alone(self) -> None:
+    def _go_local(self) -> None:
+        self._state = _State.LOCAL
         parts, quota = self._members, self._quota
         burst = None if quota.burst is None else max(1, quota.burst // parts)
         part = replace(quota, rate=quota.rate / parts, burst=burst)
-        self._alone = LocalLimiter(part, self._clock)
-        # Until then the fleet uses up the slots that were taken ahead, as this process does; and
-        # not all begin in the same moment.
-        ahead = max(0.0, self._free_from - self._trip_at)
-        self._alone_from = self._clock.monotonic() + ahead
-        self._alone_from += self._rng.uniform(0, parts / quota.rate)
-        self._told = 0
-        self._change_over()
+        self._own_limiter = LocalLimiter(part, self._clock)
+        # The slots that the fleet has taken ahead are used up first, here and elsewhere. The
+        # jitter keeps the members from beginning in the same moment.
+        ahead = max(0.0, self._next_slot_at - self._synced_at)
+        jitter = self._rng.uniform(0, parts / quota.rate)
+        self._own_permits_from = self._clock.monotonic() + ahead + jitter
+        self._reported_waiting = 0
+        self._serve_by_state()
 
-    async def _go_back(self) -> None:
+    async def _return_to_fleet(self) -> None:
         while self._engine.state is EngineState.SHARED:
             with suppress(EngineAway):
-                at = await self._trip(0, purpose="join")
-                self._fewer_from = self._clock.monotonic() + _MEMBER_FOR
-                await self._clock.sleep(max(0.0, at - self._clock.monotonic()))
-                self._alone = None
-                self._slots.clear()  # the engine may have forgotten that they are taken
-                self._change_over()
+                handover_at = await self._sync_with_engine(0, purpose="join")
+                self._members_known_from = self._clock.monotonic() + _MEMBER_TIMEOUT_SECONDS
+                await self._clock.sleep(max(0.0, handover_at - self._clock.monotonic()))
+                self._state = _State.FLEET
+                self._slots.clear()  # the engine may have lost its data, and may hand them out
+                self._serve_by_state()
                 return
 
-    def _change_over(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    def _serve_by_state(self) -> None:
+        """Have those who wait served by the limiter of the new state."""
+        if self._grant_timer is not None:
+            self._grant_timer.cancel()
         self._wake.set()
         if self.waiting:
-            self._grant_due()
+            self._grant_due_slots()
