@@ -121,11 +121,11 @@ _MODULES = (
 )
 """Where names are looked for: each module imports only from those before it, the heaviest last."""
 
-if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has every name
+if not TYPE_CHECKING:  # a type checker takes a module with __getattr__ to have every name
 
     def __getattr__(name):
-        # A name is loaded at its first use: the command, the emulator and its pytest plugin are
-        # parts of this package too, and do without an HTTP client.
+        # A name is loaded at its first use: the command, the emulator and its pytest plugin import
+        # this package too, and should not load an HTTP client.
         if name == "errors":
             return import_module(f"{__name__}.errors")
         if name in __all__:

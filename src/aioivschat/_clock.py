@@ -7,17 +7,16 @@ import time
 from datetime import UTC, datetime
 
 TICK_SECONDS = time.get_clock_info("monotonic").resolution
-"""Seconds by which the event loop may call too early: to ask for another timer would be to spin."""
+"""The event loop may call a timer so much too early; asking for another one would be to spin."""
 
 
 class Clock:
     """The clocks of this host.
 
-    A subclass may bend time; everything in the library that reads a clock or sleeps does it
-    through one of these.
+    The library reads time and sleeps only through one of these, so that a subclass may bend it.
     """
 
-    # Not methods around these: they are read for every token that is handed out.
+    # Not wrapped in methods: they are called for every token that is handed out.
 
     wall = staticmethod(time.time)
     """Return seconds since the epoch; may be stepped by an administrator or NTP."""

@@ -1,7 +1,7 @@
-"""What happens inside, told to observers.
+"""Events and their observers.
 
-Each thing that happens is one frozen dataclass. None carries a token, a user id or an attribute,
-so an observer cannot leak one.
+An event is a frozen dataclass. None carries a token, a user id or an attribute, so that an observer
+cannot leak one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _log = logging.getLogger("aioivschat")
 class Source(StrEnum):
     """Where a token came from."""
 
-    CACHE = "cache"  # handed out before: to the same attempt, or to the same plain call
-    STOCK = "stock"  # minted before, given to nobody yet
+    CACHE = "cache"  # delivered before, to the same attempt or to an equal call without a key
+    STOCK = "stock"  # minted before and delivered to nobody
     FLIGHT = "flight"  # minted while the caller waited
     SHARED = "shared"  # minted by another process of the fleet, or for its stock
 
@@ -33,7 +33,7 @@ class SharedState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A caller was given a token.
+    """A token was delivered to a caller.
 
     Args:
         room: the room's ARN.
@@ -59,7 +59,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Minted:
-    """AWS gave a token.
+    """AWS made a token.
 
     Args:
         room: the room's ARN.
@@ -78,7 +78,7 @@ class AttemptFailed:
 
     Args:
         room: the room's ARN.
-        attempt: its number, from 1.
+        attempt: the request's number, from 1.
         error: name of the error's class.
         status: the HTTP status, 0 without an answer.
         seconds: duration of the request.
@@ -97,8 +97,8 @@ class Retrying:
 
     Args:
         room: the room's ARN.
-        attempt: number of the attempt that failed, from 1.
-        delay: seconds until the next one asks for a permit.
+        attempt: number of the request that failed, from 1.
+        delay: seconds until the next request asks for a permit.
     """
 
     room: str
@@ -121,7 +121,7 @@ class Shed:
 
 @dataclass(frozen=True, slots=True)
 class Stocked:
-    """A token that nobody has been given went into the stock.
+    """A token that nobody was handed went into the stock.
 
     Args:
         room: the room's ARN.
@@ -132,12 +132,12 @@ class Stocked:
 
 @dataclass(frozen=True, slots=True)
 class ExpiredUnused:
-    """Stocked tokens were dropped before anybody was given them; told once a second at most.
+    """Stocked tokens were dropped unused: too old, or replaced by younger ones in a full stock.
 
-    Most were too old, the others made room for younger ones.
+    Told once a second at most.
 
     Args:
-        count: how many since it was told last.
+        count: tokens dropped since the last such event.
     """
 
     count: int
@@ -145,12 +145,12 @@ class ExpiredUnused:
 
 @dataclass(frozen=True, slots=True)
 class RateChanged:
-    """The pace towards an account and region changed by what was learnt from throttling.
+    """The pace of an account and region was adapted to AWS's throttling.
 
     Args:
         account: the AWS account's id.
         region: the AWS region.
-        rate: requests a second aimed at from now on.
+        rate: requests a second from now on.
     """
 
     account: str
@@ -160,11 +160,11 @@ class RateChanged:
 
 @dataclass(frozen=True, slots=True)
 class Invalidated:
-    """Tokens of a room, of a user, or of a user in a room were forgotten.
+    """The tokens of a room, of a user, or of a user in a room were invalidated.
 
     Args:
         room: the room's ARN, or ``None`` for every room.
-        one_user: whether it was for one user only.
+        one_user: whether only one user's tokens were.
     """
 
     room: str | None
@@ -177,7 +177,7 @@ class ClientOpened:
 
     Args:
         region: the AWS region.
-        seconds: how long it took.
+        seconds: how long opening took.
     """
 
     region: str
@@ -186,13 +186,13 @@ class ClientOpened:
 
 @dataclass(frozen=True, slots=True)
 class NotPrepared:
-    """The requests of a region cannot be prepared once, so aiobotocore builds each one anew.
+    """The requests of a region go the general way: aiobotocore builds each one anew.
 
-    That takes several times the processor time and changes nothing else.
+    That takes several times the processor time of prepared requests and changes nothing else.
 
     Args:
         region: the AWS region.
-        reason: what stands in the way, such as tracing that listens to the client.
+        reason: why they cannot be prepared, such as tracing that listens to the client.
     """
 
     region: str
@@ -230,36 +230,34 @@ Event = (
 
 
 class Observer(Protocol):
-    """Is told what happens; called on the event loop, so it must be quick."""
+    """Called with every event, on the event loop: it must be quick."""
 
     def __call__(self, event: Event, /) -> None:
         """Take note of an event."""
 
 
 class Observers(tuple[Observer, ...]):
-    """Tells every observer, in this order; false when there is none, so that events need not be
-    made.
-    """
+    """All observers, in their order; false if there are none, so that events need not be made."""
 
     __slots__ = ()
 
     def tell(self, event: Event) -> None:
-        """Tell all; one that fails is logged and harms neither the others nor the call."""
+        """Call every observer. A failure is logged and harms neither the others nor the caller."""
         for observer in self:
             try:
                 observer(event)
             except Exception as error:
-                # Its message and traceback are not ours to vouch for.
+                # Its class only: message and traceback may hold anything.
                 _log.error("an observer failed with %s", type(error).__name__)
 
 
 class LoggingObserver:
-    """Writes events to a logger: what somebody should see as warnings, the rest as debug.
+    """Writes events to a logger, as warnings or for debugging.
 
     Warnings are failures, sheds, and changes of the pace and of what a fleet shares.
 
     Args:
-        logger: where to; ``aioivschat`` by default.
+        logger: the logger ``aioivschat`` by default.
     """
 
     def __init__(self, logger: logging.Logger = _log) -> None:

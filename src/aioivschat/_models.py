@@ -1,4 +1,4 @@
-"""What is asked for and what is given: requests, tokens, rooms, and who is identical to whom.
+"""Requests and tokens, rooms, and what makes two requests the same.
 
 Constraints are those of the ``ivschat`` service model and API reference. They are checked here,
 before any I/O, because botocore checks neither patterns, enums nor maxima.
@@ -28,11 +28,11 @@ SESSION_MAX_MINUTES = 180
 SESSION_DEFAULT_MINUTES = 60
 KEY_MAX_CHARACTERS = 255  # an idempotency key's
 
-_ROOM = re.compile(r"arn:aws:ivschat:([a-z0-9-]+):([0-9]+):room/([a-zA-Z0-9-]+)")
-_OTHER_ARN = re.compile(r"arn:[a-z-]{1,16}:[a-z0-9-]{1,32}:[a-z0-9-]{0,32}:[0-9]{0,16}:")
+_ROOM_FORM = re.compile(r"arn:aws:ivschat:([a-z0-9-]+):([0-9]+):room/([a-zA-Z0-9-]+)")
+_OTHER_ARN_FORM = re.compile(r"arn:[a-z-]{1,16}:[a-z0-9-]{1,32}:[a-z0-9-]{0,32}:[0-9]{0,16}:")
 _ROOM_LIMIT = "a room ARN, arn:aws:ivschat:<region>:<account>:room/<id>"
 
-_CAPABILITY = re.compile(r"[A-Z_]{1,32}")
+_CAPABILITY_FORM = re.compile(r"[A-Z_]{1,32}")
 _CAPABILITIES_LIMIT = "a collection of SEND_MESSAGE, DELETE_MESSAGE, DISCONNECT_USER"
 
 _NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
@@ -49,8 +49,8 @@ class Capability(StrEnum):
 class Priority(IntEnum):
     """Who goes first when calls wait for the quota: moderators, say, before viewers.
 
-    Within each, rooms take turns, and in a room it is first in, first out: a storm in one room
-    delays another by no more than every second permit.
+    Within a priority rooms take turns, and within a room it is first in, first out: a storm in one
+    room takes no more than every second permit from another.
     """
 
     HIGH = 0
@@ -78,12 +78,11 @@ class RoomArn:
         """
         try:
             if not isinstance(text, str):
-                raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, _kind(text))
+                raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, _type_of(text))
             return _parse_room(text)
         except InvalidRequest as error:
             wrong = error
-        # A traceback that shows locals must not show it: it may be anything.
-        del text
+        del text  # out of tracebacks that show locals: it may be anything
         raise wrong.with_traceback(None)
 
     def __str__(self) -> str:
@@ -97,20 +96,17 @@ def _parse_room(text: str) -> RoomArn:
         raise InvalidRequest(
             "roomIdentifier", f"1 to {ROOM_MAX_CHARACTERS} characters", f"{len(text)}"
         )
-    match = _ROOM.fullmatch(text)
+    match = _ROOM_FORM.fullmatch(text)
     if match is None:
-        # Anything else, or what comes after that, may be a user id in the wrong place.
-        other = _OTHER_ARN.match(text)
+        # Show nothing but the start of an ARN: the rest may be a user id in the wrong place.
+        other = _OTHER_ARN_FORM.match(text)
         found = f"{other[0]}…" if other is not None else "other text"
         raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, found)
     return RoomArn(*match.groups())
 
 
 class Identity(Secret, tuple[Any, ...]):
-    """What makes two requests the same to AWS: a key for dictionaries.
-
-    It holds a user id, so it shows nothing of itself.
-    """
+    """What makes two requests the same to AWS; hashable, and shown as nothing but its kind."""
 
     __slots__ = ()
 
@@ -130,7 +126,7 @@ class Attempt(Secret, tuple[Identity, str]):
 
     @property
     def key(self) -> str:
-        """The idempotency key."""
+        """The caller's idempotency key."""
         return self[1]
 
     def __repr__(self) -> str:
@@ -176,9 +172,9 @@ class TokenRequest(Secret):
         attributes: Mapping[str, str] | None = None,
         session_minutes: int = SESSION_DEFAULT_MINUTES,
     ) -> None:
-        identity = _identify(room, user, capabilities, attributes, session_minutes)
+        identity = _checked_identity(room, user, capabilities, attributes, session_minutes)
         if isinstance(identity, InvalidRequest):
-            # A traceback that shows locals must not show these.
+            # Out of tracebacks that show locals.
             del self, room, user, capabilities, attributes, session_minutes
             raise identity
         pairs = identity[3]
@@ -225,11 +221,10 @@ class ChatToken(Secret):
     """A token that connects once.
 
     Args:
-        token: the secret itself; this attribute and :meth:`reply` are the only places that show
-            it.
+        token: the secret itself; only this attribute and :meth:`reply` show it.
         token_expires: until when it can be used to connect, by AWS's clock.
         session_expires: until when the session lasts that it opens, by AWS's clock.
-        reused: whether somebody was handed it before, so that it may be spent already.
+        reused: whether somebody was handed it before: it may be spent already.
     """
 
     token: str
@@ -257,9 +252,9 @@ class ChatToken(Secret):
 
 
 class Reply(Unpickled, dict[str, Any]):
-    """The reply of ``create_chat_token``: a dict that does not show its token.
+    """The reply of ``create_chat_token``: a dict whose ``repr`` does not show the token.
 
-    A task or a log line that shows its result would show the token otherwise.
+    Tasks and log lines show results.
     """
 
     __slots__ = ()
@@ -280,14 +275,14 @@ class Reply(Unpickled, dict[str, Any]):
         return Reply(self)  # its values never change
 
 
-def _identify(
+def _checked_identity(
     room: str,
     user: str,
     capabilities: Iterable[str],
     attributes: Mapping[str, str] | None,
     session_minutes: int,
 ) -> Identity | InvalidRequest:
-    """Check every member; return an error instead of raising, so that no frame comes with it."""
+    """Check every member; return an error instead of raising it, so that it has no traceback."""
     try:
         RoomArn.parse(room)
         _check_user(user)
@@ -306,18 +301,20 @@ def unchecked_identity(
     attributes: Mapping[str, str] | None,
     session_minutes: int,
 ) -> tuple[Any, ...] | None:
-    """Return what equals the identity of a request with these arguments, if that is a valid one.
+    """Return what equals the identity of a request with these arguments, if they are valid.
 
-    To find something by it costs a fraction of the checks, and says that they were passed before.
+    It is for look-ups and costs a fraction of the checks: whatever is found under it was stored
+    after a request with equal arguments had passed them.
 
     Returns:
-        ``None`` if it cannot be told so easily.
+        ``None`` if only the checks can tell.
 
     Raises:
-        TypeError: something in them can be neither sorted nor a key; so it may be with the result.
+        TypeError: attributes cannot be sorted or a capability cannot be hashed. Hashing the result
+            may raise it too.
     """
-    # Not what equals the right thing and is another: True is no duration, and the keys of
-    # {"SEND_MESSAGE": False} are not what was meant.
+    # By exact type: True equals 1 but is no duration, and the keys of {"SEND_MESSAGE": False} are
+    # not what was meant.
     if type(session_minutes) is not int or type(capabilities) not in _COLLECTIONS:
         return None
     if attributes is None:
@@ -330,12 +327,12 @@ def unchecked_identity(
 _COLLECTIONS = (list, tuple, set, frozenset)
 
 
-def _kind(value: object) -> str:
+def _type_of(value: object) -> str:
     return f"a value of type {type(value).__name__}"
 
 
 def _is_text(value: object) -> bool:
-    """Tell whether a value is text that UTF-8 can carry (lone surrogates cannot be)."""
+    """Tell whether a value is text that UTF-8 can encode: a lone surrogate it cannot."""
     if not isinstance(value, str):
         return False
     try:
@@ -346,9 +343,9 @@ def _is_text(value: object) -> bool:
 
 
 def _checked_capabilities(capabilities: Iterable[str]) -> frozenset[Capability]:
-    # The characters of text are not what was meant, nor the keys of {"SEND_MESSAGE": False}.
+    # Iterable, but not what was meant: characters of text, keys of {"SEND_MESSAGE": False}.
     if isinstance(capabilities, str | bytes | Mapping) or not isinstance(capabilities, Iterable):
-        raise InvalidRequest("capabilities", _CAPABILITIES_LIMIT, _kind(capabilities))
+        raise InvalidRequest("capabilities", _CAPABILITIES_LIMIT, _type_of(capabilities))
     names = tuple(capabilities)
     try:
         return _CAPABILITY_SETS[frozenset(names)]
@@ -356,10 +353,10 @@ def _checked_capabilities(capabilities: Iterable[str]) -> frozenset[Capability]:
         pass
     wrong: object = next(name for name in names if not _is_capability(name))
     if not isinstance(wrong, str):
-        found = _kind(wrong)
+        found = _type_of(wrong)
     else:
-        # Anything else may be a user id in the wrong place.
-        found = repr(wrong) if _CAPABILITY.fullmatch(wrong) else "other text"
+        # Show only what looks like a capability: the rest may be a user id in the wrong place.
+        found = repr(wrong) if _CAPABILITY_FORM.fullmatch(wrong) else "other text"
     raise InvalidRequest("capabilities", _CAPABILITIES_LIMIT, found)
 
 
@@ -367,27 +364,27 @@ def _is_capability(name: object) -> bool:
     return isinstance(name, str) and name in Capability.__members__
 
 
-def _all_sets() -> dict[frozenset[str], frozenset[Capability]]:
+def _capability_sets() -> dict[frozenset[str], frozenset[Capability]]:
     sets: list[frozenset[Capability]] = [frozenset()]
     for capability in Capability:
         sets += [chosen | {capability} for chosen in sets]
     return {chosen: chosen for chosen in sets}
 
 
-# All eight, so that a hundred thousand cached requests share them and a check is one look-up.
-_CAPABILITY_SETS = _all_sets()
+# All eight: a hundred thousand cached requests share these objects, and a check is one look-up.
+_CAPABILITY_SETS = _capability_sets()
 CAPABILITY_NAMES = {chosen: sorted(map(str, chosen)) for chosen in _CAPABILITY_SETS}
-"""The names of each set, as the API takes them."""
+"""The names of each set of capabilities, sorted."""
 
 
 def _checked_attributes(attributes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     if not isinstance(attributes, Mapping):
-        raise InvalidRequest("attributes", "a mapping of text to text", _kind(attributes))
+        raise InvalidRequest("attributes", "a mapping of text to text", _type_of(attributes))
     size = 0
     for pair in attributes.items():
         for text in pair:
             if not _is_text(text):
-                found = "a lone surrogate" if isinstance(text, str) else _kind(text)
+                found = "a lone surrogate" if isinstance(text, str) else _type_of(text)
                 raise InvalidRequest("attributes", "text to text, encodable as UTF-8", found)
             size += len(text.encode())
     if size > ATTRIBUTES_MAX_BYTES:
@@ -401,7 +398,7 @@ def _checked_attributes(attributes: Mapping[str, str]) -> tuple[tuple[str, str],
 
 def _check_user(user: str) -> None:
     if not isinstance(user, str):
-        raise InvalidRequest("userId", "text", _kind(user))
+        raise InvalidRequest("userId", "text", _type_of(user))
     if not 1 <= len(user) <= USER_MAX_CHARACTERS:
         raise InvalidRequest(
             "userId", f"1 to {USER_MAX_CHARACTERS} characters", f"{len(user)} characters"
@@ -414,7 +411,7 @@ def _check_minutes(minutes: int) -> None:
     limit = f"a whole number from 1 to {SESSION_MAX_MINUTES}"
     # True is an int to Python, and no duration.
     if not isinstance(minutes, int) or isinstance(minutes, bool):
-        raise InvalidRequest("sessionDurationInMinutes", limit, _kind(minutes))
+        raise InvalidRequest("sessionDurationInMinutes", limit, _type_of(minutes))
     if not 1 <= minutes <= SESSION_MAX_MINUTES:
         # Python refuses to print thousands of digits.
         found = str(minutes) if abs(minutes) < 10**9 else "a number far outside"

@@ -32,8 +32,8 @@ from botocore.exceptions import ClientError
 class ChatTokenError(Exception):
     """The root of every error that the library raises on its own account."""
 
-    # Constructors take what describes the fault, not a message: copies (every caller of a flight
-    # gets its own) and pickles are rebuilt from the state.
+    # Constructors take what describes the fault, not a message, so copies (every caller of a flight
+    # gets its own) and pickles are made from args and attributes without calling them.
 
     def __copy__(self) -> ChatTokenError:
         return _rebuild(type(self), self.args, self.__dict__)
@@ -50,7 +50,7 @@ def _rebuild(
     kind: type[ChatTokenError], args: tuple[object, ...], state: dict[str, object]
 ) -> ChatTokenError:
     error = kind.__new__(kind, *args)
-    error.args = args  # which OSError, the base of some, leaves to its constructor
+    error.args = args  # OSError, the base of some, sets them in __init__, not in __new__
     error.__dict__.update(state)
     return error
 
@@ -147,7 +147,7 @@ class ConnectionFailed(ChatTokenError, ConnectionError):
 
 
 class MalformedResponse(ChatTokenError):
-    """AWS answered with success, and yet without a usable token.
+    """AWS answered with success but without a usable token.
 
     Args:
         problem: what is wrong with the answer.
@@ -193,7 +193,7 @@ class AwsError(ChatTokenError, ClientError):
 
     @classmethod
     def _portable_type(cls) -> type[ChatTokenError]:
-        # The class that is mixed in from a session is made at run time and cannot be imported.
+        # A class mixed with a session's is made at run time, so no pickle could import it.
         return next(
             base
             for base in cls.__mro__
