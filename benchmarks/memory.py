@@ -26,7 +26,7 @@ from aioivschat._service.stock import TokenStock
 
 _LIFE = 60.0
 
-RATIO = (harness.Limit("of a dict", at_most=1.2),)
+RATIO = (harness.Limit("of a dict", at_most=1.21),)
 FLAT = (harness.Limit("growth %", at_most=1.0),)
 PAUSE = (harness.Limit("longest ms", at_most=1.0),)
 

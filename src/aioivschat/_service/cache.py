@@ -8,12 +8,18 @@ call clears up after a mass of entries.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 from aioivschat._clock import Clock
-from aioivschat._models import TOKEN_LIFE_SECONDS, ChatToken, Identity, Reply
+from aioivschat._models import (
+    TOKEN_LIFE_SECONDS,
+    Attempt,
+    ChatToken,
+    Identity,
+    Reply,
+    SharingKey,
+)
 from aioivschat._service.fences import Fences
 from aioivschat.errors import require
 
@@ -59,21 +65,13 @@ class Entry:
         generation: of the fences, at the start of the token's request.
 
     Attributes:
+        key: under which it was delivered; before that, its identity.
         handed_out: whether somebody was given this token.
     """
 
-    __slots__ = (
-        "_reply",
-        "generation",
-        "handed_out",
-        "identity",
-        "key",
-        "monotonic_end",
-        "token",
-        "wall_end",
-    )
+    __slots__ = ("_reply", "generation", "handed_out", "key", "monotonic_end", "token", "wall_end")
 
-    key: Hashable  # under which it was delivered
+    key: SharingKey
     _reply: dict[str, Any] | None
 
     def __init__(
@@ -84,13 +82,18 @@ class Entry:
         wall_end: float,
         generation: int,
     ) -> None:
-        self.identity = identity
+        self.key = identity
         self.token = token
         self.monotonic_end = monotonic_end
         self.wall_end = wall_end
         self.generation = generation
         self.handed_out = token.reused
         self._reply = None
+
+    @property
+    def identity(self) -> Identity:
+        """What its request asked for."""
+        return self.key.identity if isinstance(self.key, Attempt) else self.key
 
     def hand_out(self) -> ChatToken:
         """Give the token to a caller; every later caller sees it as reused."""
@@ -111,8 +114,6 @@ class Entry:
 class TokenCache:
     """Delivered tokens, each by the key that callers agree on when they share it.
 
-    A key is an identity, or an attempt: an identity with the caller's idempotency key.
-
     Args:
         policy: the bounds.
         clock: where the time comes from.
@@ -130,7 +131,7 @@ class TokenCache:
         self._fences = fences
         # One dictionary: it is laid out anew when it is full, which for 12,000 tokens stops the
         # event loop for half a millisecond.
-        self._entries: dict[Hashable, Entry] = {}
+        self._entries: dict[tuple[Any, ...], Entry] = {}
         # In the order of expiry. An entry that was replaced or removed stays here until its turn.
         self._order: deque[Entry] = deque()
         self.hits = 0
@@ -139,11 +140,11 @@ class TokenCache:
         """Return how many are held, expired ones that await their sweep included."""
         return len(self._entries)
 
-    def get(self, key: Hashable) -> Entry | None:
+    def get(self, key: tuple[Any, ...]) -> Entry | None:
         """Return the delivered token of a key, if it may still be handed out.
 
         Args:
-            key: may also be a tuple that merely equals an identity.
+            key: a :data:`SharingKey`, or a tuple that equals one.
         """
         entry = self._entries.get(key)
         if entry is None:
@@ -162,7 +163,7 @@ class TokenCache:
         del self._entries[key]
         return None
 
-    def put(self, key: Hashable, entry: Entry) -> None:
+    def put(self, key: SharingKey, entry: Entry) -> None:
         """Keep a token that is being handed out, in place of the oldest one if there are too many.
 
         Args:
@@ -176,10 +177,10 @@ class TokenCache:
         if len(self._order) > self._max_tokens:
             self._drop_oldest()
 
-    def remove(self, key: Hashable, entry: Entry) -> None:
-        """Forget a token, unless another one was delivered under its key since."""
-        if self._entries.get(key) is entry:
-            del self._entries[key]
+    def remove(self, entry: Entry) -> None:
+        """Forget a token; nothing if it is not held, as another one replaced it, say."""
+        if self._is_held(entry):
+            del self._entries[entry.key]
 
     def is_usable(self, entry: Entry) -> bool:
         """Tell whether a token has the least remaining life and was not invalidated."""
@@ -205,8 +206,7 @@ class TokenCache:
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        entry = self._order.popleft()
-        self.remove(entry.key, entry)
+        self.remove(self._order.popleft())
 
     def _is_held(self, entry: Entry) -> bool:
         return self._entries.get(entry.key) is entry

@@ -22,7 +22,7 @@ from aioivschat._events import (
     Source,
     Stocked,
 )
-from aioivschat._models import ChatToken, Priority, RoomArn, TokenRequest
+from aioivschat._models import ChatToken, Priority, RoomArn, SharingKey, TokenRequest
 from aioivschat._service.cache import Entry, TokenCache
 from aioivschat._service.fences import Fences
 from aioivschat._service.fleet import Busy, Fenced, Held, SharedFlight, SharedTokens
@@ -97,6 +97,8 @@ class Mint(Flight[Entry]):
         "shared",
         "source",
     )
+
+    key: SharingKey | None
 
     def __init__(
         self,
@@ -382,7 +384,7 @@ class Minter:
         """Put a token that nobody was given into the stock: the fleet's, if it can be reached."""
         identity = flight.request.identity
         if self.tokens is None:
-            if not self._stock.restock(flight.key, entry):
+            if not self._stock.restock(entry):
                 return
         else:
             now = self._clock.monotonic()
@@ -391,7 +393,7 @@ class Minter:
                 entry.token,
                 life=entry.monotonic_end - now,
                 age=now - flight.began,
-                refused=lambda: self._stock.restock(None, entry),
+                refused=lambda: self._stock.restock(entry),
             )
         self.counters.stocked += 1
         self._on_stocked()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
 
 from aioivschat._clock import Clock
 from aioivschat._events import ExpiredUnused, Observers
@@ -90,19 +89,15 @@ class TokenStock:
                 break
         return None
 
-    def restock(self, key: Hashable, entry: Entry) -> bool:
-        """Turn a token whose callers left without it into stock.
-
-        Args:
-            key: under which it may have been delivered; it is no longer found there.
-            entry: the token.
+    def restock(self, entry: Entry) -> bool:
+        """Turn a token whose callers left without it into stock, and into nothing else.
 
         Returns:
             Whether it is stock now: not if it was handed out, is too old, or was invalidated.
         """
         if entry.handed_out:
             return False
-        self._cache.remove(key, entry)
+        self._cache.remove(entry)
         if not self._cache.is_usable(entry):
             return False
         self.add(entry)

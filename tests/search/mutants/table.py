@@ -298,7 +298,7 @@ CACHE = (
         "if self._cache.is_usable(stocked.entry):",
         "if self._cache.is_alive(stocked.entry):",
         "a token that was minted ahead outlives its invalidation",
-        tests="service/test_cache.py",
+        tests="service/test_fences.py",
     ),
     Mutant(
         "stock-not-removed",
@@ -310,15 +310,15 @@ CACHE = (
         "                return same[0].entry\n"
         "            stocked = pop()\n            self._mark_taken(stocked, same)\n",
         "a token from stock goes to many",
-        tests="service/test_cache.py",
+        tests="service/test_stock.py",
     ),
     Mutant(
         "delivered-and-stocked",
         "_service/stock.py",
-        "        self._cache.remove(key, entry)\n",
+        "        self._cache.remove(entry)\n",
         "",
         "callers who leave as the flight lands make one token two",
-        tests="service/test_cache.py",
+        tests="service/test_stock.py",
     ),
     Mutant(
         "handed-out-and-restocked",
@@ -326,7 +326,7 @@ CACHE = (
         "if entry.handed_out:",
         "if False:",
         "a token that somebody was given goes to a second one as new",
-        tests="service/test_cache.py",
+        tests="service/test_stock.py",
         simulated=False,
     ),
     Mutant(
@@ -343,7 +343,7 @@ CACHE = (
         "            self.expired_unused += 1\n            if not same:",
         "            if not same:",
         "tokens that were minted for nothing are not told of",
-        tests="service/test_cache.py",
+        tests="service/test_stock.py",
     ),
     Mutant(
         "hit-before-the-look",
@@ -415,8 +415,8 @@ MINTING = (
     Mutant(
         "stocked-before-success",
         "_service/minting.py",
-        "            if not self._stock.restock(flight.key, entry):\n                return\n",
-        "            self._stock.restock(flight.key, entry)\n",
+        "            if not self._stock.restock(entry):\n                return\n",
+        "            self._stock.restock(entry)\n",
         "tokens that came too late to be kept count as stock",
     ),
     Mutant(
