@@ -1,8 +1,8 @@
-"""Puts each fault of the table into a copy of the library and runs what is to find it.
+"""Puts each fault of the table into a copy of the library and runs the tests that should find it.
 
 ``cd tests && python -m search.mutants [names] [--programs N] [--seed N]``, or ``nox -s mutants``.
-What is copied is the library that Python finds here. The status is 0 if every fault was found, and
-1 if one was not.
+It copies the library that Python imports. The status is 0 if every fault was found, 1 if one was
+not, and 2 if the tests do not run.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ PACKAGE = Path(aioivschat.__file__).parent
 
 SIMULATION = "search.simulation"
 
-PATIENCE = 5.0
-"""What hangs takes so many times as long as without a fault, and a minute more."""
+HANG_FACTOR, HANG_SECONDS = 5.0, 60.0
+"""Tests hang if they take longer than so many times as without a fault, and so much more."""
 
 _COMPLAINT = re.compile(r"after (\d+) programs \(.*?\): (.*)$", re.MULTILINE)
 _OUTCOME = re.compile(r"^(\S+\.py::.+?) (PASSED|FAILED|ERROR|$)", re.MULTILINE)
 
 
-class Broken(Exception):
-    """The tests do not run, which says nothing about a fault."""
+class TestsDoNotRun(Exception):
+    """The tests do not run, so nothing is known about a fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of running tests.
+    """The outcome of running tests.
 
     Args:
-        found: the test that failed, or what the simulation complains of; ``None`` if all is well.
-        programs: after how many random programs.
-        seconds: how long it took.
+        found: the test that failed, or the simulation's complaint; ``None`` if nothing failed.
+        programs: the random programs that the simulation had run by then.
+        seconds: how long the tests ran.
     """
 
     found: str | None
@@ -55,12 +55,12 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
-    """Where mutants are tried.
+class Runner:
+    """Runs tests against copies of the library.
 
     Args:
-        programs: random programs for each at most.
-        seed: which ones.
+        programs: the most random programs for each copy.
+        seed: of the random programs.
     """
 
     programs: int
@@ -72,10 +72,10 @@ class Bench:
         Args:
             by: the simulation, or a file of tests.
             mutant: the fault.
-            limit: seconds; what takes longer hangs.
+            limit: seconds after which the tests hang.
 
         Raises:
-            Broken: no test was run, or more went wrong than a test.
+            TestsDoNotRun: no test was run, or something other than a test failed.
         """
         with tempfile.TemporaryDirectory() as folder:
             package = Path(folder, "library", "aioivschat")
@@ -86,11 +86,11 @@ class Bench:
                 "PYTHONPATH": str(package.parent),
                 "PYTHONDONTWRITEBYTECODE": "1",
                 "PYTHONUNBUFFERED": "1",
-                # What was found in another mutant would be tried first in this one.
+                # A database of its own: examples that failed for another mutant would come first.
                 "HYPOTHESIS_STORAGE_DIRECTORY": str(Path(folder, "hypothesis")),
             }
             started = time.monotonic()
-            status, output = _output(self._command(by), environment, limit)
+            status, output = _run_command(self._make_command(by), environment, limit)
             seconds = time.monotonic() - started
         found, after = None, None
         if by == SIMULATION:
@@ -107,18 +107,18 @@ class Bench:
             elif failed:
                 found = failed[0]
         if status not in (0, 1, None) or (found is None) != (status == 0):
-            raise Broken(f"{by} ended with {status}:\n{output}")
+            raise TestsDoNotRun(f"{by} ended with {status}:\n{output}")
         return Run(found, after, seconds)
 
-    def _command(self, by: str) -> list[str]:
+    def _make_command(self, by: str) -> list[str]:
         if by == SIMULATION:
             options = ["--programs", f"{self.programs}", "--seed", f"{self.seed}", "--as-found"]
-            return [sys.executable, "-m", "simulation", *options]
+            return [sys.executable, "-m", SIMULATION, *options]
         options = ["-x", "-v", "--tb=short", "-p", "no:cacheprovider"]
         return [sys.executable, "-m", "pytest", *options, f"--hypothesis-seed={self.seed}", by]
 
 
-def _output(
+def _run_command(
     command: list[str], environment: dict[str, str], limit: float | None
 ) -> tuple[int | None, str]:
     """Run a command in the folder of tests; return its status, or ``None`` if it hangs."""
@@ -137,27 +137,27 @@ def _output(
     return done.returncode, done.stdout.decode(errors="replace")
 
 
-def find(mutants: Iterable[Mutant], bench: Bench) -> list[str]:
-    """Try mutants, and print what finds each.
+def try_mutants(mutants: Iterable[Mutant], runner: Runner) -> list[str]:
+    """Run the tests against each mutant, and print which test finds it.
 
     Returns:
-        The names of those that nothing found.
+        The names of the mutants that no test found.
 
     Raises:
-        Broken: tests fail without a fault, or do not run.
+        TestsDoNotRun: tests fail without a fault, or do not run.
     """
     survivors = []
     without: dict[str, Run] = {}
     print(f"{'fault':<37} {'programs':>8} {'seconds':>7}  found by")
     for mutant in mutants:
-        for by in _finders(mutant):
+        for by in _tests_for(mutant):
             if by not in without:
-                without[by] = bench.run(by)
-                _show("none", without[by], by)
+                without[by] = runner.run(by)
+                _print_run("none", without[by], by)
                 if without[by].found is not None:
-                    raise Broken(f"{by} finds something without a fault")
-            run = bench.run(by, mutant, PATIENCE * without[by].seconds + 60.0)
-            _show(mutant.name, run, by)
+                    raise TestsDoNotRun(f"{by} finds something without a fault")
+            run = runner.run(by, mutant, HANG_FACTOR * without[by].seconds + HANG_SECONDS)
+            _print_run(mutant.name, run, by)
             if run.found is not None:
                 break
         else:
@@ -165,13 +165,13 @@ def find(mutants: Iterable[Mutant], bench: Bench) -> list[str]:
     return survivors
 
 
-def _finders(mutant: Mutant) -> list[str]:
-    """Return what is to find a mutant, in the order in which it is tried."""
+def _tests_for(mutant: Mutant) -> list[str]:
+    """Return the tests that should find a mutant, in the order in which they run."""
     finders = [SIMULATION] if mutant.simulated else []
     return finders if mutant.tests is None else [*finders, mutant.tests]
 
 
-def _show(name: str, run: Run, by: str) -> None:
+def _print_run(name: str, run: Run, by: str) -> None:
     after = "" if run.programs is None else f"{run.programs}"
     found_by = run.found or f"nothing: {by} is content"
     shown = textwrap.shorten(found_by, 100, placeholder=" …")
@@ -193,8 +193,8 @@ def main() -> int:
         parser.error(f"no such fault: {', '.join(unknown)}; there are {', '.join(names)}")
     chosen = [mutant for mutant in MUTANTS if mutant.name in (options.names or names)]
     try:
-        survivors = find(chosen, Bench(options.programs, options.seed))
-    except Broken as error:
+        survivors = try_mutants(chosen, Runner(options.programs, options.seed))
+    except TestsDoNotRun as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} found")
