@@ -650,7 +650,7 @@ CLIENTS = (
         "            if region in self._calls:\n                return\n            started",
         "            started",
         "each of the first callers opens a client, and all but one leak",
-        tests="aws/test_environment.py",
+        tests="aws/test_clients.py",
     ),
     Mutant(
         "date-ignored",
@@ -723,7 +723,7 @@ PREPARED = (
         "if pattern is not None and not all(map(is_, self._skipped_parts(), self._skipped)):",
         "if False:",
         "whoever puts on instrumentation later hears nothing",
-        tests="aws/test_prepared_aside.py",
+        tests="aws/test_interception.py",
         simulated=False,
     ),
     Mutant(
@@ -741,7 +741,7 @@ PREPARED = (
         "if self._key_origin != (secret, day):",
         "if self._key_origin[0] != secret:",
         "all requests are refused from midnight on",
-        tests="aws/test_prepared_signatures.py",
+        tests="aws/test_signing.py",
         simulated=False,
     ),
 )
