@@ -1,4 +1,4 @@
-"""Retries: as often and as patiently as the policy says, and not at all where it is pointless."""
+"""Retries: as often and as patiently as the policy says, and none that cannot help."""
 
 from __future__ import annotations
 
@@ -37,29 +37,34 @@ def throttled(retry_after: float | None = None) -> Throttled:
 
 
 class Run:
-    """One run of a retrier over failures at hand; what it did is noted."""
+    """A run of a retrier whose requests fail as given, and a record of what it did.
+
+    Args:
+        failures: of the first requests; a :class:`Lasting` one at the end fails all later ones.
+        policy: of the retrier.
+    """
 
     def __init__(self, *failures: BaseException, policy: RetryPolicy | None = None) -> None:
         self.failures = failures
         self.policy = policy or RetryPolicy()
-        self.attempts: list[int] = []
+        self.sent: list[int] = []
         self.delays: list[float] = []
         self.asked: list[float] = []
         self.told: list[tuple[int, float]] = []
 
     async def go(self, *, seed: int = 1, patience: float = float("inf")) -> str:
-        """Run until success or the end; the failures come in turn, the last one for ever."""
-        notes = self
+        """Run until success or the end; no delay longer than the patience is worthwhile."""
+        run = self
 
         class Clock(VirtualClock):
             async def sleep(self, seconds: float) -> None:
-                notes.delays.append(seconds)
+                run.delays.append(seconds)
                 await asyncio.sleep(seconds)
 
-        async def attempt(number: int) -> str:
-            self.attempts.append(number)
+        async def send(number: int) -> str:
+            self.sent.append(number)
             if number <= len(self.failures) or (
-                self.failures and isinstance(self.failures[-1], Loop)
+                self.failures and isinstance(self.failures[-1], Lasting)
             ):
                 raise self.failures[min(number, len(self.failures)) - 1]
             return "token"
@@ -72,24 +77,24 @@ class Run:
             self.told.append((number, delay))
 
         retrier = Retrier(self.policy, Clock(), random.Random(seed))
-        return await retrier.run(attempt, worthwhile=worthwhile, before_sleep=before_sleep)
+        return await retrier.run(send, worthwhile=worthwhile, before_sleep=before_sleep)
 
 
-class Loop(ConnectionFailed):
-    """A failure that comes again and again."""
+class Lasting(ConnectionFailed):
+    """A failure that ends all later requests too."""
 
 
 @virtual_time
-async def test_a_first_success_is_returned_without_more_ado() -> None:
-    """One attempt, no sleep, nobody asked."""
+async def test_a_first_success_is_returned_at_once() -> None:
+    """One request is sent, with no sleep and no callback."""
     run = Run()
     assert "token" == await run.go()
-    assert ([1], [], [], []) == (run.attempts, run.delays, run.asked, run.told)
+    assert ([1], [], [], []) == (run.sent, run.delays, run.asked, run.told)
 
 
 @virtual_time
 async def test_failures_that_may_pass_are_tried_again() -> None:
-    """Throttling, AWS's own faults, lost connections and unusable answers."""
+    """Throttling, AWS's own faults, lost connections and unusable answers are retried."""
     run = Run(
         throttled(),
         ServerFault({"ResponseMetadata": {"HTTPStatusCode": 503}}),
@@ -97,7 +102,7 @@ async def test_failures_that_may_pass_are_tried_again() -> None:
         MalformedResponse("no token"),
     )
     assert "token" == await run.go()
-    assert [1, 2, 3, 4, 5] == run.attempts
+    assert [1, 2, 3, 4, 5] == run.sent
 
 
 @pytest.mark.fault(14)
@@ -109,19 +114,19 @@ async def test_failures_that_may_pass_are_tried_again() -> None:
         ResourceNotFound({}),
         ValidationFailed({}),
         AwsError({}),
-        ValueError("a slip of ours"),
+        ValueError("a mistake in this library"),
         asyncio.CancelledError(),
     ],
     ids=lambda error: type(error).__name__,
 )
 @virtual_time
 async def test_failures_that_would_come_again_are_raised_at_once(error: BaseException) -> None:
-    """The same object, after one attempt, without a sleep or a chain of errors."""
+    """The same object is raised after one request, without a sleep or a chain of errors."""
     run = Run(error)
     with pytest.raises(type(error)) as caught:
         await run.go()
     assert error is caught.value
-    assert ([1], [], [], []) == (run.attempts, run.delays, run.asked, run.told)
+    assert ([1], [], [], []) == (run.sent, run.delays, run.asked, run.told)
     assert (None, None) == (error.__cause__, error.__context__)
 
 
@@ -129,17 +134,17 @@ async def test_failures_that_would_come_again_are_raised_at_once(error: BaseExce
 @pytest.mark.parametrize("most", [1, 2, 12])
 @virtual_time
 async def test_a_lasting_failure_is_tried_exactly_as_often_as_allowed(most: int) -> None:
-    """No layer below or above multiplies them."""
-    run = Run(Loop("Refused"), policy=RetryPolicy(max_attempts=most))
-    with pytest.raises(Loop):
+    """`max_attempts` requests are sent, with a sleep between each two."""
+    run = Run(Lasting("Refused"), policy=RetryPolicy(max_attempts=most))
+    with pytest.raises(Lasting):
         await run.go()
-    assert list(range(1, most + 1)) == run.attempts
+    assert list(range(1, most + 1)) == run.sent
     assert most - 1 == len(run.delays)
 
 
 @virtual_time
 async def test_the_last_failure_is_raised_as_it_is() -> None:
-    """Not wrapped, not chained to the earlier ones."""
+    """The last error is neither wrapped nor chained to the earlier ones."""
     first, last = throttled(), ConnectionFailed("Refused")
     run = Run(first, last, policy=RetryPolicy(max_attempts=2))
     with pytest.raises(ConnectionFailed) as caught:
@@ -159,25 +164,25 @@ async def test_the_last_failure_is_raised_as_it_is() -> None:
 async def test_delays_are_random_between_nothing_and_the_doubled_maximum(
     seed: int, most: int, base: float, factor: float
 ) -> None:
-    """Full jitter, by the seed alone; observers and callers are told the delay that is slept."""
+    """The seed alone decides them (full jitter); both callbacks get the delay that is slept."""
     policy = RetryPolicy(max_attempts=most, base_delay=base, max_delay=base * factor)
-    run = Run(Loop("Refused"), policy=policy)
-    with pytest.raises(Loop):
+    run = Run(Lasting("Refused"), policy=policy)
+    with pytest.raises(Lasting):
         await run.go(seed=seed)
-    again = Run(Loop("Refused"), policy=policy)
-    with pytest.raises(Loop):
+    again = Run(Lasting("Refused"), policy=policy)
+    with pytest.raises(Lasting):
         await again.go(seed=seed)
     assert run.delays == again.delays
     for number, delay in enumerate(run.delays, start=1):
         assert 0 <= delay <= min(policy.max_delay, base * 2.0 ** (number - 1))
     assert list(enumerate(run.delays, start=1)) == run.told
-    # The last one was asked about by nobody's leave: there was no attempt left.
+    # Whether to go on may also be asked after the last request, for a sleep that never comes.
     assert run.delays == run.asked[: most - 1]
 
 
 @virtual_time
 async def test_delays_use_the_whole_range() -> None:
-    """Spread over all of it, so that callers who failed together do not come back together."""
+    """They spread, so that callers whose requests failed together do not return together."""
     policy = RetryPolicy(max_attempts=2, base_delay=1.0, max_delay=1.0)
     delays = []
     for seed in range(400):
@@ -208,8 +213,8 @@ async def test_no_retry_comes_sooner_than_the_server_asked(
 
 @pytest.mark.fault(11)
 @virtual_time
-async def test_a_wait_longer_than_anybodys_patience_is_not_begun() -> None:
-    """The failure is raised at once: the deadline caps what the server asked for."""
+async def test_a_delay_that_is_not_worthwhile_is_not_begun() -> None:
+    """The failure is raised at once, also if the server asked for the long delay."""
     error = throttled(30.0)
     run = Run(error)
     loop = asyncio.get_running_loop()
@@ -217,23 +222,23 @@ async def test_a_wait_longer_than_anybodys_patience_is_not_begun() -> None:
     with pytest.raises(Throttled) as caught:
         await run.go(patience=8.0)
     assert error is caught.value
-    assert ([1], [30.0], [], []) == (run.attempts, run.asked, run.delays, run.told)
+    assert ([1], [30.0], [], []) == (run.sent, run.asked, run.delays, run.told)
     assert before == loop.time()
 
 
 @pytest.mark.fault(6)
 @virtual_time
-async def test_a_cancelled_retry_makes_no_further_attempt() -> None:
-    """Wherever it is: here in the sleep between two."""
-    run = Run(Loop("Refused"), policy=RetryPolicy(base_delay=10.0, max_delay=10.0))
+async def test_a_cancelled_retry_sends_no_further_request() -> None:
+    """It is cancelled in the sleep before the second request."""
+    run = Run(Lasting("Refused"), policy=RetryPolicy(base_delay=10.0, max_delay=10.0))
     started = asyncio.get_running_loop().time()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await run.go()
     assert asyncio.get_running_loop().time() - started < 0.05
-    made = list(run.attempts)
+    sent = list(run.sent)
     await asyncio.sleep(100)
-    assert [1] == made == run.attempts
+    assert [1] == sent == run.sent
 
 
 @pytest.mark.parametrize(
@@ -257,6 +262,6 @@ def test_a_policy_that_cannot_work_is_refused(options: dict[str, Any], name: str
 
 
 def test_the_bounds_of_a_policy_are_accepted() -> None:
-    """One attempt is no retry; equal delays are allowed."""
+    """One request without a retry and two equal delays are allowed."""
     policy = RetryPolicy(max_attempts=1, base_delay=0.5, max_delay=0.5)
     assert (1, 0.5, 0.5) == (policy.max_attempts, policy.base_delay, policy.max_delay)

@@ -244,7 +244,7 @@ class Minter:
         return entry
 
     async def _try_again(self, flight: Mint, failed: Exception) -> Entry:
-        async def attempt(number: int) -> Entry:
+        async def send_again(number: int) -> Entry:
             flight.reserve_again()
             await flight.reservation.granted()
             return await self._send(flight, number)
@@ -261,7 +261,7 @@ class Minter:
                 self._observers.tell(Retrying(flight.request.room, number, delay))
 
         return await self._retrier.run(
-            attempt, failed=failed, worthwhile=worthwhile, before_sleep=before_sleep
+            send_again, failed=failed, worthwhile=worthwhile, before_sleep=before_sleep
         )
 
     async def _send(self, flight: Mint, number: int) -> Entry:

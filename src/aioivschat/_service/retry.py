@@ -1,4 +1,4 @@
-"""When to try again, and when not: the only place that retries."""
+"""When a failed request is sent again, and when not: the only place that retries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RETRIED = (Throttled, ServerFault, ConnectionFailed, MalformedResponse)
 class RetryPolicy:
     """How often and how patiently a failed request is sent again.
 
-    The delay before attempt ``n + 1`` is random between 0 and
+    The delay before request ``n + 1`` is random between 0 and
     ``min(max_delay, base_delay * 2 ** (n - 1))`` ("full jitter"), and at least what the server's
     ``Retry-After`` asks for.
 
@@ -57,7 +57,7 @@ class RetryPolicy:
 
 
 class Retrier:
-    """Runs attempts until one succeeds or no further one makes sense.
+    """Sends requests until one succeeds or no further one makes sense.
 
     Args:
         policy: how often and how patiently.
@@ -72,42 +72,44 @@ class Retrier:
 
     async def run(
         self,
-        attempt: Callable[[int], Awaitable[T]],
+        send: Callable[[int], Awaitable[T]],
         *,
         failed: Exception | None = None,
         worthwhile: Callable[[float], bool],
         before_sleep: Callable[[int, float], None],
     ) -> T:
-        """Attempt until it succeeds.
+        """Send until a request succeeds.
 
         Args:
-            attempt: makes the attempt of a number, from 1.
-            failed: how the first attempt failed, if it was made already: nearly all succeed, and to
-                set up retries costs more than anything else that is done here for a token.
-            worthwhile: asked before each sleep of so many seconds whether anybody would still be
-                there afterwards.
-            before_sleep: told the number of the failed attempt and the seconds until the next.
+            send: sends the request of a number, from 1, and returns what came of it.
+            failed: how the first request failed, if the caller has sent it already. Nearly all
+                succeed, and setting up retries costs more than all else that is done for a token.
+            worthwhile: called before each sleep with its seconds; returns whether anybody would
+                still want the result afterwards.
+            before_sleep: called with the number of the failed request and the seconds until the
+                next.
 
         Returns:
-            What the attempt returned.
+            What ``send`` returned.
 
         Raises:
-            Exception: the last attempt's failure.
+            Exception: the last request's failure.
         """
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(RETRIED),
-            stop=tenacity.stop_after_attempt(self._policy.max_attempts) | _Pointless(worthwhile),
+            stop=tenacity.stop_after_attempt(self._policy.max_attempts)
+            | _StopUnlessWorthwhile(worthwhile),
             wait=self._wait,
             sleep=self._clock.sleep,
             before_sleep=lambda state: before_sleep(state.attempt_number, state.upcoming_sleep),
             reraise=True,
         )
-        async for trial in retrying:
-            with trial:
-                number = trial.retry_state.attempt_number
+        async for request in retrying:
+            with request:
+                number = request.retry_state.attempt_number
                 if number == 1 and failed is not None:
                     raise failed
-                return await attempt(number)
+                return await send(number)
         raise AssertionError("tenacity either returns or raises")
 
 
@@ -118,7 +120,7 @@ class _FullJitter(wait_base):
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
         policy = self._policy
-        # Beyond 2**30 the maximum has long taken over.
+        # A larger exponent could overflow, and the maximum holds long before.
         doubled = policy.base_delay * 2.0 ** min(retry_state.attempt_number - 1, 30)
         delay = self._rng.uniform(0, min(policy.max_delay, doubled))
         failure = retry_state.outcome.exception() if retry_state.outcome else None
@@ -126,9 +128,7 @@ class _FullJitter(wait_base):
         return max(delay, asked or 0.0)
 
 
-class _Pointless(stop_base):
-    """Stops when nobody would be there to take the result."""
-
+class _StopUnlessWorthwhile(stop_base):
     def __init__(self, worthwhile: Callable[[float], bool]) -> None:
         self._worthwhile = worthwhile
 

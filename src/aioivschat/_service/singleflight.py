@@ -151,7 +151,7 @@ class SingleFlight(Generic[V, F]):
             landed: called when it has landed, with its failure or ``None``.
 
         Returns:
-            Whoever cancels it leaves like a caller that is cancelled, and is told nothing.
+            A future: to cancel it is to leave, and then ``landed`` is not called.
         """
         waiter = self._board(flight)
 
@@ -195,7 +195,7 @@ class SingleFlight(Generic[V, F]):
 
     def _land(self, task: asyncio.Task[V]) -> None:
         flight = self._all.pop(task)
-        # A successor may stand in its place.
+        # A later flight may have been shared under its key.
         if self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]
         if not flight._waiters:
@@ -205,7 +205,7 @@ class SingleFlight(Generic[V, F]):
                 waiter.set_result(None)
 
     def _offer(self, flight: F) -> None:
-        # Asking for the exception also tells asyncio that it was not overlooked.
+        # To read the exception also keeps asyncio from reporting it as never retrieved.
         if flight._claimed or flight._task.cancelled() or flight._task.exception() is not None:
             return
         flight._claimed = True

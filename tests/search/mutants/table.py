@@ -618,7 +618,7 @@ PREWARMING = (
 
 RETRY = (
     Mutant(
-        "one-attempt-more",
+        "one-request-more",
         "_service/retry.py",
         "tenacity.stop_after_attempt(self._policy.max_attempts)",
         "tenacity.stop_after_attempt(self._policy.max_attempts + 1)",
