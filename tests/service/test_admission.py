@@ -1,4 +1,4 @@
-"""Who cannot be served in time is told so at once."""
+"""Admission: a call that cannot be served in time is refused at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def emulator(ivschat_emulator: ThreadedEmulatorServer) -> Emulator:
 
 
 async def _crowd(tokens: AsyncTokenService, size: int) -> list[asyncio.Task[object]]:
-    """Let some wait for permits that come long after the test."""
+    """Make calls that wait for permits which come long after the test."""
     crowd = [
         asyncio.create_task(tokens.issue(TokenRequest(ROOM, f"crowd{number}")))
         for number in range(size + 1)
@@ -44,13 +44,13 @@ async def _leave(crowd: list[asyncio.Task[object]]) -> None:
 async def test_a_wait_beyond_the_deadline_is_refused_at_once(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """``Overloaded`` tells when a new call has a chance, and no request is sent."""
+    """``Overloaded`` says when a new call has a chance, and no request is sent."""
     tokens = open_service(quota=Quota(rate=0.01))
     crowd = await _crowd(tokens, 2)
     sent = emulator.counts().requests
     with pytest.raises(Overloaded) as caught:
         await tokens.issue(TokenRequest(ROOM, "u"), timeout=8.0)
-    # Two wait before it, a hundred seconds each, and it would have waited for eight.
+    # Two wait before it, for a hundred seconds each; it would have waited for eight.
     assert 280 < caught.value.retry_after < 300
     assert sent == emulator.counts().requests
     assert (1, 2) == (tokens.stats().shed, tokens.stats().waiting)
@@ -59,7 +59,7 @@ async def test_a_wait_beyond_the_deadline_is_refused_at_once(
 
 @pytest.mark.fault(19)
 async def test_a_full_queue_refuses_at_once(emulator: Emulator, open_service: OpenService) -> None:
-    """With or without a deadline; a place that becomes free is taken again."""
+    """It does so without a deadline too; when a caller has left, another may wait."""
     tokens = open_service(quota=Quota(rate=0.01, max_waiting=3))
     crowd = await _crowd(tokens, 3)
     sent = emulator.counts().requests
@@ -75,10 +75,10 @@ async def test_a_full_queue_refuses_at_once(emulator: Emulator, open_service: Op
 
 
 @pytest.mark.fault(19)
-async def test_who_joins_a_flight_that_comes_too_late_is_refused(
+async def test_a_call_that_joins_a_flight_too_late_for_it_is_refused(
     open_service: OpenService,
 ) -> None:
-    """A flight that waits for its permit is as late for those who join it."""
+    """The wait that counts is that of the flight which it would join."""
     tokens = open_service(quota=Quota(rate=0.01))
     crowd = await _crowd(tokens, 1)
     with pytest.raises(Overloaded):
@@ -87,7 +87,7 @@ async def test_who_joins_a_flight_that_comes_too_late_is_refused(
 
 
 async def test_many_calls_in_one_tick_see_each_other(open_service: OpenService) -> None:
-    """Admission counts those who came in the same tick: nobody waits in vain."""
+    """Calls of the same tick count for each other's wait, so that nobody waits in vain."""
     tokens = open_service(quota=Quota(rate=10.0, burst=1))
     await tokens.issue(TokenRequest(ROOM, "first"))
     results = await asyncio.gather(
@@ -99,7 +99,7 @@ async def test_many_calls_in_one_tick_see_each_other(open_service: OpenService) 
 
 
 async def test_the_deadline_covers_retries(emulator: Emulator, open_service: OpenService) -> None:
-    """Attempts that fail until the end: the call ends with what it knows, in time."""
+    """Requests that hang until the end: the call ends in time with ``DeadlineExceeded``."""
     tokens = open_service()
     await tokens.issue(TokenRequest(ROOM, "somebody"))  # opening a client takes its time
     emulator.fail_next(Fault(FaultKind.BLACK_HOLE, times=None))
@@ -111,7 +111,7 @@ async def test_the_deadline_covers_retries(emulator: Emulator, open_service: Ope
 async def test_one_callers_deadline_is_not_anothers(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """The impatient one leaves, the patient one gets the token of the same flight."""
+    """One of two callers of a flight leaves at its deadline; the other gets the token."""
     emulator.configure(latency=0.4)
     tokens = open_service()
     request = TokenRequest(ROOM, "u")
@@ -126,7 +126,7 @@ async def test_one_callers_deadline_is_not_anothers(
 async def test_the_most_patient_caller_decides_how_long_a_flight_tries(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """Who set it off has no time for the retry, and who joined has."""
+    """The first caller has no time for the retry, and the one that joined has."""
     tokens = open_service()
     await tokens.issue(TokenRequest(ROOM, "somebody"))  # opening a client takes its time
     emulator.fail_next(Fault(FaultKind.ERROR_503, retry_after="1"))

@@ -25,7 +25,7 @@ def now() -> float:
 
 
 class Lobby:
-    """A limiter with a bucket of one, and who was let in when."""
+    """A limiter with a bucket of one, and a record of whose permit was granted when."""
 
     def __init__(self) -> None:
         self.limiter = LocalLimiter(Quota(rate=RATE, burst=1), VirtualClock())
@@ -42,10 +42,10 @@ class Lobby:
         *,
         again: bool = False,
     ) -> list[asyncio.Task[None]]:
-        """Let callers of a room come, one behind the other."""
+        """Reserve a permit for each of a room's callers, in order."""
 
-        async def wait(place: Reservation, who: tuple[str, int]) -> None:
-            await place.granted()
+        async def wait(reservation: Reservation, who: tuple[str, int]) -> None:
+            await reservation.granted()
             self.order.append(who)
             self.at[who] = now() - self._start
 
@@ -59,7 +59,7 @@ class Lobby:
         return tasks
 
     async def empty(self) -> None:
-        """Wait until nobody waits."""
+        """Wait until no caller waits any more."""
         await asyncio.gather(*self._callers, return_exceptions=True)
 
     def rooms(self) -> list[str]:
@@ -69,7 +69,7 @@ class Lobby:
 
 @virtual_time
 async def test_a_storm_in_one_room_delays_another_by_one_permit_each() -> None:
-    """A thousand stand before one room; ten come for another, and every second permit is theirs."""
+    """A thousand wait for one room; ten come for another, and every second permit is theirs."""
     lobby = Lobby()
     lobby.come("storm", range(1_000))
     await asyncio.sleep(1.0)
@@ -84,19 +84,19 @@ async def test_a_storm_in_one_room_delays_another_by_one_permit_each() -> None:
 
 @virtual_time
 async def test_rooms_take_turns() -> None:
-    """However many wait before each, and whoever came first."""
+    """Each gets a permit in turn, however many wait for it, until nobody does."""
     lobby = Lobby()
     lobby.come("a", range(6))
     lobby.come("b", range(3))
     lobby.come("c", range(1))
     await lobby.empty()
-    # The first of all found nobody waiting.
+    # The very first caller got its permit at once.
     assert ["a", *"abc", *"ab", *"ab", *"aa"] == lobby.rooms()
 
 
 @virtual_time
 async def test_within_a_room_the_first_come_is_first() -> None:
-    """Its turns go down its own line."""
+    """Callers of two rooms come alternately; each room's are served in their order."""
     lobby = Lobby()
     for number in range(20):
         lobby.come("a", [number])
@@ -108,7 +108,7 @@ async def test_within_a_room_the_first_come_is_first() -> None:
 
 @virtual_time
 async def test_moderators_go_before_viewers_of_every_room() -> None:
-    """Turns are taken among those of one priority."""
+    """A room's turn counts among callers of one priority only."""
     lobby = Lobby()
     lobby.come("a", range(5))
     lobby.come("b", range(5, 10), Priority.BACKGROUND)
@@ -123,7 +123,7 @@ async def test_moderators_go_before_viewers_of_every_room() -> None:
 
 @virtual_time
 async def test_a_retry_is_the_next_of_all_rooms() -> None:
-    """It has waited for its turn already."""
+    """It passes all who wait with its priority, as it has waited already."""
     lobby = Lobby()
     lobby.come("a", range(3))
     lobby.come("b", range(3))
@@ -133,8 +133,8 @@ async def test_a_retry_is_the_next_of_all_rooms() -> None:
 
 
 @virtual_time
-async def test_who_leaves_gives_up_the_rooms_turn_only_if_nobody_else_wants_it() -> None:
-    """The next of the room moves up; a room where nobody waits is passed over."""
+async def test_a_caller_that_leaves_ends_its_rooms_turn_only_if_it_was_alone() -> None:
+    """The next of the room moves up; a room where nobody waits any more is passed over."""
     lobby = Lobby()
     lobby.come("a", range(3))
     first, _ = lobby.come("b", range(2))
@@ -158,7 +158,7 @@ async def test_who_leaves_gives_up_the_rooms_turn_only_if_nobody_else_wants_it()
 )
 @virtual_time
 async def test_the_predicted_wait_is_kept_and_hardly_too_long(crowd: dict[str, int]) -> None:
-    """For a newcomer of each room, and of one that nobody waits for; at most a turn too long."""
+    """A newcomer of any room waits no longer than predicted, and at most a turn less."""
     for room in (*crowd, "new"):
         lobby = Lobby()
         for name, many in crowd.items():
@@ -175,10 +175,10 @@ async def test_the_predicted_wait_is_kept_and_hardly_too_long(crowd: dict[str, i
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32), rooms=st.integers(1, 6), callers=st.integers(1, 120))
-def test_whoever_comes_and_leaves_each_line_keeps_its_order(
+def test_whoever_comes_and_leaves_each_room_keeps_its_order(
     seed: int, rooms: int, callers: int
 ) -> None:
-    """One permit each for all who stay; before a newcomer there is one of each room."""
+    """All who stay get one permit; a newcomer of a new room waits for one of each other room."""
 
     @virtual_time
     async def crowd() -> None:
@@ -193,7 +193,7 @@ def test_whoever_comes_and_leaves_each_line_keeps_its_order(
             if rng.random() < 0.3:
                 await asyncio.sleep(rng.random() * 3 / RATE)
             if rng.random() < 0.2:
-                await settle()  # a place is given back by whoever has begun to wait for it
+                await settle()  # only a caller that has begun to wait gives its reservation up
                 rng.choice(tasks).cancel()
         await settle()
         crowded = {room for task, room in room_of.items() if not task.done()}
@@ -214,12 +214,12 @@ def test_whoever_comes_and_leaves_each_line_keeps_its_order(
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_rooms_that_wait_together_get_equal_shares(sizes: list[int]) -> None:
-    """At every moment, rooms that still wait have had equally many permits, to within one."""
+    """At every moment, rooms that still wait have had equally many permits, give or take one."""
 
     @virtual_time
     async def crowd() -> None:
         lobby = Lobby()
-        lobby.come("first", [0])  # who finds the permit that is there
+        lobby.come("first", [0])  # it takes the permit that is due
         await settle()
         for number, size in enumerate(sizes):
             lobby.come(str(number), range(size))

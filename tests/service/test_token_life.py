@@ -1,4 +1,4 @@
-"""A token is handed out only while it can be used, by every clock."""
+"""The life of a token: it is handed out only while it can be used, by every clock."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def emulator(ivschat_emulator: ThreadedEmulatorServer) -> Emulator:
 async def test_a_token_is_shared_until_its_margin(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """With 10 s to remain it is handed out until 50 s after the start of its request."""
+    """With `min_remaining=10` it is handed out until 50 s after the start of its request."""
     clock = BentClock()
     tokens = open_service(clock=clock, cache=CachePolicy(min_remaining=10.0))
     await tokens.issue(REQUEST)
@@ -47,7 +47,7 @@ async def test_a_token_is_shared_until_its_margin(
 async def test_stock_is_handed_out_until_its_margin(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """What was minted ahead and came too late is dropped, and counted."""
+    """A stocked token that is too old is dropped and counted, and another is minted."""
     clock = BentClock()
     tokens = open_service(clock=clock, cache=CachePolicy(min_remaining=10.0))
     await tokens.prewarm([REQUEST, REQUEST])
@@ -64,7 +64,7 @@ async def test_stock_is_handed_out_until_its_margin(
 async def test_life_counts_from_the_start_of_the_request(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """An answer that took long leaves less: the time on the way counts."""
+    """The 30 s that the answer took are part of the token's life."""
     clock = BentClock()
     tokens = open_service(clock=clock)
     emulator.configure(latency=0.3)
@@ -81,7 +81,7 @@ async def test_life_counts_from_the_start_of_the_request(
 @pytest.mark.fault(15)
 @pytest.mark.parametrize("margin", [60.0, 61.0, float("nan"), -1.0])
 def test_a_margin_that_no_token_can_keep_is_refused(margin: float) -> None:
-    """60 s is all that a token lives."""
+    """A token lives for 60 s, so no more can remain."""
     with pytest.raises(InvalidConfiguration, match=r"CachePolicy\.min_remaining"):
         CachePolicy(min_remaining=margin)
 
@@ -90,7 +90,7 @@ def test_a_margin_that_no_token_can_keep_is_refused(margin: float) -> None:
 async def test_a_token_that_comes_without_its_margin_is_malformed(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """It cannot be handed out, and asking again and again would be a storm."""
+    """It counts as a failed request, so that retries end as they do for any failure."""
     emulator.configure(token_life=3.0)
     tokens = open_service(
         cache=CachePolicy(min_remaining=10.0),
@@ -105,7 +105,7 @@ async def test_a_token_that_comes_without_its_margin_is_malformed(
 async def test_an_upstream_that_takes_too_long_is_not_asked_for_ever(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """What is left of the token when it has come is what counts, and attempts are counted."""
+    """An answer that is too slow for the margin counts as a failed request."""
     emulator.configure(latency=0.2)
     tokens = open_service(
         cache=CachePolicy(min_remaining=59.9),
@@ -121,7 +121,7 @@ async def test_an_upstream_that_takes_too_long_is_not_asked_for_ever(
 async def test_a_stepped_wall_clock_lengthens_no_life(
     emulator: Emulator, open_service: OpenService, step: float
 ) -> None:
-    """A step forward may end it early; a step back leaves the monotonic deadline."""
+    """A step forward may end a life early; a step back leaves the monotonic deadline."""
     clock = BentClock()
     tokens = open_service(clock=clock)
     await tokens.issue(REQUEST)
@@ -135,7 +135,7 @@ async def test_a_stepped_wall_clock_lengthens_no_life(
 async def test_a_suspended_host_hands_out_nothing_old(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """The monotonic clock stood still for minutes; the wall clock knows."""
+    """The monotonic clock missed minutes of suspension, and the wall clock shows them."""
     clock = BentClock()
     tokens = open_service(clock=clock)
     await tokens.issue(REQUEST)
@@ -150,7 +150,7 @@ async def test_a_suspended_host_hands_out_nothing_old(
 async def test_a_token_that_died_on_the_way_is_replaced(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """The host slept while the answer was coming: the caller gets a token that lives."""
+    """The host was suspended while the answer came: the caller gets a second, living token."""
     clock = BentClock()
     tokens = open_service(clock=clock)
     emulator.configure(latency=0.2)
@@ -167,7 +167,7 @@ async def test_a_token_that_died_on_the_way_is_replaced(
 async def test_a_token_that_died_while_its_caller_was_woken_is_replaced(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """The host was suspended just when the answer had been read."""
+    """The host was suspended between the answer and the caller's turn: it gets a second token."""
     clock = BentClock()
 
     def suspend(event: Event) -> None:
@@ -185,15 +185,15 @@ async def test_a_token_that_died_while_its_caller_was_woken_is_replaced(
 async def test_a_wrong_host_clock_makes_no_storm_and_no_longer_life(
     emulator: Emulator, open_service: OpenService, off: float, date: str
 ) -> None:
-    """Life is expiry minus the answer's own date; without one it is at most a minute."""
+    """A life is expiry minus the answer's own date; without a date it is at most a minute."""
     clock = BentClock()
-    # The host is right and the service is off, which is the same thing. Signatures are not
-    # checked here, as botocore corrects its own clock.
+    # Here AWS's clock is wrong instead of the host's, which makes the same difference. Signatures
+    # are not checked here, as botocore corrects its own clock.
     emulator.configure(clock_skew=off, date_header=date)
     quick = RetryPolicy(base_delay=0.001, max_delay=0.001)
     tokens = open_service(clock=clock, retry=quick)
     if date != "normal" and off < 0:
-        # Without a date the expiry looks past: an error, after all attempts, and no storm.
+        # Without a date, the expiry seems to have passed: an error after the last retry.
         with pytest.raises(MalformedResponse, match="past"):
             await tokens.issue(REQUEST, timeout=60.0)
         assert tokens.stats().requests <= 12
@@ -208,7 +208,7 @@ async def test_a_wrong_host_clock_makes_no_storm_and_no_longer_life(
 async def test_a_reply_tells_the_times_by_awss_clock(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """What the caller sees is what AWS said, host clock or not."""
+    """A reply holds the times that AWS gave, whatever the host's clock says."""
     emulator.configure(clock_skew=300.0)
     tokens = open_service()
     reply: dict[str, Any] = await tokens.create_chat_token(roomIdentifier=ROOM, userId="u")

@@ -1,4 +1,4 @@
-"""An event loop whose time passes only when nobody has anything to do."""
+"""Virtual time: it passes only when nothing is left to run."""
 
 from __future__ import annotations
 
@@ -57,6 +57,6 @@ def virtual_time(
 
 
 async def settle() -> None:
-    """Let everything that is ready run, without time passing."""
+    """Run everything that is ready, without letting time pass."""
     for _ in range(20):
         await asyncio.sleep(0)
