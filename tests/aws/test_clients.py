@@ -1,4 +1,4 @@
-"""What the host's configuration may decide, and what it may not."""
+"""Clients: sessions, endpoints, credentials and connections, and what configuration decides."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REQUEST = TokenRequest(ROOM, "u")
 
 @pytest.fixture
 def emulator(ivschat_emulator: ThreadedEmulatorServer) -> Emulator:
-    """The model behind the server."""
+    """The model of the emulator that is served."""
     return ivschat_emulator.emulator
 
 
@@ -37,7 +37,7 @@ def emulator(ivschat_emulator: ThreadedEmulatorServer) -> Emulator:
 async def test_unmodified_code_reaches_the_endpoint_of_the_environment(
     emulator: Emulator,
 ) -> None:
-    """``AWS_ENDPOINT_URL_IVSCHAT`` and credentials are found as boto3 finds them."""
+    """``AWS_ENDPOINT_URL_IVSCHAT`` and the credentials are found as boto3 finds them."""
     async with AsyncTokenService() as tokens:
         assert (await tokens.issue(REQUEST)).token
     assert 1 == emulator.counts().minted
@@ -47,7 +47,7 @@ async def test_unmodified_code_reaches_the_endpoint_of_the_environment(
 async def test_the_endpoint_of_the_constructor_wins(
     emulator: Emulator, ivschat_emulator: ThreadedEmulatorServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the code says stands above what the environment says."""
+    """``endpoint_url=`` takes precedence over ``AWS_ENDPOINT_URL_IVSCHAT``."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", "http://127.0.0.1:9")
     async with AsyncTokenService(endpoint_url=ivschat_emulator.url) as tokens:
         assert (await tokens.issue(REQUEST)).token
@@ -60,7 +60,7 @@ async def test_a_configured_profile_is_honoured(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Its credentials and its endpoint; its retry settings are not."""
+    """The profile decides credentials and endpoint, but not how often a request is retried."""
     config = tmp_path / "config"
     config.write_text(
         "[profile event]\n"
@@ -90,7 +90,7 @@ async def test_a_configured_profile_is_honoured(
 async def test_missing_credentials_are_botocores_own_error(
     emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, open_service: OpenService
 ) -> None:
-    """It is not tried again, nothing is sent, and every caller gets its own object."""
+    """``NoCredentialsError``: no retry, no request, and an object of its own for every caller."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
@@ -106,19 +106,19 @@ async def test_missing_credentials_are_botocores_own_error(
 async def test_an_aioboto3_session_will_do(
     emulator: Emulator, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """Whatever wraps an ``AioSession`` as ``aioboto3.Session`` does; the real one where it is."""
+    """aioboto3's own where it is installed, or else a stand-in that wraps an ``AioSession``."""
     try:
         import aioboto3
     except ImportError:
 
         class Session:
-            """The two members that the pool needs of ``aioboto3.Session``."""
+            """The two members of ``aioboto3.Session`` that the pool uses."""
 
             def __init__(self) -> None:
                 self._session = local_session()
 
             def client(self, *args: Any, **kwargs: Any) -> Any:
-                """Make a client, to be entered."""
+                """Return a context manager of a client."""
                 return self._session.create_client(*args, **kwargs)
 
         session: Any = Session()
@@ -130,8 +130,8 @@ async def test_an_aioboto3_session_will_do(
 
 
 @pytest.mark.parametrize("session", [object(), "default", 7])
-def test_what_is_no_session_is_refused(session: object) -> None:
-    """At construction, naming what would do."""
+def test_another_object_than_a_session_is_refused(session: object) -> None:
+    """The constructor raises, and its error names the sessions that are accepted."""
     with pytest.raises(InvalidConfiguration, match="AioSession"):
         AsyncTokenService(session=session)
 
@@ -141,7 +141,7 @@ def test_what_is_no_session_is_refused(session: object) -> None:
     ["http://ivschat.example.com", "http://10.0.0.7:8000", "ftp://127.0.0.1", "127.0.0.1:80", ""],
 )
 def test_an_endpoint_in_the_clear_is_refused(url: str) -> None:
-    """Tokens go over HTTPS or stay on this host."""
+    """The constructor accepts HTTPS, or HTTP on this host, and nothing else."""
     with pytest.raises(InvalidConfiguration, match="endpoint_url"):
         AsyncTokenService(endpoint_url=url)
 
@@ -157,7 +157,7 @@ def test_an_endpoint_in_the_clear_is_refused(url: str) -> None:
     ],
 )
 def test_https_and_this_host_are_fine(url: str) -> None:
-    """No connection is opened before it is needed."""
+    """The constructor accepts these URLs and opens no connection."""
     AsyncTokenService(endpoint_url=url)
 
 
@@ -165,7 +165,7 @@ def test_https_and_this_host_are_fine(url: str) -> None:
 async def test_an_endpoint_in_the_clear_from_the_environment_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is known only when the client is made; still nothing is sent."""
+    """The first call raises, as its client is opened, before a request is sent."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", "http://user:password@ivschat.example.com")
     async with AsyncTokenService() as tokens:
         with pytest.raises(InvalidConfiguration, match=r"ivschat\.example\.com") as caught:
@@ -176,7 +176,7 @@ async def test_an_endpoint_in_the_clear_from_the_environment_is_refused(
 async def test_a_local_endpoint_is_not_reached_through_a_proxy(
     emulator: Emulator, open_service: OpenService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A proxy elsewhere would see tokens in the clear."""
+    """``HTTP_PROXY`` is ignored for it: a proxy would see tokens in the clear."""
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     for name in ("NO_PROXY", "no_proxy"):
@@ -190,7 +190,7 @@ async def test_a_local_endpoint_is_not_reached_through_a_proxy(
     [("max_connections", 0), ("connect_timeout", 0.0), ("read_timeout", -1.0)],
 )
 def test_a_pool_that_cannot_work_is_refused(option: str, value: float) -> None:
-    """The error names the option."""
+    """``PoolPolicy`` raises and names the option."""
     with pytest.raises(InvalidConfiguration, match=rf"PoolPolicy\.{option}"):
         PoolPolicy(**{option: value})  # type: ignore[arg-type]  # one is an int
 
@@ -198,7 +198,7 @@ def test_a_pool_that_cannot_work_is_refused(option: str, value: float) -> None:
 async def test_a_client_is_opened_once_and_connections_are_bounded(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """100 first calls at once, one opening, no more connections than the policy says."""
+    """100 concurrent first calls open one client and at most ``max_connections`` connections."""
     opened: list[str] = []
 
     def observer(event: Event) -> None:
@@ -215,7 +215,7 @@ async def test_a_client_is_opened_once_and_connections_are_bounded(
 
 @virtual_time
 async def test_a_client_that_takes_its_time_to_open_is_opened_once() -> None:
-    """Those who come meanwhile wait for that one."""
+    """Calls that come while the client is being opened wait for it."""
     clock, opened = VirtualClock(), list[str]()
 
     async def create_chat_token(**asked: Any) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Errors: one small tree, whole after copying and pickling, caught as boto3 users catch them."""
+"""Errors: one tree, whole after copying and pickling, caught as boto3 users catch them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ LOCAL = [
     ServiceClosed(),
     WrongLoop("process"),
     MalformedResponse("no token", "id-1"),
-    # OSErrors to Python, which builds those in another way.
+    # Subclasses of OSError, whose constructor is another.
     DeadlineExceeded(8.0),
     ConnectionFailed("ServerDisconnectedError"),
 ]
@@ -67,7 +67,7 @@ AWS_KINDS: list[type[AwsError]] = [
 
 
 def aws(kind: type[AwsError]) -> AwsError:
-    """Make an error of AWS's, with what the translation adds."""
+    """Make an error of AWS, with the attributes that are set after construction."""
     error = kind(RESPONSE)
     if isinstance(error, Throttled | ServerFault):
         error.retry_after = 3.0
@@ -75,16 +75,16 @@ def aws(kind: type[AwsError]) -> AwsError:
 
 
 def by_pickle(protocol: int) -> Callable[[Any], Any]:
-    """Return the way through a pickle of a protocol."""
+    """Return a function that pickles and unpickles with a protocol."""
     return lambda error: pickle.loads(pickle.dumps(error, protocol))
 
 
 def name(value: object) -> str:
-    """Name a parameter of a test."""
+    """Return the name of a parameter of a test."""
     return type(value).__name__
 
 
-WAYS = [
+COPIES = [
     pytest.param(copy.copy, id="copy"),
     pytest.param(copy.deepcopy, id="deepcopy"),
     *(
@@ -94,69 +94,73 @@ WAYS = [
 ]
 
 
-def hold_equal(error: ChatTokenError, twin: ChatTokenError) -> None:
-    """Hold that a twin says what the original says."""
+def assert_equal_copies(error: ChatTokenError, twin: ChatTokenError) -> None:
+    """Assert that a copy is another object with the same message and attributes."""
     assert error is not twin
     assert str(error) == str(twin)
     assert error.args == twin.args
     assert vars(error) == vars(twin)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("duplicate", COPIES)
 @pytest.mark.parametrize("error", LOCAL, ids=name)
 def test_local_errors_stay_whole(
-    error: ChatTokenError, way: Callable[[ChatTokenError], ChatTokenError]
+    error: ChatTokenError, duplicate: Callable[[ChatTokenError], ChatTokenError]
 ) -> None:
-    """Class, message and attributes: each caller of a flight gets a copy."""
-    twin = way(error)
+    """A copy or pickle keeps class, message and attributes: each caller of a flight gets a copy."""
+    twin = duplicate(error)
     assert type(error) is type(twin)
-    hold_equal(error, twin)
+    assert_equal_copies(error, twin)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("duplicate", COPIES)
 @pytest.mark.parametrize("kind", AWS_KINDS)
 def test_errors_of_aws_stay_whole(
-    kind: type[AwsError], way: Callable[[AwsError], AwsError]
+    kind: type[AwsError], duplicate: Callable[[AwsError], AwsError]
 ) -> None:
-    """With their code, status, request id and answer."""
+    """A copy or pickle keeps code, status, request id and response."""
     error = aws(kind)
-    twin = way(error)
+    twin = duplicate(error)
     assert kind is type(twin)
-    hold_equal(error, twin)
-    assert ("SomeException", 418, "id-1") == (twin.code, twin.status, twin.request_id)
+    assert_equal_copies(error, twin)
+    assert ("SomeException", 418, "id-1") == (
+        twin.code,
+        twin.status,
+        twin.request_id,
+    )
     assert (RESPONSE, "CreateChatToken") == (twin.response, twin.operation_name)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("duplicate", COPIES)
 @pytest.mark.parametrize("kind", AWS_KINDS)
 def test_errors_mixed_with_a_sessions_stay_whole(
-    kind: type[AwsError], way: Callable[[AwsError], AwsError]
+    kind: type[AwsError], duplicate: Callable[[AwsError], AwsError]
 ) -> None:
-    """A copy is caught as the original is. A mixture cannot be imported, so a pickle's is ours."""
+    """A copy has the mixed class. A mixed class cannot be imported, so a pickle has ours only."""
     error = aws(_mixed_class(kind, TheirException))
     assert isinstance(error, kind)
     assert isinstance(error, TheirException)
-    twin = way(error)
+    twin = duplicate(error)
     assert isinstance(twin, kind)
-    assert (way is copy.copy) == isinstance(twin, TheirException)
-    hold_equal(error, twin)
+    assert (duplicate is copy.copy) == isinstance(twin, TheirException)
+    assert_equal_copies(error, twin)
 
 
 @pytest.mark.parametrize("kind", AWS_KINDS)
-def test_a_mixture_is_made_once_and_bears_our_name(kind: type[AwsError]) -> None:
-    """A plain `ClientError` adds nothing."""
+def test_a_mixed_class_is_made_once_and_has_our_name(kind: type[AwsError]) -> None:
+    """One class for each pair of classes; our own where the session's is just `ClientError`."""
     assert _mixed_class(kind, TheirException) is _mixed_class(kind, TheirException)
     assert kind.__name__ == _mixed_class(kind, TheirException).__name__
     assert kind is _mixed_class(kind, ClientError)
 
 
 def test_the_message_of_an_aws_error_says_what_a_ticket_needs() -> None:
-    """Operation, code, status, message and request id."""
+    """It holds operation, code, status, message and request id."""
     assert "CreateChatToken: SomeException (418): No. (request id id-1)" == str(aws(AwsError))
 
 
 def test_an_empty_answer_makes_an_error_all_the_same() -> None:
-    """A 429 may come without a body."""
+    """An error without code, status, message or id can be made, as of a 429 without a body."""
     error = Throttled({})
     assert ("Unknown", 0, None, None) == (
         error.code,
@@ -182,7 +186,7 @@ def test_an_empty_answer_makes_an_error_all_the_same() -> None:
 def test_errors_are_caught_as_python_and_boto3_name_them(
     error: ChatTokenError, base: type[Exception]
 ) -> None:
-    """Besides under the library's root."""
+    """Each is also of a built-in class or of botocore's `ClientError`."""
     assert isinstance(error, base)
 
 
@@ -201,7 +205,7 @@ def test_the_exceptions_of_the_service_have_boto3s_names() -> None:
 
 
 def test_the_tree_in_the_docstring_is_the_tree() -> None:
-    """Every class of the module stands in it, at its depth, and nothing else does."""
+    """The docstring of `errors` draws every class of the module at its depth, and no other."""
     classes = {
         value.__name__: value
         for value in vars(errors_module).values()

@@ -1,4 +1,4 @@
-"""Requests are prepared where nobody would miss what is left out, and only there."""
+"""Requests are prepared only if nobody depends on the parts of aiobotocore that are skipped."""
 
 from __future__ import annotations
 
@@ -40,25 +40,25 @@ def _session() -> AioSession:
     return bare_session("testing", "testing")
 
 
-async def _after_calls(session: AioSession) -> list[str]:
+async def _reasons_after_calls(session: AioSession) -> list[str]:
     """Make calls; return why they went the general way, if they did."""
     async with raw_server() as server, open_pool(server.url, session) as (pool, reasons):
         for _ in range(CALLS):
             await pool.mint(REGION, REQUEST)
         assert CALLS == len(server.seen)
-        # The first is general anyway; nothing but the pattern numbers its requests.
+        # The first goes the general way in any case. Only prepared requests are numbered.
         prepared = 1 == len(set(series(server.seen[1:])))
         assert prepared is (reasons == [])
     return reasons
 
 
 async def test_requests_are_prepared_in_the_ordinary_case() -> None:
-    """From the second on, as long as nothing stands in the way."""
-    assert [] == await _after_calls(_session())
+    """From a client's second call on."""
+    assert [] == await _reasons_after_calls(_session())
 
 
-async def test_nothing_is_said_where_nothing_was_to_be_prepared() -> None:
-    """Whoever switched it off need not be told."""
+async def test_nothing_is_reported_where_preparing_is_switched_off() -> None:
+    """With ``prepared=False`` nothing is reported, whatever listens to the client."""
     session = _session()
     session.register("before-call.ivschat", lambda **_: None)
     policy = PoolPolicy(prepared=False)
@@ -70,15 +70,15 @@ async def test_nothing_is_said_where_nothing_was_to_be_prepared() -> None:
 
 
 class _SlowCredentials(AioCredentials):
-    """Credentials that let others go first, as those do that are refreshed."""
+    """Credentials that suspend the task that asks for them, as refreshed ones do."""
 
     async def get_frozen_credentials(self) -> Any:  # type: ignore[override]  # async, unlike botocore's
         await asyncio.sleep(0)
         return await super().get_frozen_credentials()
 
 
-async def test_concurrent_first_calls_say_it_once() -> None:
-    """The service tells its observers, with the region."""
+async def test_concurrent_first_calls_report_once() -> None:
+    """50 first calls that cannot be prepared are one ``NotPrepared`` event, with the region."""
     told: list[Event] = []
     session: Any = bare_session()
     session._credentials = _SlowCredentials("testing", "testing")
@@ -116,7 +116,7 @@ async def test_concurrent_first_calls_say_it_once() -> None:
     ],
 )
 async def test_a_listener_hears_of_every_call(event: str) -> None:
-    """Registered with the session, on any event of a call, by any name."""
+    """A handler of any event of a call, registered with the session under any name for it."""
     heard: list[str] = []
 
     def listen(event_name: str, **_: object) -> None:
@@ -124,33 +124,33 @@ async def test_a_listener_hears_of_every_call(event: str) -> None:
 
     session = _session()
     session.register(event, listen)
-    assert [LISTENED] == await _after_calls(session)
-    # A successful call has no error.
+    assert [LISTENED] == await _reasons_after_calls(session)
+    # Calls that succeed have no event of an error.
     assert event == "after-call-error" or len(heard) >= CALLS
 
 
 @pytest.mark.parametrize(
     "event", ["before-call.s3", "before-send.ivschat.ListRooms", "creating-client-class.ivschat"]
 )
-async def test_who_listens_to_something_else_misses_nothing(event: str) -> None:
-    """Other services, other operations, and what happens once."""
+async def test_listening_to_something_else_prevents_nothing(event: str) -> None:
+    """Handlers of other services, other operations or of opening a client prevent nothing."""
     session = _session()
     session.register(event, lambda **_: None)
-    assert [] == await _after_calls(session)
+    assert [] == await _reasons_after_calls(session)
 
 
 @pytest.mark.parametrize(
     "listener", [SimpleNamespace, functools.partial(dict)], ids=["a class", "a partial"]
 )
 async def test_a_listener_may_be_any_callable(listener: Callable[..., Any]) -> None:
-    """It need not be a function of a module."""
+    """A handler that is a class or a partial is noticed too."""
     session = _session()
     session.register("after-call", listener)
-    assert [LISTENED] == await _after_calls(session)
+    assert [LISTENED] == await _reasons_after_calls(session)
 
 
-class _Opened:
-    """A session that keeps its clients, as a user's own session may."""
+class _RememberingSession:
+    """A session that remembers the client it opened, as a user's own session may."""
 
     def __init__(self) -> None:
         self.session = _session()
@@ -166,9 +166,9 @@ class _Opened:
         vars(self.session)["create_client"] = keeping
 
 
-async def _changed_while_open(change: Callable[[Any], object]) -> list[str]:
-    """Make calls before and after a change; return why they go the general way."""
-    opened = _Opened()
+async def _reasons_after_change(change: Callable[[Any], object]) -> list[str]:
+    """Make calls before and after a change to the client; return why the later ones are general."""
+    opened = _RememberingSession()
     async with raw_server() as server, open_pool(server.url, opened.session) as (pool, reasons):
         for _ in range(CALLS):
             await pool.mint(REGION, REQUEST)
@@ -182,23 +182,23 @@ async def _changed_while_open(change: Callable[[Any], object]) -> list[str]:
 
 
 async def test_a_listener_may_come_while_the_client_is_open() -> None:
-    """It hears of every call from then on."""
+    """A handler that is registered after the first calls hears of every later one."""
     heard: list[str] = []
 
     def change(client: Any) -> None:
         client.meta.events.register("before-call", lambda event_name, **_: heard.append(event_name))
 
-    assert [LISTENED] == await _changed_while_open(change)
+    assert [LISTENED] == await _reasons_after_change(change)
     assert CALLS == len(heard)
 
 
-async def test_a_listener_that_comes_and_goes_leaves_the_way_open() -> None:
-    """As long as no call met it; a pattern is learnt anew then."""
+async def test_a_listener_that_is_gone_again_prevents_nothing() -> None:
+    """If no call was made meanwhile, requests are prepared after it, from a new pattern."""
 
     def listen(**_: object) -> None:
         raise AssertionError
 
-    opened = _Opened()
+    opened = _RememberingSession()
     async with raw_server() as server, open_pool(server.url, opened.session) as (pool, reasons):
         for _ in range(CALLS):
             await pool.mint(REGION, REQUEST)
@@ -214,14 +214,14 @@ async def test_a_listener_that_comes_and_goes_leaves_the_way_open() -> None:
 
 
 class _Tracer:
-    """Wraps a method as tracing does, and counts its calls."""
+    """Wraps a method as tracing libraries do, and counts its calls."""
 
     def __init__(self, wrapped: Any) -> None:
         self.wrapped = wrapped
         self.calls = 0
 
     def as_function(self) -> Any:
-        """Return a function that looks like the one it wraps."""
+        """Return a function with the name and module of the one it wraps."""
 
         @functools.wraps(self.wrapped)
         def traced(*args: Any, **options: Any) -> Any:
@@ -231,7 +231,7 @@ class _Tracer:
         return traced
 
     def as_object(self) -> Any:
-        """Return an object that does, and that binds as a function would."""
+        """Return an object with them that binds to instances as a function does."""
         return functools.wraps(self.wrapped)(_Wrapper(self))
 
 
@@ -255,41 +255,41 @@ INTERCEPTIONS = [
 
 @pytest.mark.parametrize("form", [_Tracer.as_function, _Tracer.as_object])
 @pytest.mark.parametrize(("kind", "method", "reason"), INTERCEPTIONS)
-async def test_whoever_intercepts_calls_sees_every_one(
+async def test_an_interceptor_sees_every_call(
     monkeypatch: pytest.MonkeyPatch,
     kind: type,
     method: str,
     reason: str,
     form: Callable[[_Tracer], Any],
 ) -> None:
-    """Tracing that is put on before the client is opened."""
+    """A method that was wrapped before the client was opened is called for every request."""
     tracer = _Tracer(getattr(kind, method))
     monkeypatch.setattr(kind, method, form(tracer))
-    assert [reason] == await _after_calls(_session())
+    assert [reason] == await _reasons_after_calls(_session())
     assert CALLS == tracer.calls
 
 
 @pytest.mark.parametrize("form", [_Tracer.as_function, _Tracer.as_object])
 @pytest.mark.parametrize(("kind", "method", "reason"), INTERCEPTIONS)
-async def test_whoever_intercepts_calls_may_come_later(
+async def test_an_interceptor_may_come_later(
     monkeypatch: pytest.MonkeyPatch,
     kind: type,
     method: str,
     reason: str,
     form: Callable[[_Tracer], Any],
 ) -> None:
-    """Tracing that is put on while the client is open."""
+    """A method that is wrapped while the client is open is called for every later request."""
     tracer = _Tracer(getattr(kind, method))
 
     def change(_: object) -> None:
         monkeypatch.setattr(kind, method, form(tracer))
 
-    assert [reason] == await _changed_while_open(change)
+    assert [reason] == await _reasons_after_change(change)
     assert CALLS == tracer.calls
 
 
 async def test_a_client_may_have_methods_of_its_own() -> None:
-    """Put into its class, or hung on the client itself."""
+    """A method that botocore's ``creating-client-class`` event has replaced sees every call."""
     tracers: list[_Tracer] = []
 
     def intercept(class_attributes: dict[str, Any], **_: object) -> None:
@@ -298,20 +298,20 @@ async def test_a_client_may_have_methods_of_its_own() -> None:
 
     session = _session()
     session.register("creating-client-class.ivschat", intercept)
-    assert [INTERCEPTED] == await _after_calls(session)
+    assert [INTERCEPTED] == await _reasons_after_calls(session)
     assert [CALLS] == [tracer.calls for tracer in tracers]
 
 
 @pytest.mark.parametrize("method", ["_make_api_call", "create_chat_token"])
 async def test_a_client_itself_may_be_wrapped(method: str) -> None:
-    """By whoever opened it."""
+    """A method that is replaced on the client itself sees every later call."""
     tracers: list[_Tracer] = []
 
     def change(client: Any) -> None:
         tracers.append(_Tracer(getattr(client, method)))
         setattr(client, method, tracers[-1].as_function())
 
-    assert [INTERCEPTED] == await _changed_while_open(change)
+    assert [INTERCEPTED] == await _reasons_after_change(change)
     assert [CALLS] == [tracer.calls for tracer in tracers]
 
 
@@ -326,7 +326,7 @@ def _configured(**options: Any) -> AioSession:
 
 
 async def test_another_http_client_is_used() -> None:
-    """Whatever it does, and whoever has chosen it."""
+    """``http_session_cls`` of the configuration: every request goes through that class."""
     session = _session()
     create_client: Callable[..., Any] = session.create_client
 
@@ -335,12 +335,12 @@ async def test_another_http_client_is_used() -> None:
         return create_client(*args, config=config, **options)
 
     vars(session)["create_client"] = choosing
-    assert ["it has another HTTP client"] == await _after_calls(session)
+    assert ["it has another HTTP client"] == await _reasons_after_calls(session)
 
 
 @pytest.mark.parametrize("configured", ["environment", "session"])
 async def test_a_proxy_is_used(monkeypatch: pytest.MonkeyPatch, configured: str) -> None:
-    """For an endpoint that the constructor does not keep on this host."""
+    """From environment or session, where ``endpoint_url`` was not given to the constructor."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", "http://localhost:9")
@@ -360,10 +360,10 @@ async def test_a_proxy_is_used(monkeypatch: pytest.MonkeyPatch, configured: str)
 
 
 async def test_a_header_that_is_not_known_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """botocore's own handlers add one in a Lambda function, another for each invocation."""
+    """In a Lambda function botocore adds a trace id that differs with each invocation."""
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "f")
     monkeypatch.setenv("_X_AMZN_TRACE_ID", "Root=1;Sampled=1")
-    assert ["an unknown header, x-amzn-trace-id"] == await _after_calls(_session())
+    assert ["an unknown header, x-amzn-trace-id"] == await _reasons_after_calls(_session())
 
 
 @pytest.mark.parametrize(
@@ -375,18 +375,20 @@ async def test_a_header_that_is_not_known_is_sent(monkeypatch: pytest.MonkeyPatc
     ],
 )
 async def test_another_kind_of_signature_is_used(version: Any, reason: str) -> None:
-    """Whatever the configuration asks for."""
-    assert [reason] == await _after_calls(_configured(signature_version=version))
+    """``signature_version`` of the configuration: requests are signed that way or not at all."""
+    assert [reason] == await _reasons_after_calls(_configured(signature_version=version))
 
 
 async def test_a_key_that_looks_like_part_of_the_signature_is_used() -> None:
-    """An access key with a slash is none of AWS's."""
-    assert ["another kind of signature"] == await _after_calls(bare_session("a/b", "testing"))
+    """An access key with a slash, which AWS's never have, could not be told from the scope."""
+    assert ["another kind of signature"] == await _reasons_after_calls(
+        bare_session("a/b", "testing")
+    )
 
 
 @pytest.mark.parametrize("missing", ["_request_signer", "_endpoint", "meta"])
 async def test_without_an_internal_that_is_needed_calls_go_on(missing: str) -> None:
-    """As with a client that is none of aiobotocore's."""
+    """A client without an attribute that preparing reads goes the general way, for that reason."""
     parts: dict[str, Any] = {
         "_request_signer": object(),
         "_endpoint": SimpleNamespace(http_session=object()),
@@ -415,11 +417,11 @@ async def test_without_an_internal_that_is_needed_calls_go_on(missing: str) -> N
     assert not any(event.startswith("before-send") for event in heard)
 
 
-async def test_an_internal_that_breaks_later_is_told_by_its_kind() -> None:
-    """Calls go on."""
-    opened = _Opened()
+async def test_an_internal_that_fails_is_reported_by_its_class() -> None:
+    """The reason names the class of its error, and calls go the general way."""
+    opened = _RememberingSession()
     async with raw_server() as server, open_pool(server.url, opened.session) as (pool, reasons):
-        # It fails for whoever looks, and not for whoever sends.
+        # It fails for the check of the proxy and works for sending.
         opened.client._endpoint.http_session._proxy_config = SimpleNamespace(
             proxy_url_for=lambda url: None if reasons else {}[url], proxy_headers_for=lambda _: None
         )
@@ -433,7 +435,7 @@ async def test_an_internal_that_breaks_later_is_told_by_its_kind() -> None:
 async def test_a_client_certificate_is_shown(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: bool
 ) -> None:
-    """Connections are aiobotocore's own, so requests can be prepared all the same."""
+    """Prepared requests go over aiobotocore's connections, with its certificate."""
     file = certificate(tmp_path)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(file))
     session = _configured(client_cert=str(file)) if asked else _session()
@@ -450,7 +452,7 @@ async def test_a_client_certificate_is_shown(
 async def test_the_emulator_takes_prepared_requests(
     ivschat_emulator: ThreadedEmulatorServer,
 ) -> None:
-    """It checks their signatures, and mints for each."""
+    """100 prepared requests pass its check of signatures and get a token each."""
     async with open_pool(ivschat_emulator.url) as (pool, reasons):
         minted = await asyncio.gather(*(pool.mint(REGION, REQUEST) for _ in range(100)))
     assert 100 == len({one.token.token for one in minted})

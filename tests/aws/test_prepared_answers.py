@@ -1,4 +1,4 @@
-"""Whatever comes of a prepared request, it is what would have come of a general one."""
+"""A prepared request has the outcome that the same request has in the general way."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from support.services import ROOM, bare_session, until
 
 REQUEST = TokenRequest(ROOM, "some user", {"SEND_MESSAGE"}, {"name": "some name"})
 PREPARED, GENERAL = PoolPolicy(), PoolPolicy(prepared=False)
-HASTY: dict[str, Any] = {"connect_timeout": 0.2, "read_timeout": 0.2}
+SHORT_TIMEOUTS: dict[str, Any] = {"connect_timeout": 0.2, "read_timeout": 0.2}
 
 
-def _with(**members: object) -> bytes:
+def _body_with(**members: object) -> bytes:
     return json.dumps(json.loads(BODY) | members).encode()
 
 
-def _ends(text: object) -> bytes:
-    return _with(tokenExpirationTime=text)
+def _body_ending(text: object) -> bytes:
+    return _body_with(tokenExpirationTime=text)
 
 
 TIMES: tuple[object, ...] = (
@@ -99,8 +99,8 @@ BODIES = {
     "cut off": BODY[:60],
     "duplicate keys": BODY[:-1] + b',"token":"last"}',
     "duplicate keys, the last null": BODY[:-1] + b',"token":null}',
-    "extra members": _with(more={"deep": [1, None]}, ResponseMetadata={"RequestId": "mine"}),
-    "nested a little": _with(more=json.loads("[" * 200 + "]" * 200)),
+    "extra members": _body_with(more={"deep": [1, None]}, ResponseMetadata={"RequestId": "mine"}),
+    "nested a little": _body_with(more=json.loads("[" * 200 + "]" * 200)),
     "nested without end": BODY[:-1] + b',"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "not a number": BODY[:-1] + b',"more":NaN}',
     "a list": b"[]",
@@ -108,15 +108,15 @@ BODIES = {
     "null": b"null",
     "a number": b"7",
     "an error": b'{"__type":"ThrottlingException","message":"no"}',
-    "no token": _with(token=None),
-    "an empty token": _with(token=""),
-    "a numeric token": _with(token=7),
-    "a token in a list": _with(token=["t"]),
-    "a token of a lone surrogate": _with(token="\ud800"),
-    "a token of other letters": _with(token="ÄÖ中🎉"),
-    "no session end": _with(sessionExpirationTime=None),
-    "session end past": _with(sessionExpirationTime="2001-01-01T00:00:00Z"),
-    **{f"ends {text!r}": _ends(text) for text in TIMES},
+    "no token": _body_with(token=None),
+    "an empty token": _body_with(token=""),
+    "a numeric token": _body_with(token=7),
+    "a token in a list": _body_with(token=["t"]),
+    "a token of a lone surrogate": _body_with(token="\ud800"),
+    "a token of other letters": _body_with(token="ÄÖ中🎉"),
+    "no session end": _body_with(sessionExpirationTime=None),
+    "session end past": _body_with(sessionExpirationTime="2001-01-01T00:00:00Z"),
+    **{f"ends {text!r}": _body_ending(text) for text in TIMES},
 }
 
 ANSWERS = {
@@ -125,11 +125,11 @@ ANSWERS = {
     "no request id": SUCCESS.replace(b"x-amzn-RequestId: r\r\n", b""),
     "another request id": SUCCESS.replace(b"x-amzn-RequestId", b"x-amz-request-id"),
     "another request id, no token": http(b"{}").replace(b"x-amzn-RequestId", b"x-amz-request-id"),
-    "another request id, an empty token": http(_with(token="")).replace(
+    "another request id, an empty token": http(_body_with(token="")).replace(
         b"x-amzn-RequestId", b"x-amz-request-id"
     ),
     "two request ids": http(BODY, "X-Amzn-RequestId: second"),
-    "no date": http(_ends("2030-01-01T00:00:00Z")).replace(DATE.encode(), b"X: y"),
+    "no date": http(_body_ending("2030-01-01T00:00:00Z")).replace(DATE.encode(), b"X: y"),
     "two dates": http(BODY, "Date: Mon, 05 Jan 2099 10:00:30 GMT"),
     "no date at all": SUCCESS.replace(DATE.encode(), b"Date: today"),
     "a header of other letters": http(BODY, "X-Event: Köln"),
@@ -182,8 +182,8 @@ ANSWERS = {
 }
 
 
-def _told(outcome: object) -> object:
-    """Return all that can be told of a token or an error."""
+def _comparable(outcome: object) -> object:
+    """Return a token, or all that distinguishes an error, for comparison."""
     if not isinstance(outcome, Exception):
         return outcome
     members: dict[str, Any] = vars(outcome)
@@ -200,17 +200,17 @@ async def _mint(pool: ClientPool) -> object:
         return error
 
 
-async def _told_twice(pool: ClientPool) -> list[object]:
-    """Mint twice: the second shows what the first has left of the connection."""
-    return [_told(await _mint(pool)) for _ in range(2)]
+async def _mint_twice(pool: ClientPool) -> list[object]:
+    """Mint twice: the second outcome shows in what state the first left the connection."""
+    return [_comparable(await _mint(pool)) for _ in range(2)]
 
 
-async def _both_ways(
+async def _mint_both_ways(
     answer: bytes | None,
     then: Callable[[asyncio.StreamWriter], None] | None = None,
     **policy: Any,
 ) -> list[object]:
-    """Return what comes of two requests, the same either way, and sent as often."""
+    """Return the outcomes of two requests, after checking that both ways have the same ones."""
     outcomes, sent = [], []
     for prepared in (True, False):
         async with (
@@ -219,28 +219,28 @@ async def _both_ways(
         ):
             learnt = [await _mint(pool) for _ in range(2)]
             assert [NewToken] * 2 == [type(one) for one in learnt]
-            outcomes.append(await _told_twice(pool))
+            outcomes.append(await _mint_twice(pool))
             sent.append(len(server.seen))
             assert prepared is (1 == len(set(series(server.seen[1:4]))))
             assert [] == why
     assert outcomes[1] == outcomes[0]
     assert sent[1] == sent[0]
-    # A request each; aiohttp repeats none, as it is no GET.
+    # Two before and these two: aiohttp repeats no POST by itself.
     assert 4 == sent[0]
     return outcomes[0]
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-async def test_an_answer_is_taken_as_aiobotocore_takes_it(answer: bytes) -> None:
-    """Token or error, with all that belongs to it."""
-    await _both_ways(answer)
+async def test_an_answer_has_the_outcome_that_aiobotocore_gives_it(answer: bytes) -> None:
+    """Both ways give the same token or error for this answer."""
+    await _mint_both_ways(answer)
 
 
 @pytest.mark.parametrize("status", ["301 Moved", "302 Found", "303 See", "307 Here", "308 There"])
 @pytest.mark.parametrize("place", ["same", "elsewhere", "odd"])
 async def test_a_redirect_is_followed_as_aiobotocore_follows_it(status: str, place: str) -> None:
-    """To whatever comes of it: the requests are the same."""
-    lines, told = [], []
+    """Both ways send the same requests after a redirect, and have the same outcome."""
+    lines, outcomes = [], []
     for prepared in (True, False):
         async with (
             raw_server(successes_first=99) as other,
@@ -250,24 +250,24 @@ async def test_a_redirect_is_followed_as_aiobotocore_follows_it(status: str, pla
             location = {"same": "/there", "elsewhere": f"{other.url}/there", "odd": "nowhere://x"}
             server.answer = http(b"", f"Location: {location[place]}", status=status)
             for _ in range(3):
-                outcome = _told(await _mint(pool))
-            told.append(outcome)
+                outcome = _comparable(await _mint(pool))
+            outcomes.append(outcome)
             lines.append([(one.line, one.body) for one in server.seen + other.seen])
-    assert told[1] == told[0]
+    assert outcomes[1] == outcomes[0]
     assert lines[1] == lines[0]
 
 
-def _reset(writer: asyncio.StreamWriter) -> None:
+def _reset_connection(writer: asyncio.StreamWriter) -> None:
     raw: socket.socket = writer.get_extra_info("socket")
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
 
 
-def _close(writer: asyncio.StreamWriter) -> None:
+def _close_connection(writer: asyncio.StreamWriter) -> None:
     writer.close()
 
 
-@pytest.mark.parametrize("how", [_close, _reset])
+@pytest.mark.parametrize("how", [_close_connection, _reset_connection])
 @pytest.mark.parametrize(
     "answer",
     [
@@ -282,20 +282,22 @@ def _close(writer: asyncio.StreamWriter) -> None:
 async def test_a_broken_connection_has_the_same_name(
     answer: bytes, how: Callable[[asyncio.StreamWriter], None]
 ) -> None:
-    """Before and within the answer; closed or reset."""
-    await _both_ways(answer, how)
+    """Both ways raise the same error if the connection ends before or within the answer."""
+    await _mint_both_ways(answer, how)
 
 
 async def test_a_late_answer_has_the_same_name() -> None:
-    """Whether nothing came or a part of it."""
-    assert ["ReadTimeoutError"] * 2 == _reasons(await _both_ways(None, **HASTY))
+    """``ReadTimeoutError`` in both ways, whether nothing or a part of the answer came."""
+    assert ["ReadTimeoutError"] * 2 == _reasons(await _mint_both_ways(None, **SHORT_TIMEOUTS))
     part = SUCCESS[:-20]
-    assert ["ReadTimeoutError"] * 2 == _reasons(await _both_ways(part, **HASTY))
+    assert ["ReadTimeoutError"] * 2 == _reasons(await _mint_both_ways(part, **SHORT_TIMEOUTS))
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_who_is_cancelled_while_an_answer_is_late_stays_cancelled(late: bool) -> None:
-    """Also in the very moment in which it is too late."""
+async def test_a_cancelled_call_whose_answer_is_late_stays_cancelled(
+    late: bool,
+) -> None:
+    """A cancelled call ends as cancelled, also if its answer becomes late in the same moment."""
     async with raw_server() as server, open_pool(server.url) as (pool, _):
         await pool.mint(REGION, REQUEST)
         server.answer = None
@@ -317,19 +319,19 @@ def _reasons(outcomes: Any) -> list[str]:
 
 
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A certificate that clients trust."""
+def trusted_certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with a certificate that clients trust."""
     file = certificate(tmp_path)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(file))
     return file
 
 
-async def _after_a_change(
+async def _failure_after_a_change(
     change: Callable[[int], AbstractAsyncContextManager[object]],
     context: ssl.SSLContext | None = None,
     **policy: Any,
 ) -> list[str]:
-    """Return why connecting fails, the same either way, after the server was replaced."""
+    """Return why connecting fails after the server was replaced: the same in both ways."""
     outcomes = []
     for prepared in (True, False):
         async with AsyncExitStack() as stack:
@@ -342,25 +344,25 @@ async def _after_a_change(
                 assert prepared is (1 == len(set(series(server.seen[1:]))))
                 assert [] == why
             async with change(int(server.url.rpartition(":")[2])):
-                # The first may still meet the connection that is being closed.
-                outcomes.append((await _told_twice(pool))[1:])
+                # The first request may go over a connection that the old server is closing.
+                outcomes.append((await _mint_twice(pool))[1:])
     assert outcomes[1] == outcomes[0]
     return _reasons(outcomes[0])
 
 
 @asynccontextmanager
-async def _nobody(port: int) -> AsyncIterator[None]:
+async def _no_server(port: int) -> AsyncIterator[None]:
     yield
 
 
 async def test_a_refused_connection_has_the_same_name() -> None:
-    """Nobody listens any more."""
-    assert ["EndpointConnectionError"] == await _after_a_change(_nobody)
+    """``EndpointConnectionError`` in both ways if nothing listens any more."""
+    assert ["EndpointConnectionError"] == await _failure_after_a_change(_no_server)
 
 
 @asynccontextmanager
-async def _deaf(port: int) -> AsyncIterator[None]:
-    """Listen without taking any connection, and with no place left for one."""
+async def _full_backlog(port: int) -> AsyncIterator[None]:
+    """Listen with a full backlog and accept no connection."""
     loop = asyncio.get_running_loop()
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
@@ -378,13 +380,13 @@ async def _deaf(port: int) -> AsyncIterator[None]:
 
 
 async def test_a_late_connection_has_the_same_name() -> None:
-    """The server is there and takes none."""
-    assert ["ConnectTimeoutError"] == await _after_a_change(_deaf, **HASTY)
+    """``ConnectTimeoutError`` in both ways if the server accepts no connection."""
+    assert ["ConnectTimeoutError"] == await _failure_after_a_change(_full_backlog, **SHORT_TIMEOUTS)
 
 
 @asynccontextmanager
-async def _plain(port: int) -> AsyncIterator[None]:
-    """Speak before any TLS can be agreed on."""
+async def _server_without_tls(port: int) -> AsyncIterator[None]:
+    """Answer in the clear where TLS is expected."""
 
     async def speak(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(SUCCESS)
@@ -396,15 +398,17 @@ async def _plain(port: int) -> AsyncIterator[None]:
     await server.wait_closed()
 
 
-async def test_a_failure_of_tls_has_the_same_name(file: Path, tmp_path: Path) -> None:
-    """Another certificate than the trusted one, and no TLS at all."""
+async def test_a_failure_of_tls_has_the_same_name(
+    trusted_certificate: Path, tmp_path: Path
+) -> None:
+    """``SSLError`` in both ways for a certificate that is not trusted, and for no TLS at all."""
     (tmp_path / "other").mkdir()
     other = tls(certificate(tmp_path / "other"))
     for change in (
         lambda port: raw_server(port=port, tls=other),
-        _plain,
+        _server_without_tls,
     ):
-        assert ["SSLError"] == await _after_a_change(change, tls(file))
+        assert ["SSLError"] == await _failure_after_a_change(change, tls(trusted_certificate))
 
 
 @pytest.mark.parametrize("retry_after", [None, "7", "soon"])
@@ -412,11 +416,11 @@ async def test_a_failure_of_tls_has_the_same_name(file: Path, tmp_path: Path) ->
 async def test_a_fault_of_the_emulator_is_the_same_either_way(
     ivschat_emulator: ThreadedEmulatorServer, kind: FaultKind, retry_after: str | None
 ) -> None:
-    """All that varies is what the emulator makes anew: ids and times.
+    """Both ways have the same outcome but for ids and times.
 
-    A black hole is left to the tests of late answers, where nobody waits for long.
+    A black hole is left to the tests of late answers, whose timeouts are short.
     """
-    told = []
+    outcomes = []
     for policy in (PREPARED, GENERAL):
         model = ivschat_emulator.emulator
         model.reset()
@@ -424,18 +428,18 @@ async def test_a_fault_of_the_emulator_is_the_same_either_way(
             for _ in range(2):
                 await pool.mint(REGION, REQUEST)
             model.fail_next(Fault(kind, retry_after=retry_after))
-            told.append(_timeless(await _mint(pool)))
+            outcomes.append(_timeless(await _mint(pool)))
             assert 3 == model.counts().requests
             assert [] == why
-    assert told[1] == told[0]
+    assert outcomes[1] == outcomes[0]
 
 
 async def test_a_quota_and_a_missing_room_are_the_same_either_way(
     ivschat_emulator: ThreadedEmulatorServer,
 ) -> None:
-    """As modelled."""
+    """Both ways raise the same errors for a missing room and for a quota that is used up."""
     model = ivschat_emulator.emulator
-    told = []
+    outcomes = []
     for policy in (PREPARED, GENERAL):
         async with open_pool(ivschat_emulator.url, policy=policy) as (pool, _):
             for _ in range(2):
@@ -449,24 +453,24 @@ async def test_a_quota_and_a_missing_room_are_the_same_either_way(
             assert ["ResourceNotFound", "Throttled"] == [
                 type(error).__name__ for error in (missing, spent)
             ]
-            told.append([_timeless(missing), _timeless(spent)])
-    assert told[1] == told[0]
+            outcomes.append([_timeless(missing), _timeless(spent)])
+    assert outcomes[1] == outcomes[0]
 
 
 def _timeless(outcome: object) -> object:
-    """Leave out of an outcome what is another one each time."""
+    """Return an outcome without the ids and times that differ each time."""
     if isinstance(outcome, NewToken):
-        # A token's life, but for the part of a second that its date leaves out.
+        # Date leaves out a part of a second of the token's life.
         return type(outcome), round(outcome.life, -1)
     if not isinstance(outcome, AwsError | MalformedResponse):
-        return _told(outcome)
-    told, request_id = repr(_told(outcome)), outcome.request_id
-    assert request_id is None or request_id in told
-    return told.replace(str(request_id), "<id>")
+        return _comparable(outcome)
+    shown, request_id = repr(_comparable(outcome)), outcome.request_id
+    assert request_id is None or request_id in shown
+    return shown.replace(str(request_id), "<id>")
 
 
 async def test_a_reply_is_the_clients_own() -> None:
-    """With its metadata, though the pool needs little of it."""
+    """Prepared calls return what the client returns, metadata included."""
     async with raw_server() as server:
         options: Any = {"region_name": REGION, "endpoint_url": server.url}
         async with bare_session("testing", "testing").create_client("ivschat", **options) as client:

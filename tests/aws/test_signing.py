@@ -62,10 +62,10 @@ ENDPOINTS = {
 
 GENERAL = PoolPolicy(prepared=False)
 
-# The names of keys are AWS's, their secrets are not looked into.
+# AWS's access keys have no slash. Their secrets may be anything.
 _KEYS = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="/"))
 _SECRETS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
-# White space counts in a header, and not in its signature.
+# White space in a session token is sent as it is and signed collapsed.
 _TOKENS = st.text(st.sampled_from(" \tab%+/=(s)"), min_size=1)
 _TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 
@@ -94,24 +94,24 @@ def _credentials(draw: st.DrawFn, *, token: bool) -> tuple[str, str, str | None]
 
 @st.composite
 def _calls(draw: st.DrawFn) -> list[tuple[TokenRequest, tuple[str, str, str | None], datetime]]:
-    """A few calls of one client whose credentials change."""
+    """Return a few calls of one client whose credentials change."""
     token = draw(st.booleans())
     one = st.tuples(_REQUESTS, _credentials(token=token), _MOMENTS)
     return draw(st.lists(one, min_size=2, max_size=4))
 
 
-class _Nothing:
+class _EmptyBody:
     async def read(self) -> bytes:
         return b"{}"
 
 
-class Client:
-    """A client whose calls end with their request, and whose time is told.
+class CapturingClient:
+    """A client whose requests are captured instead of sent, at a time that is set.
 
     Attributes:
         sent: the last request.
-        credentials: what it signs with.
-        now: its time, UTC.
+        credentials: what requests are signed with.
+        now: when they are signed, UTC.
     """
 
     def __init__(
@@ -131,20 +131,20 @@ class Client:
             config=endpoint.config,
         )
         self._client = runner.run(self._context.__aenter__())
-        self._client.meta.events.register("before-send.ivschat.CreateChatToken", self._take)
+        self._client.meta.events.register("before-send.ivschat.CreateChatToken", self._capture)
 
     def close(self) -> None:
         """Close the client."""
         self._runner.run(self._context.__aexit__(None, None, None))
 
-    def _take(self, request: Any, **_: object) -> AioAWSResponse:
+    def _capture(self, request: Any, **_: object) -> AioAWSResponse:
         self.sent = request
-        return AioAWSResponse(request.url, 200, HTTPHeaders(), _Nothing())
+        return AioAWSResponse(request.url, 200, HTTPHeaders(), _EmptyBody())
 
     def call(
         self, request: TokenRequest, credentials: tuple[str, str, str | None], now: datetime
     ) -> Any:
-        """Make the call in the general way; return the credentials as they are signed with."""
+        """Make the call in the general way; return the frozen credentials that signed it."""
         self.now = now
         held = self.credentials
         held.access_key, held.secret_key, held.token = credentials
@@ -152,20 +152,20 @@ class Client:
         return self._runner.run(held.get_frozen_credentials())
 
 
-def _general(request: Any) -> dict[str, str]:
-    """Return the headers that aiobotocore's HTTP session sends, but the invocation id."""
+def _general_headers(request: Any) -> dict[str, str]:
+    """Return the headers that aiobotocore's HTTP session would send, without the invocation id."""
     headers = {
         name: value.decode() if isinstance(value, bytes) else value
         for name, value in request.headers.items()
     }
-    # aiohttp computes the same again.
+    # aiohttp computes the same length.
     assert len(request.body) == int(headers.pop("Content-Length"))
     del headers["amz-sdk-invocation-id"]
     return headers | {"Accept-Encoding": "identity"}
 
 
-def _prepared(headers: CIMultiDict[str]) -> dict[str, str]:
-    """Return headers but the invocation id, of which only the form can be foretold."""
+def _prepared_headers(headers: CIMultiDict[str]) -> dict[str, str]:
+    """Check the form of the invocation id and return the other headers."""
     assert len(headers) == len(dict(headers))
     invocation = headers.pop("amz-sdk-invocation-id")
     assert re.fullmatch(
@@ -178,9 +178,9 @@ def _prepared(headers: CIMultiDict[str]) -> dict[str, str]:
 def test_a_pattern_gives_what_botocore_would_have_signed(
     endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For any request, credentials, moment and endpoint; one pattern serves all calls."""
+    """One pattern gives botocore's headers for any later request, credentials and moment."""
     with asyncio.Runner() as runner:
-        client = Client(runner, endpoint, monkeypatch)
+        client = CapturingClient(runner, endpoint, monkeypatch)
 
         @settings(deadline=None, max_examples=25)
         @given(_calls())
@@ -203,7 +203,7 @@ def test_a_pattern_gives_what_botocore_would_have_signed(
                 assert pattern.fits(credentials)
                 sent = client.sent
                 headers = pattern.compose_headers(sent.body, credentials, moment.timestamp())
-                assert _general(sent) == _prepared(headers)
+                assert _general_headers(sent) == _prepared_headers(headers)
                 assert URL(sent.url, encoded=True) == pattern.url
                 assert "POST" == sent.method
 
@@ -215,7 +215,7 @@ def test_a_pattern_gives_what_botocore_would_have_signed(
 
 @contextmanager
 def _at_the_moment_of(sent: Seen, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let botocore sign when a request was signed."""
+    """Let botocore sign with the time of a request that was sent."""
     now = datetime.strptime(sent["X-Amz-Date"] + "+0000", "%Y%m%dT%H%M%SZ%z")
     with monkeypatch.context() as patch:
         patch.setattr("botocore.auth.get_current_datetime", lambda: now)
@@ -228,7 +228,7 @@ def _comparable(seen: Seen) -> tuple[str, list[tuple[str, str]], bytes]:
 
 
 def test_what_is_sent_is_what_aiobotocore_would_send(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the wire, the names' spelling and the body included, for any request."""
+    """For any request, both ways send the same line, headers and body, names spelled alike."""
 
     async def both_ways(draws: list[TokenRequest]) -> None:
         async with (
@@ -254,12 +254,12 @@ def test_what_is_sent_is_what_aiobotocore_would_send(monkeypatch: pytest.MonkeyP
     check()
 
 
-class _Rotation:
-    """Refreshable credentials whose next ones are told.
+class _RotatingSession:
+    """A session with refreshable credentials that a test replaces.
 
     Attributes:
-        now: their time.
-        next: what the next refresh gives.
+        now: the time by which they expire.
+        next: what the next refresh returns.
     """
 
     def __init__(self, first: tuple[str, str, str | None]) -> None:
@@ -274,7 +274,7 @@ class _Rotation:
         self.session: AioSession = session
 
     def rotate(self, credentials: tuple[str, str, str | None]) -> None:
-        """Let the credentials expire; there are others."""
+        """Let the credentials expire; the next refresh returns these."""
         self.now += timedelta(hours=1)
         self.next = credentials
 
@@ -287,8 +287,8 @@ class _Rotation:
 async def test_refreshed_credentials_sign_the_next_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Key, secret and token change under a pattern; it stays, but for a token where none was."""
-    rotation = _Rotation(("key1", "secret1", "token1"))
+    """A pattern outlives new keys, secrets and tokens, but not a token that appears or goes."""
+    rotation = _RotatingSession(("key1", "secret1", "token1"))
     async with raw_server() as server, open_pool(server.url, rotation.session) as (pool, reasons):
         expected = []
         for credentials in (
@@ -304,19 +304,19 @@ async def test_refreshed_credentials_sign_the_next_request(
             rotation.rotate(credentials)
             await pool.mint(REGION, PLAIN)
             with _at_the_moment_of(server.seen[-1], monkeypatch):
-                session = _Rotation(credentials).session
+                session = _RotatingSession(credentials).session
                 async with open_pool(server.url, session, GENERAL) as (general, _):
                     await general.mint(REGION, PLAIN)
             expected.append(_comparable(server.seen.pop()))
         assert expected == [_comparable(sent) for sent in server.seen]
-        # Learnt by the first; anew without a token by the fifth, and with one by the seventh.
+        # The first request made a pattern, the fifth another without a token, the seventh one with.
         kinds = series(server.seen)
         assert [1, 3, 3, 3, 1, 1, 1, 1] == [kinds.count(kind) for kind in kinds]
         assert [] == reasons
 
 
 async def test_an_empty_session_token_is_none() -> None:
-    """It is not sent, and no reason not to prepare."""
+    """It is not sent, and requests are prepared all the same."""
     session = bare_session("testing", "testing", "")
     async with raw_server() as server, open_pool(server.url, session) as (pool, reasons):
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""What AWS may answer, or not, and what comes of it."""
+"""What a caller gets when AWS refuses, answers wrongly, or does not answer."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ QUICK = RetryPolicy(max_attempts=4, base_delay=0.001, max_delay=0.001)
 
 @pytest.fixture
 def emulator(ivschat_emulator: ThreadedEmulatorServer) -> Emulator:
-    """The model behind the server."""
+    """The model of the emulator that is served."""
     return ivschat_emulator.emulator
 
 
 @pytest.mark.fault(9)
 @pytest.mark.parametrize("mode", ["legacy", "standard", "adaptive"])
-async def test_a_lasting_throttle_costs_exactly_the_attempts(
+async def test_a_lasting_throttle_costs_the_policys_requests(
     emulator: Emulator,
     open_service: OpenService,
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
 ) -> None:
-    """N requests; no second layer retries, whatever the environment."""
+    """``max_attempts`` requests: botocore adds no retries, whatever ``AWS_RETRY_MODE`` says."""
     monkeypatch.setenv("AWS_RETRY_MODE", mode)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "7")
     emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, times=None))
@@ -65,10 +65,8 @@ async def test_a_lasting_throttle_costs_exactly_the_attempts(
 
 
 @pytest.mark.fault(9)
-async def test_a_second_attempt_needs_a_permit_like_the_first(
-    emulator: Emulator, open_service: OpenService
-) -> None:
-    """However soon it may be made, it waits for the quota: here a hundred seconds."""
+async def test_a_retry_needs_a_permit(emulator: Emulator, open_service: OpenService) -> None:
+    """A retry that may be sent at once waits for the quota: here for a hundred seconds."""
     emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, times=None))
     tokens = open_service(quota=Quota(rate=0.01), retry=QUICK)
     call = asyncio.create_task(tokens.issue(REQUEST))
@@ -94,7 +92,7 @@ async def test_a_second_attempt_needs_a_permit_like_the_first(
 async def test_a_malformed_answer_is_an_error_and_never_kept(
     emulator: Emulator, open_service: OpenService, kind: FaultKind
 ) -> None:
-    """botocore lets them through; here they are tried again, and fail as what they are."""
+    """botocore accepts such answers. Here they are retried and raised as ``MalformedResponse``."""
     emulator.fail_next(Fault(kind, times=4))
     tokens = open_service(retry=QUICK)
     with pytest.raises(MalformedResponse):
@@ -119,7 +117,7 @@ async def test_a_malformed_answer_is_an_error_and_never_kept(
 async def test_a_token_that_connects_to_nothing_is_malformed(
     open_service: OpenService, right: bytes, wrong: bytes, problem: str
 ) -> None:
-    """The answer is whole, and of no use."""
+    """An answer with an empty token or an expired session is ``MalformedResponse``."""
     async with raw_server(http(BODY.replace(right, wrong))) as server:
         tokens = open_service(endpoint_url=server.url, retry=RetryPolicy(max_attempts=1))
         with pytest.raises(MalformedResponse, match=problem):
@@ -133,7 +131,7 @@ async def test_a_token_that_connects_to_nothing_is_malformed(
 async def test_a_429_is_throttling_whatever_its_body(
     emulator: Emulator, open_service: OpenService, kind: FaultKind
 ) -> None:
-    """JSON, HTML or nothing: it is counted as throttled and tried again."""
+    """A 429 with JSON, HTML or no body is counted as throttled and retried."""
     emulator.fail_next(Fault(kind, times=2))
     tokens = open_service(retry=QUICK)
     assert (await tokens.issue(REQUEST)).token
@@ -142,7 +140,7 @@ async def test_a_429_is_throttling_whatever_its_body(
 
 @pytest.mark.fault(11)
 async def test_retry_after_is_honoured(emulator: Emulator, open_service: OpenService) -> None:
-    """The delay is at least what the server asks for, far above the policy's own."""
+    """The delay is what ``Retry-After`` asks for, far above the policy's own."""
     delays: list[float] = []
 
     def observer(event: Event) -> None:
@@ -162,7 +160,7 @@ async def test_retry_after_is_honoured(emulator: Emulator, open_service: OpenSer
 async def test_a_retry_after_beyond_the_deadline_ends_the_call_at_once(
     emulator: Emulator, open_service: OpenService, retry_after: str
 ) -> None:
-    """Whoever cannot be served in time is told so now, with the server's reason."""
+    """The call ends with ``Throttled`` at once if it cannot be retried before its deadline."""
     emulator.fail_next(Fault(FaultKind.THROTTLE_EMPTY, times=None, retry_after=retry_after))
     tokens = open_service()
     loop = asyncio.get_running_loop()
@@ -180,7 +178,7 @@ async def test_a_retry_after_beyond_the_deadline_ends_the_call_at_once(
 async def test_a_senseless_retry_after_is_ignored(
     emulator: Emulator, open_service: OpenService, retry_after: str
 ) -> None:
-    """The policy's own delay holds."""
+    """With a ``Retry-After`` that is no time, the policy's own delay holds."""
     emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, retry_after=retry_after))
     assert (await open_service(retry=QUICK).issue(REQUEST)).token
 
@@ -189,7 +187,7 @@ async def test_a_senseless_retry_after_is_ignored(
 async def test_a_reset_on_an_idle_connection_costs_one_more_request(
     ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService
 ) -> None:
-    """The server closed the pooled connection meanwhile; the call succeeds all the same."""
+    """A call succeeds though the server has reset the pooled connection since the last one."""
     tokens = open_service(retry=QUICK)
     await tokens.issue(REQUEST)
     ivschat_emulator.reset_connections()
@@ -198,10 +196,10 @@ async def test_a_reset_on_an_idle_connection_costs_one_more_request(
 
 
 @pytest.mark.fault(12)
-async def test_a_connection_that_breaks_under_a_request_is_tried_again(
+async def test_a_request_whose_connection_breaks_is_retried(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """A reset without an answer, then success; with resets only, ``ConnectionFailed``."""
+    """After a reset without an answer the retry succeeds; if all fail: ``ConnectionFailed``."""
     emulator.fail_next(Fault(FaultKind.RESET))
     tokens = open_service(retry=QUICK)
     await tokens.issue(REQUEST)
@@ -215,7 +213,7 @@ async def test_a_connection_that_breaks_under_a_request_is_tried_again(
 async def test_in_a_black_hole_all_callers_end_by_their_deadline(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """One connection, four callers: the wait for a connection counts as well."""
+    """Four callers of one connection all end: waiting for a connection counts as well."""
     emulator.fail_next(Fault(FaultKind.BLACK_HOLE, times=None))
     tokens = open_service(pool=PoolPolicy(max_connections=1, read_timeout=60.0))
     loop = asyncio.get_running_loop()
@@ -230,7 +228,7 @@ async def test_in_a_black_hole_all_callers_end_by_their_deadline(
 
 
 class _IdleSelector(selectors.DefaultSelector):
-    """Looks at real connections; where nothing comes of them, time jumps."""
+    """A selector of real connections; if none is ready, time jumps to the next timer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,7 +242,7 @@ class _IdleSelector(selectors.DefaultSelector):
 
 
 class _IdleLoop(asyncio.SelectorEventLoop):
-    """A loop with real servers, whose time passes only while it has nothing to do."""
+    """A loop for real servers whose time passes only while the loop is idle."""
 
     def __init__(self) -> None:
         self._idle = _IdleSelector()
@@ -254,8 +252,8 @@ class _IdleLoop(asyncio.SelectorEventLoop):
         return self._idle.now
 
 
-async def _busily(condition: Callable[[], bool]) -> None:
-    """Wait for real servers, while no time passes."""
+async def _wait_busily(condition: Callable[[], bool]) -> None:
+    """Wait for real servers without being idle, so that no time passes."""
     while not condition():
         await asyncio.sleep(0)
 
@@ -265,10 +263,7 @@ async def _busily(condition: Callable[[], bool]) -> None:
 def test_in_a_black_hole_no_caller_is_late(
     ivschat_emulator: ThreadedEmulatorServer, prepared: bool
 ) -> None:
-    """By their deadline and 100 ms, though three of four wait for a connection: on a loop whose
-    time no busy machine takes up.
-    """
-
+    """Four callers of one connection end within 100 ms of their deadline, by the loop's time."""
     emulator = ivschat_emulator.emulator
 
     async def main() -> None:
@@ -282,7 +277,7 @@ def test_in_a_black_hole_no_caller_is_late(
         ) as tokens:
             for number in range(2):
                 warm = asyncio.create_task(tokens.issue(TokenRequest(ROOM, f"warm-{number}")))
-                await _busily(warm.done)
+                await _wait_busily(warm.done)
             emulator.fail_next(Fault(FaultKind.BLACK_HOLE, times=None))
             started, ended = loop.time(), []
             calls = [
@@ -291,7 +286,7 @@ def test_in_a_black_hole_no_caller_is_late(
             ]
             for call in calls:
                 call.add_done_callback(lambda _: ended.append(loop.time() - started))
-            await _busily(lambda: emulator.counts().requests == 3)
+            await _wait_busily(lambda: emulator.counts().requests == 3)
             assert [] == ended
             got = await outcomes(*calls)
             assert [DeadlineExceeded] * 4 == [type(error) for error in got]
@@ -301,14 +296,14 @@ def test_in_a_black_hole_no_caller_is_late(
     loop = _IdleLoop()
     try:
         loop.run_until_complete(main())
-        # No Runner: it waits for threads by the loop's time, and that jumps over what they take.
+        # No Runner: it waits for threads by the loop's time, which would jump ahead of them.
         loop.run_until_complete(loop.shutdown_default_executor())
     finally:
         loop.close()
 
 
 class _Refreshing:
-    """Temporary credentials that are about to expire, and count how often they are renewed."""
+    """A source of temporary credentials that counts how often they are renewed."""
 
     def __init__(self) -> None:
         self.refreshes = 0
@@ -332,7 +327,7 @@ class _Refreshing:
 async def test_expiring_credentials_are_renewed_once_under_many_callers(
     emulator: Emulator, open_service: OpenService
 ) -> None:
-    """100 callers at once, one refresh, nobody fails."""
+    """100 concurrent callers cause one refresh, and each gets a token."""
     source = _Refreshing()
     session: Any = AioSession()
     session._credentials = AioRefreshableCredentials.create_from_metadata(
@@ -353,14 +348,14 @@ async def test_expiring_credentials_are_renewed_once_under_many_callers(
         (FaultKind.ECHO_USER, ValidationFailed, "ValidationException"),
     ],
 )
-async def test_what_would_fail_again_is_not_tried_again(
+async def test_a_lasting_refusal_is_not_retried(
     emulator: Emulator,
     open_service: OpenService,
     kind: FaultKind,
     error: type[AccessDenied],
     code: str,
 ) -> None:
-    """One request; the error carries code, status and request id."""
+    """One request is sent; the error has code, status and request id."""
     emulator.fail_next(Fault(kind))
     tokens = open_service(retry=QUICK)
     with pytest.raises(error) as caught:
@@ -375,7 +370,7 @@ async def test_what_would_fail_again_is_not_tried_again(
 async def test_a_server_fault_passes(
     emulator: Emulator, open_service: OpenService, kind: FaultKind
 ) -> None:
-    """5xx is tried again; when it lasts, it is a ``ServerFault`` after all attempts."""
+    """A 5xx is retried; if it lasts, ``ServerFault`` is raised after the last retry."""
     tokens = open_service(retry=QUICK)
     emulator.fail_next(Fault(kind))
     await tokens.issue(REQUEST)
@@ -386,7 +381,7 @@ async def test_a_server_fault_passes(
 
 
 async def test_nobody_listening_is_a_failed_connection(open_service: OpenService) -> None:
-    """A refused connection is tried again, then named as what it is."""
+    """A refused connection is retried, then raised as ``ConnectionFailed`` with botocore's name."""
     tokens = open_service(endpoint_url="http://127.0.0.1:9", retry=QUICK)
     with pytest.raises(ConnectionFailed) as caught:
         await tokens.issue(REQUEST)

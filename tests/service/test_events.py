@@ -1,4 +1,4 @@
-"""Events: observers are told, harm nobody, and can leak nothing."""
+"""Events: every observer is called, and none can harm a caller or leak a secret."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ONE_OF_EACH: list[Event] = [
     SharedChanged(SharedState.LOCAL, "TimeoutError"),
 ]
 
-KINDS: tuple[type[Any], ...] = get_args(Event)
+EVENT_CLASSES: tuple[type[Any], ...] = get_args(Event)
 
 HARMLESS = {
     "account": str,
@@ -58,7 +58,7 @@ HARMLESS = {
     "attempts": int,
     "count": int,
     "delay": float,
-    "error": str,  # the name of a class, never a message
+    "error": str,  # the name of a class and never a message
     "one_user": bool,
     "rate": float,
     "reason": str,  # of a few fixed texts, or with the name of a class or of a header
@@ -74,19 +74,19 @@ HARMLESS = {
 
 
 def test_every_event_of_the_module_is_one_of_the_union() -> None:
-    """An observer that matches on `Event` misses none."""
+    """`Event` is the union of all event classes, and ``ONE_OF_EACH`` holds one of each."""
     classes = {
         value
         for value in vars(events_module).values()
         if isinstance(value, type) and dataclasses.is_dataclass(value)
     }
-    assert classes == set(KINDS)
+    assert classes == set(EVENT_CLASSES)
     assert classes == {type(event) for event in ONE_OF_EACH}
 
 
 @pytest.mark.parametrize("event", ONE_OF_EACH, ids=lambda event: type(event).__name__)
 def test_an_event_cannot_be_changed(event: Event) -> None:
-    """All observers see the same one; it has slots, so nothing can be hung on it either."""
+    """Fields of an event cannot be set and none can be added: all observers get the same object."""
     for field in dataclasses.fields(event):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(event, field.name, None)
@@ -94,24 +94,24 @@ def test_an_event_cannot_be_changed(event: Event) -> None:
 
 
 @pytest.mark.fault(30)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVENT_CLASSES)
 def test_an_event_has_no_field_that_could_hold_a_secret(kind: type[Any]) -> None:
-    """A new field is looked at by a person before it gets into this list."""
+    """Every field is in ``HARMLESS``, where a person adds a new one after looking at it."""
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):
         expected = HARMLESS[field.name]
         assert hints[field.name] in (expected, expected | None)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVENT_CLASSES)
 def test_every_field_of_an_event_is_documented(kind: type[Any]) -> None:
-    """With its unit where it has one."""
+    """The docstring of each event class lists every field."""
     for field in dataclasses.fields(kind):
         assert f"    {field.name}: " in inspect.cleandoc(str(kind.__doc__))
 
 
 def test_all_observers_are_told_in_their_order() -> None:
-    """Each of the same event."""
+    """Observers are called one after the other, with each event in turn."""
     told: list[tuple[str, Event]] = []
     observers = Observers(
         [lambda event: told.append(("a", event)), lambda event: told.append(("b", event))]
@@ -122,8 +122,8 @@ def test_all_observers_are_told_in_their_order() -> None:
     assert expected == told
 
 
-def test_no_observers_are_false() -> None:
-    """So that events need not be made; an iterator of observers is read once."""
+def test_observers_without_any_are_false() -> None:
+    """``Observers`` without any is false; an iterator of observers is accepted."""
     assert not Observers(())
     assert Observers(iter([lambda event: None]))
 
@@ -132,7 +132,7 @@ def test_no_observers_are_false() -> None:
 def test_a_failing_observer_harms_nobody_and_its_message_is_not_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The others are told, the caller goes on, and the log names the error's class only."""
+    """The other observers are called, and the log names no more than the error's class."""
     told: list[Event] = []
 
     def fail(event: Event) -> None:
@@ -149,7 +149,7 @@ def test_a_failing_observer_harms_nobody_and_its_message_is_not_logged(
 
 
 def test_an_observer_cannot_swallow_an_interrupt() -> None:
-    """Ctrl-C while an observer runs is the program's, not the observer's."""
+    """``KeyboardInterrupt`` in an observer goes on to the caller."""
 
     def interrupted(event: Event) -> None:
         raise KeyboardInterrupt
@@ -162,7 +162,7 @@ def test_an_observer_cannot_swallow_an_interrupt() -> None:
 def test_the_logging_observer_warns_of_what_somebody_should_see(
     event: Event, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Failures, sheds, changes of pace and of the fleet; everything else is for debugging."""
+    """Failures, sheds, changes of pace and of the fleet are warnings, everything else is debug."""
     warned = isinstance(event, AttemptFailed | Shed | RateChanged | SharedChanged)
     with caplog.at_level(logging.DEBUG, "aioivschat"):
         LoggingObserver()(event)
@@ -173,7 +173,7 @@ def test_the_logging_observer_warns_of_what_somebody_should_see(
 def test_the_logging_observer_writes_to_the_logger_it_was_given(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Applications name their own."""
+    """``LoggingObserver(logger)`` writes to that logger."""
     with caplog.at_level(logging.DEBUG, "mine"):
         LoggingObserver(logging.getLogger("mine"))(ONE_OF_EACH[5])
     assert ["mine"] == [record.name for record in caplog.records]

@@ -1,4 +1,4 @@
-"""Tokens and replies: whole to those who ask for them, and shown by nothing."""
+"""Tokens and replies: what they hold, and that nothing prints or pickles it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOKEN = ChatToken(CANARY, EXPIRES, SESSION)
 
 @pytest.mark.fault(30)
 def test_a_token_prints_without_its_secret() -> None:
-    """However it is printed; the times are there to be seen."""
+    """``repr``, ``str`` and formats show a token's times and ``reused``, but not its text."""
     expected = (
         "ChatToken(token=<redacted>, token_expires=2027-01-15T08:01:00+00:00, "
         "session_expires=2027-01-15T09:01:00+00:00, reused=False)"
@@ -35,7 +35,7 @@ def test_a_token_prints_without_its_secret() -> None:
 
 @pytest.mark.fault(30)
 def test_a_reply_prints_without_its_token() -> None:
-    """However it is printed, pprint and containers included."""
+    """``repr``, ``str``, formats, containers and ``pprint`` show a reply without its token."""
     reply = TOKEN.reply()
     expected = (
         "{'token': <redacted>, 'tokenExpirationTime': "
@@ -49,7 +49,7 @@ def test_a_reply_prints_without_its_token() -> None:
 
 @pytest.mark.fault(30)
 async def test_a_task_shows_neither_token_nor_reply_as_its_result() -> None:
-    """Debug logs and leak reports print tasks."""
+    """Debug logs and leak reports print tasks with their results."""
 
     async def give(value: object) -> object:
         return value
@@ -57,7 +57,7 @@ async def test_a_task_shows_neither_token_nor_reply_as_its_result() -> None:
     for value in (TOKEN, TOKEN.reply()):
         task = asyncio.create_task(give(value))
         await task
-        # asyncio abridges it: look for the beginning only.
+        # asyncio abridges the result: look for its beginning only.
         assert CANARY[:3] not in repr(task)
 
 
@@ -65,14 +65,14 @@ async def test_a_task_shows_neither_token_nor_reply_as_its_result() -> None:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("secret", [TOKEN, TOKEN.reply()], ids=["token", "reply"])
 def test_tokens_and_replies_refuse_to_be_pickled(secret: object, protocol: int) -> None:
-    """Pickles end up in stores and queues; also inside of something else."""
+    """``pickle`` raises, also for a list of them: pickles end up in stores and queues."""
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps([secret], protocol)
 
 
 @pytest.mark.fault(30)
 def test_the_refusal_to_pickle_shows_nothing() -> None:
-    """The message is logged by whoever tried."""
+    """The error of ``pickle`` holds no token: it may be logged."""
     for secret in (TOKEN, TOKEN.reply()):
         with pytest.raises(TypeError) as caught:
             pickle.dumps(secret)
@@ -80,13 +80,13 @@ def test_the_refusal_to_pickle_shows_nothing() -> None:
 
 
 def test_a_token_gives_its_text_when_asked() -> None:
-    """The attribute and the reply are the explicit places."""
+    """``token.token`` and ``token.reply()["token"]`` are the text."""
     assert CANARY == TOKEN.token
     assert CANARY == TOKEN.reply()["token"]
 
 
 def test_a_reply_is_the_dict_that_boto3_gives() -> None:
-    """Equal to a plain one, of the same three members and no more."""
+    """A reply equals a plain dict of three members, in boto3's order."""
     expected = {
         "token": CANARY,
         "tokenExpirationTime": EXPIRES,
@@ -101,7 +101,7 @@ def test_a_reply_is_the_dict_that_boto3_gives() -> None:
 
 
 def test_a_reply_belongs_to_its_caller() -> None:
-    """Changing one changes neither the token nor the next one."""
+    """Changing a reply changes neither the token nor the next reply."""
     reply = TOKEN.reply()
     reply["token"] = "mine"
     reply["extra"] = 1
@@ -110,7 +110,7 @@ def test_a_reply_belongs_to_its_caller() -> None:
 
 
 def test_a_reply_serialises_to_json_apart_from_its_times() -> None:
-    """As boto3's does: the times need a default."""
+    """As with boto3's reply, only the times need a ``default``."""
     with pytest.raises(TypeError, match="datetime"):
         json.dumps(TOKEN.reply())
     text = json.dumps(TOKEN.reply(), default=datetime.isoformat)
@@ -122,7 +122,7 @@ def test_a_reply_serialises_to_json_apart_from_its_times() -> None:
 
 
 def test_a_reply_can_be_copied() -> None:
-    """As boto3's can; the copies do not show the token either."""
+    """Copies of a reply are equal dicts that do not show the token either."""
     reply = TOKEN.reply()
     for twin in (copy.copy(reply), copy.deepcopy(reply), copy.deepcopy([reply])[0], reply.copy()):
         assert reply == twin
@@ -131,12 +131,12 @@ def test_a_reply_can_be_copied() -> None:
 
 
 def test_an_empty_reply_prints_too() -> None:
-    """Somebody may have taken everything out of it."""
+    """A reply without members has a ``repr`` too."""
     assert "redacted" in repr(Reply())
 
 
 def test_a_token_handed_out_again_says_so() -> None:
-    """The same token otherwise, and the first one is left as it was."""
+    """``as_reused`` returns an equal token but for ``reused``, and leaves the original as it is."""
     again = TOKEN.as_reused()
     assert ChatToken(CANARY, EXPIRES, SESSION, reused=True) == again
     assert (False, True) == (TOKEN.reused, again.reused)
@@ -144,14 +144,14 @@ def test_a_token_handed_out_again_says_so() -> None:
 
 
 def test_a_copy_of_a_token_is_the_token() -> None:
-    """It cannot change, so there is nothing to copy."""
+    """Copies of an immutable token are the token itself."""
     assert TOKEN is copy.copy(TOKEN)
     assert TOKEN is copy.deepcopy([TOKEN])[0]
 
 
 @pytest.mark.parametrize("member", ["token", "token_expires", "session_expires", "reused"])
 def test_a_token_cannot_be_changed(member: str) -> None:
-    """It is shared by all who asked for the same."""
+    """No attribute of a token can be set or deleted, as callers share it."""
     with pytest.raises(FrozenInstanceError):
         setattr(TOKEN, member, "x")
     with pytest.raises(FrozenInstanceError):
