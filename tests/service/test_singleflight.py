@@ -1,4 +1,4 @@
-"""Single flight: one piece of work for all who ask, whoever of them leaves."""
+"""Single flight: one piece of work for all who ask, whichever callers leave."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Airport:
 
 @contextmanager
 def nothing_left(generation: int = 2) -> Iterator[None]:
-    """Hold that tasks return to their baseline and asyncio has nothing to complain about."""
+    """Hold that no task is left and that asyncio reports no forgotten exception."""
     loop = asyncio.get_running_loop()
     complaints: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: complaints.append(context))
@@ -89,14 +89,14 @@ def nothing_left(generation: int = 2) -> Iterator[None]:
         yield
     finally:
         assert baseline == asyncio.all_tasks()
-        # A task that was forgotten with its exception complains when it is collected.
+        # A task whose exception nobody read is reported when it is collected.
         gc.collect(generation)
         loop.set_exception_handler(None)
         assert [] == complaints
 
 
 def flies(seconds: float = 1.0, value: str = "value", *, commits_after: float = 0.0) -> Work:
-    """Return work that waits its turn, is committed, and then takes its time."""
+    """Return work that is committed after some seconds and succeeds after some more."""
 
     async def work(flight: Flight[str]) -> str:
         await asyncio.sleep(commits_after)
@@ -108,7 +108,7 @@ def flies(seconds: float = 1.0, value: str = "value", *, commits_after: float = 
 
 
 def fails(error: Exception, seconds: float = 1.0) -> Work:
-    """Return work that fails."""
+    """Return work that fails after some seconds, committed from the start."""
 
     async def work(flight: Flight[str]) -> str:
         flight.committed = True
@@ -119,7 +119,7 @@ def fails(error: Exception, seconds: float = 1.0) -> Work:
 
 
 def cleans_up(seconds: float, log: list[str], name: str) -> Work:
-    """Return work that takes its time to be cancelled."""
+    """Return work that takes some seconds to end when it is cancelled."""
 
     async def work(flight: Flight[str]) -> str:
         log.append(f"{name} begins")
@@ -136,7 +136,7 @@ def cleans_up(seconds: float, log: list[str], name: str) -> Work:
 
 
 async def callers(airport: Airport, work: Work, count: int = 100) -> list[asyncio.Task[str]]:
-    """Let so many ask for the same."""
+    """Make so many calls for one key."""
     tasks = [asyncio.create_task(airport.call("key", work)) for _ in range(count)]
     await settle()
     return tasks
@@ -146,7 +146,7 @@ async def callers(airport: Airport, work: Work, count: int = 100) -> list[asynci
 @pytest.mark.parametrize("who", [0, 1, 50, 99])
 @virtual_time
 async def test_a_cancelled_caller_leaves_the_others_their_flight(who: int) -> None:
-    """The first, whose call started it, as well as any other."""
+    """This holds for the first caller, who started it, and for any other."""
     airport = Airport()
     with nothing_left():
         tasks = await callers(airport, flies(commits_after=1.0))
@@ -163,7 +163,7 @@ async def test_a_cancelled_caller_leaves_the_others_their_flight(who: int) -> No
 @pytest.mark.fault(1)
 @virtual_time
 async def test_ninety_nine_cancelled_callers_leave_the_last_one_its_flight() -> None:
-    """Before it is committed and without any of the first to come."""
+    """A flight that is not committed goes on for a single caller, the last to come."""
     airport = Airport()
     with nothing_left():
         tasks = await callers(airport, flies(commits_after=1.0))
@@ -177,7 +177,7 @@ async def test_ninety_nine_cancelled_callers_leave_the_last_one_its_flight() -> 
 @pytest.mark.fault(2)
 @virtual_time
 async def test_when_all_leave_before_the_commitment_the_work_is_cancelled() -> None:
-    """Nothing was sent, so nothing need come of it."""
+    """The work has sent nothing and sends nothing any more; nothing is offered."""
     airport = Airport()
     sent: list[int] = []
 
@@ -200,7 +200,7 @@ async def test_when_all_leave_before_the_commitment_the_work_is_cancelled() -> N
 @pytest.mark.fault(2)
 @virtual_time
 async def test_when_all_leave_before_the_work_began_it_never_does() -> None:
-    """In the same tick: no coroutine is left unawaited either."""
+    """A flight that is stopped in the tick of its start leaves no coroutine unawaited."""
     airport = Airport()
     with nothing_left():
         flight = airport.start("key", flies())
@@ -215,7 +215,7 @@ async def test_when_all_leave_before_the_work_began_it_never_does() -> None:
 @pytest.mark.fault(2)
 @virtual_time
 async def test_when_all_leave_after_the_commitment_the_value_is_offered_once() -> None:
-    """The work runs on and its owner is told."""
+    """The work goes on for nobody, and its value goes to `unclaimed`."""
     airport = Airport()
     with nothing_left():
         tasks = await callers(airport, flies())
@@ -230,7 +230,7 @@ async def test_when_all_leave_after_the_commitment_the_value_is_offered_once() -
 @pytest.mark.fault(2)
 @virtual_time
 async def test_when_all_leave_after_the_commitment_a_newcomer_still_finds_the_flight() -> None:
-    """It is as good as any other."""
+    """It joins the flight that goes on without callers, and gets its value."""
     airport = Airport()
     with nothing_left():
         for task in await callers(airport, flies()):
@@ -243,7 +243,7 @@ async def test_when_all_leave_after_the_commitment_a_newcomer_still_finds_the_fl
 @pytest.mark.fault(2)
 @virtual_time
 async def test_a_failure_that_nobody_waits_for_is_no_complaint() -> None:
-    """No `exception was never retrieved`, and nothing is offered."""
+    """asyncio reports no exception that was never retrieved, and nothing is offered."""
     airport = Airport()
     with nothing_left():
         for task in await callers(airport, fails(Broken())):
@@ -260,7 +260,7 @@ async def test_a_failure_that_nobody_waits_for_is_no_complaint() -> None:
 async def test_whoever_is_cancelled_in_the_tick_of_the_landing_loses_no_value(
     ticks: int, error: Exception | None
 ) -> None:
-    """A value is taken or offered, once, wherever between landing and waking the callers leave."""
+    """A value is taken or offered, once, at whichever tick after its coming the callers leave."""
     airport = Airport()
     landing: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -290,7 +290,7 @@ async def test_whoever_is_cancelled_in_the_tick_of_the_landing_loses_no_value(
 @pytest.mark.fault(3)
 @virtual_time
 async def test_a_flight_that_cleans_up_slowly_is_waited_for_by_its_successor() -> None:
-    """Never two live ones; and the old one does not remove the new one from its place."""
+    """Two flights of a key never overlap, and the old one's end leaves the new one findable."""
     airport = Airport()
     log: list[str] = []
     with nothing_left():
@@ -302,7 +302,7 @@ async def test_a_flight_that_cleans_up_slowly_is_waited_for_by_its_successor() -
         await asyncio.sleep(2)
         third = asyncio.create_task(airport.call("key", cleans_up(5, log, "third")))
         await asyncio.sleep(3.5)
-        # The old one has ended, the new one flies.
+        # The old flight has ended and the new one is under way.
         fourth = asyncio.create_task(airport.call("key", cleans_up(5, log, "fourth")))
         assert ["new"] * 3 == list(await asyncio.gather(second, third, fourth))
     assert ["old begins", "old ends", "new begins", "new ends"] == log
@@ -311,7 +311,7 @@ async def test_a_flight_that_cleans_up_slowly_is_waited_for_by_its_successor() -
 @pytest.mark.fault(3)
 @virtual_time
 async def test_many_newcomers_at_a_slow_clean_up_share_one_successor() -> None:
-    """Of all that waited for the old flight's end, one starts the new one."""
+    """Of all callers that waited for the old flight's end, one starts the new one."""
     airport = Airport()
     log: list[str] = []
     with nothing_left():
@@ -347,7 +347,7 @@ async def test_a_flight_lands_without_removing_the_one_that_took_its_key() -> No
 
 @virtual_time
 async def test_a_value_that_comes_in_spite_of_cancellation_is_offered() -> None:
-    """The work was past the point of no return without having said so."""
+    """The work had a value when it was cancelled, though it was not committed."""
     airport = Airport()
 
     async def work(flight: Flight[str]) -> str:
@@ -367,7 +367,7 @@ async def test_a_value_that_comes_in_spite_of_cancellation_is_offered() -> None:
 @pytest.mark.fault(4)
 @virtual_time
 async def test_each_caller_gets_a_failure_of_its_own() -> None:
-    """Tracebacks would pile up on a shared one; the cause is the same for all."""
+    """Each is a copy of the failure, which is its cause: one object would gather all tracebacks."""
     airport = Airport()
     cause = Broken("no luck", 7)
     cause.__dict__["code"] = 42
@@ -390,7 +390,7 @@ async def test_each_caller_gets_a_failure_of_its_own() -> None:
 @pytest.mark.fault(6)
 @virtual_time
 async def test_a_caller_whose_time_is_up_waits_for_nothing() -> None:
-    """Neither for work that goes on without it, nor for one that cleans up slowly."""
+    """It waits neither for work that goes on without it, nor for work that cleans up slowly."""
     loop = asyncio.get_running_loop()
     for work in (flies(100.0), flies(100.0, commits_after=1.0), cleans_up(100.0, [], "slow")):
         airport, started = Airport(), loop.time()
@@ -405,7 +405,7 @@ async def test_a_caller_whose_time_is_up_waits_for_nothing() -> None:
 @pytest.mark.fault(18)
 @virtual_time
 async def test_twenty_thousand_distinct_keys_leave_nothing() -> None:
-    """No flight and no memory, once they have landed, failed or been left."""
+    """No flight and no memory is left of those that succeeded, failed or were abandoned."""
     airport = Airport()
 
     async def wave() -> None:
@@ -438,8 +438,8 @@ async def test_twenty_thousand_distinct_keys_leave_nothing() -> None:
     finally:
         tracemalloc.stop()
     assert 20_000 == airport.started
-    # Something kept of each flight would be a megabyte and more; asyncio's own set of all tasks may
-    # have grown a little.
+    # A leftover of each flight would take a megabyte or more; asyncio's own set of tasks may have
+    # grown a little.
     assert after - before < 400_000
 
 
@@ -466,7 +466,7 @@ async def test_the_work_runs_in_no_callers_context() -> None:
 
 @virtual_time
 async def test_attending_leaves_the_value_to_others() -> None:
-    """Prewarming waits for its flight, and its value is nobody's yet."""
+    """Who attends a flight, as prewarming does, waits for it, and its value is offered."""
     airport = Airport()
     with nothing_left():
         flight = airport.start(None, flies())
@@ -479,7 +479,7 @@ async def test_attending_leaves_the_value_to_others() -> None:
 async def test_a_value_that_one_takes_and_another_attends_is_not_offered(
     attends_first: bool,
 ) -> None:
-    """In whatever order they wake."""
+    """Whichever of the two wakes first, the value is taken and not offered as well."""
     airport = Airport()
     with nothing_left():
         flight = airport.start("key", flies())
@@ -493,7 +493,7 @@ async def test_a_value_that_one_takes_and_another_attends_is_not_offered(
 
 @virtual_time
 async def test_attending_tells_how_the_flight_ended() -> None:
-    """By its failure, by being stopped, or by nothing; who has left is told nothing."""
+    """`landed` gets the failure, `FlightStopped` or ``None``; it is not called after leaving."""
     airport = Airport()
     told: list[str] = []
 
@@ -516,8 +516,8 @@ async def test_attending_tells_how_the_flight_ended() -> None:
 
 
 @virtual_time
-async def test_a_stopped_flight_is_told_from_a_cancelled_caller() -> None:
-    """Those who wait are not cancelled; they learn that the flight was."""
+async def test_callers_of_a_stopped_flight_are_not_cancelled() -> None:
+    """Each raises `FlightStopped` instead of `CancelledError`."""
     airport = Airport()
     with nothing_left():
         tasks = await callers(airport, flies(), 3)
@@ -531,7 +531,7 @@ async def test_a_stopped_flight_is_told_from_a_cancelled_caller() -> None:
 
 @virtual_time
 async def test_flights_of_different_keys_or_none_are_not_shared() -> None:
-    """A flight without a key cannot be found."""
+    """Calls of two keys and a flight without a key make three flights."""
     airport = Airport()
     with nothing_left():
         alone = airport.start(None, flies(value="alone"))
@@ -545,8 +545,8 @@ async def test_flights_of_different_keys_or_none_are_not_shared() -> None:
 
 
 @virtual_time
-async def test_what_a_caller_does_with_the_value_is_its_own_affair() -> None:
-    """A `take` that fails, fails for its caller only."""
+async def test_a_take_that_fails_fails_for_its_caller_only() -> None:
+    """The other caller of the flight gets the value."""
     airport = Airport()
 
     def drop(value: str) -> str:
@@ -565,7 +565,7 @@ async def test_what_a_caller_does_with_the_value_is_its_own_affair() -> None:
 
 @virtual_time
 async def test_a_failure_that_cannot_be_copied_is_raised_all_the_same() -> None:
-    """An error's constructor need not take what its `args` hold."""
+    """The constructor of some errors does not take what their `args` hold."""
 
     class Awkward(Exception):
         def __init__(self, first: int, second: int) -> None:
@@ -609,7 +609,7 @@ steps = st.lists(
 async def test_whatever_callers_do_no_value_is_lost_and_no_key_flies_twice(
     script: list[tuple[Any, ...]],
 ) -> None:
-    """Joining, leaving, failing and slow cleaning up in any order, over several keys."""
+    """Random calls for two keys, which leave, fail and clean up slowly in any order."""
     airport = Airport()
     live: Counter[str] = Counter()
     crowded: list[str] = []
