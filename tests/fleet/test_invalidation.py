@@ -145,7 +145,7 @@ async def test_what_was_missed_is_asked_for_until_the_engine_tells(
         await _listening(server, 2)
         tokens = there._minter.tokens
         assert isinstance(tokens, RedisTokens)
-        await until(lambda: tokens._gaps > 0)
+        await until(lambda: tokens._invalidations._gaps > 0)
         assert there.ready(REQUEST) is not None
         client.execute_command("ACL", "SETUSER", "there", "+eval", "+evalsha")
         await until(lambda: there.ready(REQUEST) is None, within=20.0)

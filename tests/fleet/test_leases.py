@@ -175,7 +175,7 @@ async def test_a_follower_that_is_not_told_asks_again(open_tokens: OpenTokens) -
     follower = tokens.flight(ATTEMPT, ATTEMPT)
     assert await holder.claim(lease=60.0) is None
     assert isinstance(await follower.claim(lease=60.0), Busy)
-    tokens.unfollow(follower._leases, follower._landed)
+    tokens.unwatch_leases(follower._leases, follower._landed)
     assert await holder.publish(_token("the one"), 60.0, 0.0) is None
     await asyncio.wait_for(follower.landed(), timeout=10.0)
     held = await follower.claim(lease=60.0)
@@ -316,7 +316,7 @@ async def test_what_was_invalidated_under_way_is_not_kept(open_tokens: OpenToken
     assert await flight.claim(lease=60.0) is None
     claimed_at = time.monotonic()
     there.invalidate(ROOM, None)
-    await until(lambda: not there._untold)
+    await until(lambda: not there._invalidations.pending)
     age = time.monotonic() - claimed_at
     assert isinstance(await flight.publish(_token("banned"), 60.0, age), Fenced)
     assert await there.flight(ATTEMPT, ATTEMPT).claim(lease=1.0) is None

@@ -121,6 +121,7 @@ class RedisTier:
         self._tokens = RedisTokens(
             self._engine, self._sealer, self._namespace, clock, min_remaining, invalidated
         )
+        self._tokens.start_listening()
 
     def limiter(
         self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]

@@ -47,7 +47,7 @@ _MEMBER_TIMEOUT_SECONDS = 25.0
 more. The script has the same number."""
 
 _NO_SLOT = 0
-"""In place of a slot's name, for a permit that cannot go back to the engine."""
+"""In place of the engine's moment, for a permit that cannot go back to the engine."""
 
 
 class _State(Enum):
@@ -93,7 +93,7 @@ class SharedLimiter(QueuedLimiter):
         else:
             self._ceiling = quota.rate
             self._burst_seconds = max(0.0, quota.burst * (1 - BURST_HELD_BACK) - 1) / quota.rate
-        # Unused slots: when each is due by our clock, and its name, its moment on the engine's.
+        # Unused slots: when each is due by our clock, and its moment on the engine's.
         self._slots: list[tuple[float, int]] = []
         self._grant_timer: asyncio.TimerHandle | None = None
         # What the engine said at the last sync.
@@ -302,41 +302,20 @@ class SharedLimiter(QueuedLimiter):
     async def _sync_with_engine(
         self, wanted: int, returned: Sequence[int] = (), purpose: str = "work"
     ) -> float:
-        """Report to the engine, and take the slots and the rate that it answers with.
-
-        Args:
-            wanted: slots that are lacking.
-            returned: slots to give back.
-            purpose: as in the script.
-
-        Returns:
-            When all members that return to the fleet change over, by our clock.
-        """
+        """Ask for slots, give some back, report and learn; return when all change over."""
         started = self._clock.monotonic()
         served, throttled = self._served, self._throttled
         self._served = self._throttled = 0
         ceiling, burst = round(self._ceiling * 1000), round(self._burst_seconds * 1e6)
-        counts = (wanted, self.waiting, served, throttled)
+        counts: tuple[int, ...] = wanted, self.waiting, served, throttled, *returned
+        arguments = self._member, ceiling, burst, purpose, *counts
         try:
-            (
-                now,
-                rate,
-                members,
-                waiting,
-                pause,
-                handover,
-                free,
-                slots,
-            ) = await self._engine.run_script(
-                SYNC,
-                self._keys,
-                (self._member, ceiling, burst, purpose, *counts, *returned),
-                urgent=True,
-            )
+            answer = await self._engine.run_script(SYNC, self._keys, arguments, urgent=True)
         except EngineAway:
             self._served += served
             self._throttled += throttled
             raise
+        now, rate, members, waiting, pause, handover, next_slot, slots = answer
         self._synced_at = ended = self._clock.monotonic()
         # The engine read its clock somewhere between `started` and `ended`. The offset known so
         # far is kept within these bounds, so that a slow answer does not delay the slots.
@@ -348,7 +327,7 @@ class SharedLimiter(QueuedLimiter):
         self._sync_pause = pause / 1e6
         self._reported_waiting = wanted - len(slots)
         self._waiting_elsewhere = max(0, waiting - self._reported_waiting)
-        self._next_slot_at = offset + free / 1e6
+        self._next_slot_at = offset + next_slot / 1e6
         if rate / 1000 != self._rate:
             self._rate = rate / 1000
             if self._on_rate is not None:

@@ -1,211 +1,121 @@
-"""The fleet's tokens: stock, attempts, flights and invalidations.
+"""The fleet's tokens: attempts, leases and stock.
 
-All keys lie in one hash slot, so that every script may look at all it needs: the namespace is the
-slot's tag. For one flight there are six names, each under every sealing key:
-
-======== ======= ===========================================================================
-letter   type    holds
-======== ======= ===========================================================================
-``a``    string  an attempt's token
-``l``    hash    the lease of who mints it: ``owner``, and ``awaited`` once others wait for it
-``s``    list    tokens of the same identity that nobody was given
-``f``    string  when a user in a room was invalidated; the same for a room, and for a user
-======== ======= ===========================================================================
-
-``<namespace>:log`` is a sorted set of all recent invalidations, for whoever missed one. A token is
-stored as ``<born>|<end>|<sealed>``. All times are the engine's own, in microseconds. The end is
-sealed too, so that nobody who may write to the engine can lengthen a life.
+A member that needs a token claims it: the attempt's token if there is one, else a token in stock,
+else a lease, the right to mint. While one member has the lease, the others wait: for the message
+that its flight has landed, or until it is time to claim again. Who has minted publishes the token,
+which ends the lease.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import random
 import secrets
 from collections.abc import Callable, Coroutine
-from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from aioivschat._clock import Clock
-from aioivschat._models import Attempt, ChatToken, Identity, SharingKey
+from aioivschat._models import ChatToken, Identity, SharingKey
 from aioivschat._service.fleet import Busy, Fenced, Held
 from aioivschat.redis._engine import Engine, EngineAway, Script
+from aioivschat.redis._invalidations import FleetInvalidations
 from aioivschat.redis._sealing import Sealer
+from aioivschat.redis._token_store import PRELUDE, TokenStore, as_bytes, microseconds
 
-_FENCES_KEPT = 900.0
-"""Seconds that an invalidation is remembered: a token's life, and the longest queue before it."""
+_FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.25, 2.0
+"""Seconds after which a member that waits for another's flight claims again without a message; at
+first and at most. Half of it is jitter."""
 
-_LAST_WORD = 0.1
-"""Seconds that closing waits for the engine to be told of invalidations."""
+# The owner of a lease is a number that nobody else has. The scripts compare it where they write, so
+# that a member whose lease ran out changes nothing of its successor's.
 
-_POLL = 0.25, 2.0
-"""Seconds after which a follower asks again unasked, at first and at last; half of it is jitter."""
-
-_OVERLAP = 1.0
-"""Seconds before the last message heard for which invalidations are asked for again: what was
-published then may have been lost with the connection."""
-
-_RETRY = 0.5
-"""Seconds between attempts to tell the engine of an invalidation that it missed."""
-
-_MAX_UNTOLD = 65_536
-"""Invalidations kept for an engine that is away."""
-
-_LOG_NAME = "invalidation"  # what the messages of the log are sealed for
-
-_PRELUDE = """
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local A, L, S, F, STRIDE = 0, 1, 2, 3, 6
-local MOST = 60000000 -- a token's life
-
-local fenced = 0
-for at = 1, #KEYS, STRIDE do
-  for _, when in ipairs(redis.call('MGET', KEYS[at+F], KEYS[at+F+1], KEYS[at+F+2])) do
-    fenced = math.max(fenced, tonumber(when or 0) or 0)
-  end
-end
-
--- What is left of a token's life; none if it is of no more use, 0 if it is no token at all.
-local function left(value, margin)
-  local born, ending = string.match(value, '^(%d+)|(%d+)|')
-  if not born then return 0 end
-  if tonumber(born) < fenced or ending - now < margin then return nil end
-  return math.min(ending - now, MOST)
-end
-
-local function token(margin)
-  for at = 1, #KEYS, STRIDE do
-    local value = redis.call('GET', KEYS[at+A])
-    local life = value and left(value, margin)
-    if life then return {'held', at, value, life} end
-    if value then redis.call('DEL', KEYS[at+A]) end
-  end
-end
-
-local function others_lease(owner)
-  for at = 1, #KEYS, STRIDE do
-    local holder = redis.call('HGET', KEYS[at+L], 'owner')
-    if holder and holder ~= owner then
-      redis.call('HSET', KEYS[at+L], 'awaited', 1)
-      return {'busy', redis.call('PTTL', KEYS[at+L])}
-    end
-  end
-end
-
-local function release(owner, channel)
-  for at = 1, #KEYS, STRIDE do
-    local lease = redis.call('HMGET', KEYS[at+L], 'owner', 'awaited')
-    if lease[1] == owner then
-      redis.call('DEL', KEYS[at+L])
-      if lease[2] then redis.call('PUBLISH', channel, 'landed:' .. KEYS[at+L]) end
-    end
-  end
-end
-
-local function stored(life, born, sealed)
-  return string.format('%.0f|%.0f|%s', born, now + life, sealed)
-end
-"""
-
-# The owner is a number nobody else has, and it is compared where the write happens: what comes
-# from somebody whose lease ran out finds another owner there, and does nothing.
-_CLAIM = Script(
-    _PRELUDE
-    + """
-local owner, lease, margin = ARGV[1], ARGV[2], tonumber(ARGV[3])
+# KEYS     rows, see PRELUDE
+# ARGV     owner           of the lease; empty: the token is for nobody else, so none is needed
+#          lease_ms        how long the lease holds
+#          margin          microseconds that a token must have left
+# RETURNS  now, 'held', row, value, life    the attempt's token
+#          now, 'busy', lease_ms            another member has the lease
+#          now, 'stock', row, value, life   a token that is the caller's alone
+#          now, 'none'                      the caller is to mint
+_CLAIM = Script(f"""{PRELUDE}
+local owner, lease_ms, margin = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if owner ~= '' then
-  local taken = token(margin) or others_lease(owner)
-  if taken then return {now, unpack(taken)} end
-  redis.call('HSET', KEYS[1+L], 'owner', owner)
-  redis.call('PEXPIRE', KEYS[1+L], lease)
+  local taken = find_attempts_token(margin) or find_lease_of_another(owner)
+  if taken then return {{now, unpack(taken)}} end
+  redis.call('HSET', own_row.lease, 'owner', owner)
+  redis.call('PEXPIRE', own_row.lease, lease_ms)
 end
-for at = 1, #KEYS, STRIDE do
-  local value = redis.call('LPOP', KEYS[at+S])
+for index, row in ipairs(rows) do
+  local value = redis.call('LPOP', row.stock)
   while value do
-    local life = left(value, margin)
-    if life then return {now, 'stock', at, value, life} end
-    value = redis.call('LPOP', KEYS[at+S])
+    local life = life_left(value, margin)
+    if life then return {{now, 'stock', index, value, life}} end
+    value = redis.call('LPOP', row.stock)
   end
 end
-return {now, 'none'}
-"""
-)
+return {{now, 'none'}}
+""")
 
-_PUBLISH = Script(
-    _PRELUDE
-    + """
+# KEYS     rows, see PRELUDE
+# ARGV     owner           of the lease
+#          channel         where those that wait are told
+#          sealed          the token
+#          life            microseconds that it still lives
+#          begun           when its flight began, by the engine's clock
+#          margin          microseconds that a token must have left
+# RETURNS  now, 'held', row, value, life    the attempt has a token already
+#          now, 'busy', lease_ms            another member has the lease
+#          now, 'fenced'                    invalidated since `begun`, so not stored
+#          now, 'none'                      stored
+_PUBLISH = Script(f"""{PRELUDE}
 local owner, channel, sealed = ARGV[1], ARGV[2], ARGV[3]
-local life, born, margin = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local taken = token(margin) or others_lease(owner)
+local life, begun, margin = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local taken = find_attempts_token(margin) or find_lease_of_another(owner)
 if taken then
-  release(owner, channel)
-  return {now, unpack(taken)}
+  release_lease(owner, channel)
+  return {{now, unpack(taken)}}
 end
-local fresh = born >= fenced
-if fresh then
-  redis.call('SET', KEYS[1+A], stored(life, born, sealed), 'PX', math.floor(life / 1000))
+local valid = begun >= fenced_at
+if valid then
+  redis.call('SET', own_row.attempt, encode(life, begun, sealed), 'PX', math.floor(life / 1000))
 end
-release(owner, channel)
-return {now, fresh and 'none' or 'fenced'}
-"""
-)
+release_lease(owner, channel)
+return {{now, valid and 'none' or 'fenced'}}
+""")
 
-_RELEASE = Script(_PRELUDE + "release(ARGV[1], ARGV[2])")
+# KEYS     rows, see PRELUDE
+# ARGV     owner, channel  as for _PUBLISH
+# RETURNS  nothing
+_RELEASE = Script(f"""{PRELUDE}
+local owner, channel = ARGV[1], ARGV[2]
+release_lease(owner, channel)
+""")
 
-_STOCK = Script(
-    _PRELUDE
-    + """
-local sealed, life, born = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-if born >= fenced then
-  redis.call('RPUSH', KEYS[1+S], stored(life, born, sealed))
-  local lasting = math.max(redis.call('PTTL', KEYS[1+S]), math.floor(life / 1000))
-  redis.call('PEXPIRE', KEYS[1+S], lasting)
+# KEYS     rows, see PRELUDE
+# ARGV     sealed, life, begun  as for _PUBLISH
+# RETURNS  nothing
+_STOCK = Script(f"""{PRELUDE}
+local sealed, life, begun = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+if begun >= fenced_at then
+  redis.call('RPUSH', own_row.stock, encode(life, begun, sealed))
+  local lasting = math.max(redis.call('PTTL', own_row.stock), math.floor(life / 1000))
+  redis.call('PEXPIRE', own_row.stock, lasting)
 end
-"""
-)
+""")
 
-_DISCARD = Script(
-    """
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
-"""
-)
-
-_INVALIDATE = Script(
-    """
-local time = redis.call('TIME')
-local now = string.format('%.0f', time[1] * 1000000 + time[2])
-redis.call('SET', KEYS[1], now, 'EX', ARGV[1])
-redis.call('ZADD', KEYS[2], now, ARGV[2])
-redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - ARGV[1] * 1000000)
-redis.call('EXPIRE', KEYS[2], ARGV[1])
-redis.call('PUBLISH', ARGV[3], 'fence:' .. ARGV[2])
-"""
-)
-
-_MISSED = Script(
-    """
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local since = string.format('%.0f', now - ARGV[1])
-return {now, redis.call('ZRANGEBYSCORE', KEYS[1], since, '+inf')}
-"""
-)
+# KEYS     attempt
+# ARGV     value           deleted if it is still there
+# RETURNS  nothing
+_DISCARD = Script("""
+local attempt, value = KEYS[1], ARGV[1]
+if redis.call('GET', attempt) == value then redis.call('DEL', attempt) end
+""")
 
 
 class RedisTokens:
-    """The tokens of a fleet, sealed, on an engine.
-
-    Args:
-        engine: the engine.
-        sealer: what makes names and seals values.
-        namespace: who shares what; a fleet has one.
-        clock: where the time comes from.
-        min_remaining: seconds that a token must have left to be of use.
-        invalidated: called with room and user when another process invalidated.
-    """
+    """The tokens of a fleet, as one of its processes sees them."""
 
     def __init__(
         self,
@@ -214,25 +124,21 @@ class RedisTokens:
         namespace: str,
         clock: Clock,
         min_remaining: float,
-        invalidated: Callable[[str | None, str | None], None],
+        on_invalidated: Callable[[str | None, str | None], None],
     ) -> None:
-        self.engine = engine
-        self.sealer = sealer
-        self.clock = clock
-        self.margin = _microseconds(min_remaining)
-        self.channel = f"{namespace}:events"
-        self.rejected = 0
-        self._slot = f"{{{namespace}}}:"
-        self._invalidated = invalidated
-        self._origin = secrets.token_hex(8)
-        self._in_sync_at = clock.monotonic()
-        self._offset: int | None = None  # of the engine's clock from ours, in microseconds
-        self._gaps = 0  # in what was heard, since it was last made up for
-        self._untold: dict[str, bytes] = {}
+        self.store = TokenStore(engine, sealer, namespace, clock, min_remaining)
+        self._invalidations = FleetInvalidations(self.store, clock, on_invalidated)
+        self._landing_events: dict[str, set[asyncio.Event]] = {}  # by the keys of leases
         self._tasks: set[asyncio.Task[None]] = set()
-        self._patient: set[asyncio.Task[None]] = set()  # those that outlast an absence
-        self._followers: dict[str, set[asyncio.Event]] = {}
-        engine.listen(self.channel, self._heard, self._missed)
+
+    def start_listening(self) -> None:
+        """Begin to receive the messages of other members, on the running event loop."""
+        self.store.engine.listen(self.store.channel, self._dispatch_message, self._make_up_for_gap)
+
+    @property
+    def rejected(self) -> int:
+        """How many values were found that could not be opened."""
+        return self.store.rejected
 
     def flight(self, identity: Identity, key: SharingKey | None) -> RedisFlight:
         """Begin a flight."""
@@ -247,240 +153,113 @@ class RedisTokens:
         refused: Callable[[], object],
     ) -> None:
         """Let any process claim a token that nobody was given."""
+        store = self.store
+        rows = store.key_rows(identity, None)
+        sealed = store.seal_token(rows[0].stock, token, life)
+        arguments = (sealed, microseconds(life), store.engine_time_ago(age))
 
-        async def give() -> None:
+        async def push_token() -> None:
             try:
-                await self.engine.run_script(_STOCK, names, arguments)
+                await store.engine.run_script(_STOCK, [*chain(*rows)], arguments)
             except EngineAway as away:
-                # What may have been stored may be claimed: it is lost rather than given twice.
+                # The script may have run: do not keep the token here as well.
                 if not away.may_have_run:
                     refused()
 
-        names = self.names(identity, None)
-        sealed = self.seal(names[_STOCK_AT], token, life)
-        arguments = (sealed, _microseconds(life), self.born(age))
-        self.start(give())
+        self.start_task(push_token())
 
     def invalidate(self, room: str | None, user: str | None) -> None:
         """Let every process forget the tokens of a room, of a user, or of a user in a room."""
-        message = json.dumps((self._origin, room, user)).encode()
-        is_first = not self._untold
-        if len(self._untold) >= _MAX_UNTOLD:
-            del self._untold[next(iter(self._untold))]
-        self._untold[self._names("f", room, user)[0]] = self.sealer.seal(_LOG_NAME, message)
-        # Last: the task may run at once, and ends when it finds nothing to tell.
-        if is_first:
-            self._start_patient(self._tell())
+        self._invalidations.send(room, user)
 
     async def settled(self) -> None:
-        """Wait until everything that was given has arrived, or failed to."""
+        """Wait until every token and lease that was to go to the engine has gone, or failed to."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
     async def aclose(self) -> None:
-        """End it, after a last attempt to tell everything."""
+        """Send what is to go to the engine, but do not wait for an engine that is away."""
         await self.settled()
-        patient = tuple(self._patient)
-        if patient:
-            await asyncio.wait(patient, timeout=_LAST_WORD)
-            for task in patient:
-                task.cancel()
-            await asyncio.wait(patient)
+        await self._invalidations.aclose()
 
     # For flights.
 
-    def names(self, identity: Identity, key: SharingKey | None) -> list[str]:
-        """Return the keys of the scripts: six for each sealing key."""
-        room, user, capabilities, attributes, minutes = identity
-        what = room, user, sorted(capabilities), attributes, minutes
-        attempt = (what, key.key) if isinstance(key, Attempt) else (what,)
-        columns = (
-            self._names("a", *attempt),
-            self._names("l", *attempt),
-            self._names("s", *what),
-            self._names("f", room, user),
-            self._names("f", room, None),
-            self._names("f", None, user),
-        )
-        return [name for row in zip(*columns, strict=True) for name in row]
-
-    def seal(self, name: str, token: ChatToken, life: float) -> bytes:
-        """Seal a token for its name, with its end."""
-        expires = token.token_expires.isoformat(), token.session_expires.isoformat()
-        end = self.born(-life)
-        return self.sealer.seal(name, json.dumps((token.token, *expires, end)).encode())
-
-    def unseal(self, name: str, value: bytes, life: float, reused: bool, now: int) -> Held | None:
-        """Return the token of a stored value, or count it as rejected.
-
-        Args:
-            name: where it was stored.
-            value: what was stored.
-            life: seconds that it lives by what is written beside it, which anybody may have.
-            reused: whether it is an attempt's.
-            now: the engine's time.
-        """
-        plain = self.sealer.open(name, value.rpartition(b"|")[2])
-        if plain is not None:
-            token, token_expires, session_expires, end = json.loads(plain)
-            if end:  # or else nobody knew the engine's time
-                life = min(life, (end - now) / 1e6)
-            if life >= self.margin / 1e6:
-                parse = datetime.fromisoformat
-                found = ChatToken(token, parse(token_expires), parse(session_expires), reused)
-                return Held(found, life)
-        self.rejected += 1
-        return None
-
-    def learn(self, engine_now: int) -> None:
-        """Take note of an engine's time that has just come.
-
-        It came a little later than it was, so a moment that is told to the engine by it is a
-        little too early: what began before an invalidation never looks as if it began after.
-        """
-        self._offset = int(engine_now) - _microseconds(self.clock.monotonic())
-
-    def born(self, age: float) -> int:
-        """Return by the engine's clock when something began, so many seconds ago."""
-        if self._offset is None:
-            return 0  # before every invalidation
-        return self._offset + _microseconds(self.clock.monotonic() - age)
-
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that only :meth:`settled` waits for."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _start_patient(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._patient.add(task)
-        task.add_done_callback(self._patient.discard)
-
-    def follow(self, leases: list[str], landed: asyncio.Event) -> None:
-        """Set an event whenever one of the leases is given back."""
+    def watch_leases(self, leases: list[str], landed: asyncio.Event) -> None:
+        """Set an event whenever one of the leases ends with a message."""
         for lease in leases:
-            self._followers.setdefault(lease, set()).add(landed)
+            self._landing_events.setdefault(lease, set()).add(landed)
 
-    def unfollow(self, leases: list[str], landed: asyncio.Event) -> None:
-        """Undo :meth:`follow`."""
+    def unwatch_leases(self, leases: list[str], landed: asyncio.Event) -> None:
+        """Undo :meth:`watch_leases`."""
         for lease in leases:
-            followers = self._followers.get(lease, set())
-            followers.discard(landed)
-            if not followers:
-                self._followers.pop(lease, None)
-
-    def _names(self, letter: str, *parts: object) -> list[str]:
-        return [f"{self._slot}{letter}:{name}" for name in self.sealer.names(letter, *parts)]
+            events = self._landing_events.get(lease, set())
+            events.discard(landed)
+            if not events:
+                self._landing_events.pop(lease, None)
 
     # Messages.
 
-    def _heard(self, message: bytes) -> None:
-        if not self._gaps:
-            self._in_sync_at = self.clock.monotonic()
-        kind, _, text = _raw(message).partition(b":")
+    def _dispatch_message(self, message: bytes) -> None:
+        self._invalidations.note_message()
+        kind, _, text = as_bytes(message).partition(b":")
         if kind == b"landed":
-            for landed in self._followers.get(text.decode(errors="replace"), ()):
+            for landed in self._landing_events.get(text.decode(errors="replace"), ()):
                 landed.set()
         elif kind == b"fence":
-            self._obey(text)
+            self._invalidations.apply(text)
 
-    def _obey(self, sealed: bytes) -> None:
-        plain = self.sealer.open(_LOG_NAME, sealed)
-        if plain is None:
-            self.rejected += 1
-            return
-        origin, room, user = json.loads(plain)
-        if origin != self._origin:
-            self._invalidated(room, user)
-
-    def _missed(self) -> None:
-        """Ask for the invalidations of the time without a connection."""
-        for followers in self._followers.values():
-            for landed in followers:
+    def _make_up_for_gap(self) -> None:
+        """Act as if every message had been missed that may have been."""
+        for events in self._landing_events.values():
+            for landed in events:
                 landed.set()
-        self._gaps += 1
-        if self._gaps == 1:
-            self._start_patient(self._catch_up())
-
-    async def _catch_up(self) -> None:
-        while gaps := self._gaps:
-            now = self.clock.monotonic()
-            since = _microseconds(min(now - self._in_sync_at, _FENCES_KEPT) + _OVERLAP)
-            try:
-                answer = await self.engine.run_script(_MISSED, [f"{self._slot}log"], [since])
-            except EngineAway:
-                # Notifications may be back before the breaker closes.
-                await self.clock.sleep(_RETRY)
-                continue
-            self.learn(answer[0])
-            for sealed in answer[1]:
-                self._obey(_raw(sealed))
-            if gaps == self._gaps:
-                self._gaps, self._in_sync_at = 0, now
-
-    async def _tell(self) -> None:
-        """Tell the engine of invalidations, however long it is away."""
-        while self._untold:
-            fence, sealed = next(iter(self._untold.items()))
-            arguments = (int(_FENCES_KEPT), sealed, self.channel)
-            try:
-                await self.engine.run_script(_INVALIDATE, [fence, f"{self._slot}log"], arguments)
-            except EngineAway:
-                await self.clock.sleep(_RETRY)
-                continue
-            # The same may have been invalidated again meanwhile.
-            if self._untold.get(fence) is sealed:
-                del self._untold[fence]
-
-
-_ATTEMPT_AT, _LEASE_AT, _STOCK_AT, _STRIDE = 0, 1, 2, 6
+        self._invalidations.catch_up()
 
 
 class RedisFlight:
-    """One flight as the fleet sees it.
-
-    Args:
-        tokens: whose flight it is.
-        identity: what is asked for.
-        key: what callers agree on when they share the token; ``None``: nobody does.
-    """
+    """One flight as the fleet sees it."""
 
     def __init__(self, tokens: RedisTokens, identity: Identity, key: SharingKey | None) -> None:
         self._tokens = tokens
-        self._names = tokens.names(identity, key)
-        self._leases = self._names[_LEASE_AT::_STRIDE]
+        self._store = tokens.store
+        self._rows = self._store.key_rows(identity, key)
+        self._keys = [*chain(*self._rows)]
+        self._leases = [row.lease for row in self._rows]
         self._owner = secrets.token_hex(8) if key is not None else ""
-        self._leased = False
+        self._may_have_lease = False
         self._landed = asyncio.Event()
-        self._following = False
+        self._watching = False
         self._polls = 0
-        self._lease_left = 0.0
+        self._lease_left_seconds = 0.0  # of another member's
 
     async def claim(self, lease: float) -> Held | Busy | None:
         """Ask for the attempt's token, for one from the stock, or else for the right to mint."""
-        tokens = self._tokens
-        if self._owner and not self._following:
-            # Before the question, or a landing right after it would go unheard.
-            self._following = True
-            tokens.follow(self._leases, self._landed)
-        # Even a trip that fails may have taken it.
-        self._leased = bool(self._owner)
-        answer = await self._ask(_CLAIM, self._owner, int(lease * 1000), tokens.margin)
-        taken = isinstance(answer, Busy) or (isinstance(answer, Held) and answer.token.reused)
-        self._leased = self._leased and not taken
-        assert not isinstance(answer, Fenced)  # noqa: S101 (only what is published is)
+        if self._owner and not self._watching:
+            # Before the claim: a flight that lands right after it publishes only one message.
+            self._watching = True
+            self._tokens.watch_leases(self._leases, self._landed)
+        # Before the claim: without an answer, the engine may have given the lease all the same.
+        self._may_have_lease = bool(self._owner)
+        answer = await self._ask(_CLAIM, self._owner, int(lease * 1000), self._store.margin)
+        if isinstance(answer, Busy) or (isinstance(answer, Held) and answer.token.reused):
+            self._may_have_lease = False
+        assert not isinstance(answer, Fenced)  # noqa: S101 (only _PUBLISH returns it)
         return answer
 
     async def landed(self) -> None:
-        """Wait until the one who is at it has landed, or until it is time to ask again."""
-        first, last = _POLL
-        limit = min(last, first * 2**self._polls)
+        """Wait until the flight of another member has landed, or until it is time to ask again."""
+        limit = min(_LAST_POLL_SECONDS, _FIRST_POLL_SECONDS * 2**self._polls)
         self._polls += 1
-        # Right after the lease ends, followers come one by one; the first of them takes it.
-        limit = min(limit, self._lease_left + first) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
+        # Soon after a lease ran out, those that wait claim one after the other; the first gets it.
+        limit = min(limit, self._lease_left_seconds + _FIRST_POLL_SECONDS)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit * random.uniform(0.5, 1.0)):  # noqa: S311 (jitter)
                 await self._landed.wait()
         self._landed.clear()
 
@@ -488,70 +267,58 @@ class RedisFlight:
         self, token: ChatToken, life: float, age: float
     ) -> Held | Busy | Fenced | None:
         """Make a token the attempt's, for every process."""
-        tokens = self._tokens
+        store = self._store
         answer = await self._ask(
             _PUBLISH,
             self._owner,
-            tokens.channel,
-            tokens.seal(self._names[_ATTEMPT_AT], token, life),
-            _microseconds(life),
-            tokens.born(age),
-            tokens.margin,
+            store.channel,
+            store.seal_token(self._rows[0].attempt, token, life),
+            microseconds(life),
+            store.engine_time_ago(age),
+            store.margin,
         )
-        self._leased = False
+        self._may_have_lease = False
         return answer
 
     def close(self) -> None:
         """End it, giving back a right to mint that was not used."""
-        tokens = self._tokens
-        if self._following:
-            tokens.unfollow(self._leases, self._landed)
-            self._following = False
-        if self._leased:
-            self._leased = False
-            tokens.start(self._release())
+        if self._watching:
+            self._tokens.unwatch_leases(self._leases, self._landed)
+            self._watching = False
+        if self._may_have_lease:
+            self._may_have_lease = False
+            self._tokens.start_task(self._release_lease())
 
-    async def _release(self) -> None:
-        # Failing that, it runs out.
-        with contextlib.suppress(EngineAway):
-            await self._tokens.engine.run_script(
-                _RELEASE, self._names, (self._owner, self._tokens.channel)
-            )
+    async def _release_lease(self) -> None:
+        with contextlib.suppress(EngineAway):  # then the lease runs out
+            arguments = self._owner, self._store.channel
+            await self._store.engine.run_script(_RELEASE, self._keys, arguments)
 
     async def _ask(
         self, script: Script, *arguments: bytes | str | int
     ) -> Held | Busy | Fenced | None:
-        """Ask, and once more whenever what was found is no token; such a value is gone then."""
-        tokens = self._tokens
+        """Run a claim or a publication, again after each value found that cannot be opened."""
+        store = self._store
         while True:
             try:
-                now, kind, *found = await tokens.engine.run_script(script, self._names, arguments)
+                now, kind, *found = await store.engine.run_script(script, self._keys, arguments)
             except EngineAway:
                 return None
-            tokens.learn(now)
-            match _raw(kind):
+            store.learn_engine_time(now)
+            match as_bytes(kind):
                 case b"none":
                     return None
                 case b"fenced":
                     return Fenced()
                 case b"busy":
-                    self._lease_left = max(0.0, found[0] / 1000)
+                    self._lease_left_seconds = max(0.0, found[0] / 1000)
                     return Busy()
-            first, value, life = found[0] - 1, _raw(found[1]), found[2] / 1e6
-            stocked = _raw(kind) == b"stock"
-            name = self._names[first + (_STOCK_AT if stocked else _ATTEMPT_AT)]
-            held = tokens.unseal(name, value, life, not stocked, int(now))
+            row, value, life = self._rows[found[0] - 1], as_bytes(found[1]), found[2] / 1e6
+            is_stock = as_bytes(kind) == b"stock"
+            name = row.stock if is_stock else row.attempt
+            held = store.open_token(name, value, life, not is_stock, int(now))
             if held is not None:
                 return held
-            if not stocked:
+            if not is_stock:  # a token in stock was taken out by the claim
                 with contextlib.suppress(EngineAway):
-                    await tokens.engine.run_script(_DISCARD, [name], [value])
-
-
-def _microseconds(seconds: float) -> int:
-    return max(0, int(seconds * 1e6))
-
-
-def _raw(value: bytes | str) -> bytes:
-    """Return an answer as it was: the user's own client may decode."""
-    return value.encode() if isinstance(value, str) else value
+                    await store.engine.run_script(_DISCARD, [name], [value])

@@ -1,4 +1,4 @@
-"""Whatever the shared store holds or says: a token that was sealed for its place, or a miss."""
+"""Whatever the shared store holds or says: a token that was sealed for its name, or a miss."""
 
 from __future__ import annotations
 
@@ -51,12 +51,20 @@ REQUEST, OTHER = TokenRequest(ROOM, "alice"), TokenRequest(ROOM, "bob")
 
 
 @pytest.fixture
-async def tokens(engine_server: EngineServer) -> AsyncIterator[RedisTokens]:
-    """What a process has of the fleet's tokens."""
+def invalidated() -> list[object]:
+    """What the fleet has invalidated in the process of the fixture `tokens`."""
+    return []
+
+
+@pytest.fixture
+async def tokens(
+    engine_server: EngineServer, invalidated: list[object]
+) -> AsyncIterator[RedisTokens]:
+    """The tokens of a fleet as one process sees them."""
     tier = RedisTier(engine_server.url, keys=[SEALING_KEY], timeout=5.0)
-    tier.open(Clock(), 5.0, lambda room, user: None, lambda state, reason: None)
+    tier.open(Clock(), 5.0, lambda *what: invalidated.append(what), lambda state, reason: None)
     assert tier.tokens is not None
-    # By its first answer it learns the engine's time.
+    # The first answer brings the engine's time.
     await tier.tokens.flight(OTHER.identity, None).claim(lease=1.0)
     yield tier.tokens
     await tier.aclose()
@@ -70,7 +78,7 @@ _MOMENTS = st.sampled_from([b"0", b"9" * 16, b"9" * 400, b"1e9", b"-1", b""]) | 
 @pytest.mark.fault(25)
 @bounded
 @given(
-    born=_MOMENTS,
+    begun=_MOMENTS,
     ending=_MOMENTS,
     sealed=st.sampled_from([None, None, b"", b"|"]) | st.binary(max_size=40),
     lease=st.none()
@@ -84,7 +92,7 @@ _MOMENTS = st.sampled_from([b"0", b"9" * 16, b"9" * 400, b"1e9", b"-1", b""]) | 
 async def test_whatever_lies_in_the_store_is_a_token_or_a_miss(
     tokens: RedisTokens,
     engine_server: EngineServer,
-    born: bytes,
+    begun: bytes,
     ending: bytes,
     sealed: bytes | None,
     lease: dict[str, bytes] | None,
@@ -97,19 +105,22 @@ async def test_whatever_lies_in_the_store_is_a_token_or_a_miss(
     """
     now = datetime.now(UTC)
     token = ChatToken("sealed here", now + timedelta(minutes=1), now + timedelta(hours=1))
-    names = tokens.names(REQUEST.identity, REQUEST.identity)
-    place = names[{"a": 0, "s": 2}[kind]]
-    value = b"|".join([born, ending, tokens.seal(place, token, left) if sealed is None else sealed])
+    keys = tokens.store.key_rows(REQUEST.identity, REQUEST.identity)[0]
+    name = {"a": keys.attempt, "s": keys.stock}[kind]
+    if sealed is None:
+        value = b"|".join([begun, ending, tokens.store.seal_token(name, token, left)])
+    else:
+        value = b"|".join([begun, ending, sealed])
     with engine_server.client() as client:
         client.flushall()
         if kind == "a":
-            client.set(place, value)
+            client.set(name, value)
         else:
-            client.rpush(place, value)
+            client.rpush(name, value)
         if lease:
-            client.hset(names[1], mapping=lease)
+            client.hset(keys.lease, mapping=lease)
         if fence is not None:
-            client.set(names[3], fence)
+            client.set(keys.user_in_room_fence, fence)
         flight = tokens.flight(REQUEST.identity, REQUEST.identity)
         found = await flight.claim(lease=0.01)
         if isinstance(found, Held):
@@ -119,7 +130,7 @@ async def test_whatever_lies_in_the_store_is_a_token_or_a_miss(
         else:
             assert found is None or isinstance(found, Busy)
             if found is None:
-                assert not client.exists(place)
+                assert not client.exists(name)
         flight.close()
         await tokens.settled()
 
@@ -132,13 +143,11 @@ async def test_whatever_lies_in_the_store_is_a_token_or_a_miss(
     | st.binary(max_size=40).map(lambda tail: b"landed:" + tail)
 )
 async def test_no_message_is_obeyed_that_was_not_sealed(
-    tokens: RedisTokens, message: bytes
+    tokens: RedisTokens, invalidated: list[object], message: bytes
 ) -> None:
-    """Whoever may publish on the channel invalidates nothing."""
-    obeyed: list[object] = []
-    tokens._invalidated = lambda room, user: obeyed.append((room, user))
-    tokens._heard(message)
-    assert [] == obeyed
+    """Whoever can publish on the channel, but has no sealing key, invalidates nothing."""
+    tokens._dispatch_message(message)
+    assert [] == invalidated
 
 
 TARGETS = {"sealed-values": Target(check_value, (SEALED, SEALED[:30]))}
