@@ -307,8 +307,8 @@ class SharedLimiter(QueuedLimiter):
         served, throttled = self._served, self._throttled
         self._served = self._throttled = 0
         ceiling, burst = round(self._ceiling * 1000), round(self._burst_seconds * 1e6)
-        counts: tuple[int, ...] = wanted, self.waiting, served, throttled, *returned
-        arguments = self._member, ceiling, burst, purpose, *counts
+        arguments: list[str | int] = [self._member, ceiling, burst, purpose, wanted, self.waiting]
+        arguments += served, throttled, *returned
         try:
             answer = await self._engine.run_script(SYNC, self._keys, arguments, urgent=True)
         except EngineAway:
