@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from aioivschat._models import TokenRequest
 from aioivschat.errors import InvalidRequest
-from aioivschat.onboarding._attendees import LINE_MAX_BYTES, Attendee, Format, Seen, read_attendees
+from aioivschat.onboarding._attendees import (
+    LINE_MAX_BYTES,
+    Attendee,
+    Format,
+    SeenAttendees,
+    read_attendees,
+)
 from support.paths import ROOT
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Lobby"
@@ -273,11 +279,11 @@ def test_duplicates_are_told_among_many() -> None:
 
 def test_an_attendee_is_remembered_in_little_memory() -> None:
     """Once there are many of them: a million are to fit."""
-    seen = Seen()
+    seen = SeenAttendees()
     tracemalloc.start()
     try:
         for number in range(1, 200_001):
-            assert number == seen.first(ROOM, f"viewer-{number}", number)
+            assert number == seen.first_line(ROOM, f"viewer-{number}", number)
             if number == 100_000:
                 half, _ = tracemalloc.get_traced_memory()
         whole, _ = tracemalloc.get_traced_memory()
@@ -288,13 +294,13 @@ def test_an_attendee_is_remembered_in_little_memory() -> None:
 
 def test_a_digest_within_two_others_is_nobodys() -> None:
     """It is that of an attendee only where one begins."""
-    seen = Seen()
-    assert 1 == seen.first(ROOM, "viewer-1", 1)
-    ((_, shelf),) = seen._shelves.items()
-    shelf[:0] = b"x" + shelf + bytes(18)
-    del shelf[38:]
-    assert 2 == seen.first(ROOM, "viewer-1", 2)
-    assert 2 == seen.first(ROOM, "viewer-1", 3)
+    seen = SeenAttendees()
+    assert 1 == seen.first_line(ROOM, "viewer-1", 1)
+    ((_, entries),) = seen._entries.items()
+    entries[:0] = b"x" + entries + bytes(18)
+    del entries[38:]
+    assert 2 == seen.first_line(ROOM, "viewer-1", 2)
+    assert 2 == seen.first_line(ROOM, "viewer-1", 3)
 
 
 def test_room_and_user_are_kept_where_they_were_read_well() -> None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from aioivschat.onboarding import Attendee, Outcome
-from aioivschat.onboarding._bulk import open_private
+from aioivschat.onboarding._private_files import open_private_file
 
 _VERSION = 1
 _DIGEST_BYTES = 16
@@ -94,7 +94,7 @@ class Checkpoint:
         # The end of a run does not wait for a thread that is blocked writing.
         self._lock = threading.Lock()
         self._open = True
-        self._file = open_private(Path(path), os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        self._file = open_private_file(Path(path), os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             self._claim(path)
             is_new = not self._load(path, kind)

@@ -23,7 +23,7 @@ from aioivschat.onboarding import (
     outcome_as_json,
     private_output,
 )
-from aioivschat.onboarding._bulk import check_free, open_private
+from aioivschat.onboarding._private_files import check_output_path, open_private_file
 
 Write = Callable[[Sequence[Outcome]], object]
 """Writes outcomes, a line each; it may block."""
@@ -159,16 +159,16 @@ def _growing(
         if not os.path.lexists(place) and target.is_file():
             place = target  # the last run had moved it there
         elif place != target:
-            check_free(target, force=force)
-        descriptor = open_private(place, os.O_RDWR | os.O_APPEND)
+            check_output_path(target, force=force)
+        descriptor = open_private_file(place, os.O_RDWR | os.O_APPEND)
         end = _recovered(descriptor, place, checkpoint)
     else:
         for each in {target, place}:
             # An empty one is that of a run that ended before it began.
             own = checkpoint is not None and each.is_file() and each.stat().st_size == 0
-            check_free(each, force=force or own)
+            check_output_path(each, force=force or own)
         place.unlink(missing_ok=True)
-        descriptor = open_private(place, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        descriptor = open_private_file(place, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
         end = 0
     file = _GrowingFile(descriptor, end, checkpoint)
     try:
@@ -176,7 +176,7 @@ def _growing(
     finally:
         file.close()
     if place != target:
-        check_free(target, force=force)
+        check_output_path(target, force=force)
         place.replace(target)
 
 

@@ -18,17 +18,16 @@ from aioivschat.onboarding._attendees import (
     Format,
     read_attendees,
 )
+from aioivschat.onboarding._blocking_thread import BlockingThread, read_in_thread
 from aioivschat.onboarding._bulk import (
     IN_FLIGHT,
-    BlockingThread,
     Outcome,
     onboard,
     onboard_in_batches,
     outcome_as_json,
-    private_output,
-    read_in_thread,
     token_members,
 )
+from aioivschat.onboarding._private_files import private_output
 
 __all__ = [
     "COLUMNS",

@@ -1,4 +1,4 @@
-"""Attendee files: who is to get a token, one attendee a line, as CSV or as JSON lines.
+"""Attendee files: CSV or JSON lines, one attendee a line.
 
 CSV begins with a header; JSON lines have the same names as keys:
 
@@ -14,13 +14,12 @@ column              required CSV                            JSON lines
 
 The text is UTF-8, with or without a byte order mark; blank lines are skipped. **A row is one
 line**, also where a cell is quoted: a quote that is not closed on its line is an error of that
-line, and the next line is read as a row of its own, so that one stray quote cannot swallow the
-rows behind it. A user id with a line break in it therefore needs JSON lines, where it is written
-``\\n``.
+line, so that one stray quote cannot swallow the rows after it. A user id with a line break in it
+therefore needs JSON lines, where it is written ``\\n``.
 
-A line that cannot be read becomes an :class:`Attendee` with an error, in its place, and the others
-are read all the same. Only a header that cannot be read ends the file: no row means anything then.
-No error shows a user id or an attribute.
+A line that cannot be read becomes an :class:`Attendee` with an error, and the next line is read
+all the same. Only a header that cannot be read ends the file: without it no cell has a name. No
+error shows a user id or an attribute.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from aioivschat.errors import InvalidRequest
 
 LINE_MAX_BYTES = 65_536
 """The longest line that is read, its end included. A request has at most about 8 KB, however it is
-escaped; what is longer is not parsed, so that no input needs more memory than this."""
+escaped. A longer line is not parsed, so that memory is bounded for any input."""
 
 COLUMNS = ("room", "user", "capabilities", "attributes", "session_minutes")
 
@@ -49,13 +48,13 @@ Format = Literal["csv", "jsonl"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-_Members = dict[str, Any]
+_Row = dict[str, Any]
 """A row by column. A value is an error where the cell could not be read."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Attendee(Secret):
-    """One row of an attendee file: somebody who is to get a token, or why nobody can.
+    """One row of an attendee file: the request for a token, or why there can be none.
 
     Args:
         line: the line in the file, counted from 1.
@@ -80,51 +79,53 @@ def read_attendees(
 ) -> Iterator[Attendee]:
     """Read an attendee file lazily, line by line.
 
-    To tell that an attendee is listed twice it remembers about 30 bytes for each.
+    Finding attendees that are listed twice takes about 30 bytes of memory for each.
 
     Args:
         stream: the file, opened in binary mode.
         file_format: ``csv`` or ``jsonl``; by default a file whose first character is ``{`` is JSON
             lines and any other is CSV.
-        room: ARN of the room of those rows that name none.
+        room: ARN of the room for rows that name none.
 
     Returns:
-        The attendees in the file's order, those that cannot be served among them.
+        The attendees in the file's order, those with an error included.
 
     Raises:
-        InvalidRequest: if ``room`` is not the ARN of a room. Nothing that is in the file raises.
+        InvalidRequest: if ``room`` is not the ARN of a room. No content of the file raises.
     """
     if room is not None:
         RoomArn.parse(room)
-    return _read(stream, file_format, room)
+    return _read_rows(stream, file_format, room)
 
 
-def _read(stream: BinaryIO, file_format: Format | None, room: str | None) -> Iterator[Attendee]:
-    lines: Iterator[tuple[int, bytes]] = _lines(stream)
+def _read_rows(
+    stream: BinaryIO, file_format: Format | None, room: str | None
+) -> Iterator[Attendee]:
+    lines: Iterator[tuple[int, bytes]] = _number_lines(stream)
     first = next(lines, None)
     if first is None:
         if file_format != "jsonl":
-            yield Attendee(1, error=_bad_header("an empty file"))
+            yield Attendee(1, error=_header_error("an empty file"))
         return
     if file_format is None:
         file_format = "jsonl" if first[1].lstrip().startswith(b"{") else "csv"
-    members: Callable[[bytes], _Members | InvalidRequest]
+    parse_row: Callable[[bytes], _Row | InvalidRequest]
     if file_format == "csv":
-        header = _header(first[1], room_required=room is None)
+        header = _parse_header(first[1], room_required=room is None)
         if isinstance(header, InvalidRequest):
             yield Attendee(first[0], error=header)
             return
-        members = partial(_csv_members, header)
+        parse_row = partial(_parse_csv_row, header)
     else:
         lines = chain([first], lines)
-        members = _json_members
-    seen = Seen()
+        parse_row = _parse_json_row
+    seen = SeenAttendees()
     for number, line in lines:
-        yield _attendee(number, members(line), room or "", seen)
+        yield _make_attendee(number, parse_row(line), room or "", seen)
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Number the lines that are not blank, each cut just past the longest that is allowed."""
+def _number_lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield number and bytes of each line that is not blank, cut to one byte over the limit."""
     number = 0
     while line := stream.readline(LINE_MAX_BYTES + 1):
         number += 1
@@ -137,51 +138,52 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-class Seen:
-    """The line of each attendee so far, in little memory for a million of them.
+class SeenAttendees:
+    """The line at which each attendee was listed first: 37 MB for a million of them.
 
-    What is kept of an attendee is a digest and the line, side by side with others whose digests
-    begin alike. Objects of Python's for each of them would take six times as much.
+    An entry is a digest's rest and a line number; entries whose digests have the same prefix stand
+    in one array. A dictionary with a digest and an integer for each takes 117 MB at least.
     """
 
-    _SHELF, _REST, _LINE = 2, 14, 5  # bytes
+    _PREFIX_BYTES, _REST_BYTES, _LINE_BYTES = 2, 14, 5
 
     def __init__(self) -> None:
-        self._shelves: dict[bytes, bytearray] = {}
+        self._entries: dict[bytes, bytearray] = {}  # by the digests' prefix
 
-    def first(self, room: str, user: str, line: int) -> int:
-        """Return the line where an attendee was seen first, which may be this one."""
+    def first_line(self, room: str, user: str, line: int) -> int:
+        """Return the line at which an attendee was listed first: this one, if it is new."""
         # A room has no NUL, so no two pairs join to the same text.
-        digest = blake2b(f"{room}\0{user}".encode(), digest_size=self._SHELF + self._REST).digest()
-        shelf = self._shelves.setdefault(digest[: self._SHELF], bytearray())
-        rest = digest[self._SHELF :]
-        at = shelf.find(rest)
-        # It may begin in the middle of another by chance.
-        while at % (self._REST + self._LINE) and at >= 0:
-            at = shelf.find(rest, at + 1)
+        size = self._PREFIX_BYTES + self._REST_BYTES
+        digest = blake2b(f"{room}\0{user}".encode(), digest_size=size).digest()
+        entries = self._entries.setdefault(digest[: self._PREFIX_BYTES], bytearray())
+        rest = digest[self._PREFIX_BYTES :]
+        at = entries.find(rest)
+        # The same bytes may stand across two entries by chance: only the start of one counts.
+        while at % (self._REST_BYTES + self._LINE_BYTES) and at >= 0:
+            at = entries.find(rest, at + 1)
         if at < 0:
-            shelf += rest + line.to_bytes(self._LINE)
+            entries += rest + line.to_bytes(self._LINE_BYTES)
             return line
-        at += self._REST
-        return int.from_bytes(shelf[at : at + self._LINE])
+        at += self._REST_BYTES
+        return int.from_bytes(entries[at : at + self._LINE_BYTES])
 
 
-def _attendee(
-    line: int, members: _Members | InvalidRequest, default_room: str, seen: Seen
+def _make_attendee(
+    line: int, members: _Row | InvalidRequest, default_room: str, seen: SeenAttendees
 ) -> Attendee:
     if isinstance(members, InvalidRequest):
         return Attendee(line, error=members)
-    room, user = (_given(members.pop(name, None)) for name in ("room", "user"))
+    room, user = (_or_empty(members.pop(name, None)) for name in ("room", "user"))
     room = room or default_room
     wrong = (value for value in members.values() if isinstance(value, InvalidRequest))
-    request = next(wrong, None) or _request(room, user, **members)
+    request = next(wrong, None) or _make_request(room, user, **members)
     if isinstance(request, InvalidRequest):
-        # Told to whom it concerns, where that can be read.
-        who = _request(room, user)
+        # Room and user go with the error, unless they cannot be read either.
+        who = _make_request(room, user)
         if isinstance(who, InvalidRequest):
             return Attendee(line, error=who)
         return Attendee(line, error=request, room=room, user=user)
-    earlier = seen.first(room, user, line)
+    earlier = seen.first_line(room, user, line)
     if earlier != line:
         found = f"the user of line {earlier} again"
         error = InvalidRequest("userId", "listed once for a room", found)
@@ -189,24 +191,24 @@ def _attendee(
     return Attendee(line, request)
 
 
-def _given(value: Any) -> Any:
+def _or_empty(value: Any) -> Any:
     return "" if value is None else value
 
 
-def _request(room: Any, user: Any, **members: Any) -> TokenRequest | InvalidRequest:
+def _make_request(room: Any, user: Any, **members: Any) -> TokenRequest | InvalidRequest:
     try:
         return TokenRequest(
             room, user, **{name: value for name, value in members.items() if value is not None}
         )
     except InvalidRequest as error:
         if error.member == "capabilities":
-            # It shows the name it does not know, which in swapped columns is a user id.
+            # The error shows the unknown name, which is a user id if columns are swapped.
             return InvalidRequest(error.member, error.limit, "something else")
         # The traceback's frames hold the whole row.
         return error.with_traceback(None)
 
 
-def _text(line: bytes) -> str | InvalidRequest:
+def _decode_line(line: bytes) -> str | InvalidRequest:
     if len(line) > LINE_MAX_BYTES:
         return InvalidRequest("line", f"at most {LINE_MAX_BYTES:,} bytes", "more")
     if b"\0" in line:
@@ -217,8 +219,8 @@ def _text(line: bytes) -> str | InvalidRequest:
         return InvalidRequest("line", "UTF-8", f"other bytes at byte {error.start + 1}")
 
 
-def _cells(line: bytes) -> list[str] | InvalidRequest:
-    text = _text(line)
+def _split_cells(line: bytes) -> list[str] | InvalidRequest:
+    text = _decode_line(line)
     if isinstance(text, InvalidRequest):
         return text
     try:
@@ -229,50 +231,50 @@ def _cells(line: bytes) -> list[str] | InvalidRequest:
     return InvalidRequest("line", "CSV, a row on one line", found)
 
 
-def _bad_header(found: str) -> InvalidRequest:
+def _header_error(found: str) -> InvalidRequest:
     limit = f"a header of {', '.join(COLUMNS)} (room and user are required)"
     return InvalidRequest("line", limit, f"{found}; no row was read")
 
 
-def _header(line: bytes, *, room_required: bool) -> list[str] | InvalidRequest:
-    names = _cells(line)
+def _parse_header(line: bytes, *, room_required: bool) -> list[str] | InvalidRequest:
+    names = _split_cells(line)
     if isinstance(names, InvalidRequest):
-        return _bad_header(str(names))
+        return _header_error(str(names))
     for position, name in enumerate(names, 1):
-        # In a file without a header this is a user id: it is not shown.
+        # The name is not shown: in a file without a header it is a user id.
         if name not in COLUMNS:
-            return _bad_header(f"another name in column {position}")
+            return _header_error(f"another name in column {position}")
         if name in names[: position - 1]:
-            return _bad_header(f"{name} twice")
+            return _header_error(f"{name} twice")
     for name in ("room", "user") if room_required else ("user",):
         if name not in names:
-            return _bad_header(f"no {name}")
+            return _header_error(f"no {name}")
     return names
 
 
-def _csv_members(header: list[str], line: bytes) -> _Members | InvalidRequest:
-    cells = _cells(line)
+def _parse_csv_row(header: list[str], line: bytes) -> _Row | InvalidRequest:
+    cells = _split_cells(line)
     if isinstance(cells, InvalidRequest):
         return cells
     if len(cells) != len(header):
         return InvalidRequest("line", f"{len(header)} cells, as the header", f"{len(cells)}")
-    members: _Members = dict(zip(header, cells, strict=True))
+    members: _Row = dict(zip(header, cells, strict=True))
     for name, parse in _CELL_PARSERS.items():
         if name in members:
             members[name] = parse(members[name]) if members[name] else None
     return members
 
 
-def _minutes(cell: str) -> int | InvalidRequest:
+def _parse_minutes(cell: str) -> int | InvalidRequest:
     if re.fullmatch("[0-9]{1,3}", cell):
         return int(cell)
     limit = f"a whole number from 1 to {SESSION_MAX_MINUTES}"
     return InvalidRequest("sessionDurationInMinutes", limit, "other text")
 
 
-def _json_members(line: bytes) -> _Members | InvalidRequest:
-    text = _text(line)
-    members = text if isinstance(text, InvalidRequest) else _object("line", text)
+def _parse_json_row(line: bytes) -> _Row | InvalidRequest:
+    text = _decode_line(line)
+    members = text if isinstance(text, InvalidRequest) else _parse_object("line", text)
     if isinstance(members, InvalidRequest):
         return members
     if not members.keys() <= set(COLUMNS):
@@ -285,12 +287,12 @@ def _json_members(line: bytes) -> _Members | InvalidRequest:
 
 
 class _Refused(Exception):
-    """JSON that is well-formed to Python, and yet not taken."""
+    """Python's parser accepts the JSON, this module does not."""
 
 
-def _object(member: str, text: str) -> dict[str, Any] | InvalidRequest:
-    # The error is made here and not raised: JSONDecodeError holds the text, and a raised one would
-    # carry it along as its context.
+def _parse_object(member: str, text: str) -> dict[str, Any] | InvalidRequest:
+    # The error is returned and not raised: JSONDecodeError holds the text, and would be the context
+    # of an error that is raised here.
     try:
         value = _DECODER.decode(text)
     except _Refused as error:
@@ -308,7 +310,7 @@ def _object(member: str, text: str) -> dict[str, Any] | InvalidRequest:
     return InvalidRequest(member, "a JSON object", found)
 
 
-def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_equal_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     pairs = list(pairs)
     members = dict(pairs)
     if len(members) != len(pairs):
@@ -316,14 +318,14 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _not_a_number(name: str) -> Any:
+def _refuse_constant(name: str) -> Any:
     raise _Refused(name)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_not_a_number)
+_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_equal_keys, parse_constant=_refuse_constant)
 
 _CELL_PARSERS: dict[str, Callable[[str], Any]] = {
     "capabilities": str.split,
-    "attributes": partial(_object, "attributes"),
-    "session_minutes": _minutes,
+    "attributes": partial(_parse_object, "attributes"),
+    "session_minutes": _parse_minutes,
 }

@@ -1,26 +1,9 @@
-"""Tokens for many at once: from a list of attendees to a stream of outcomes.
-
-::
-
-    with open("attendees.csv", "rb") as file:
-        async with AsyncTokenService() as tokens:
-            async for outcome in onboard(tokens, read_attendees(file)):
-                ...
-
-A token lives one minute and connects once, so outcomes are to be used as they come. What is
-written here is JSON lines and never CSV, so no spreadsheet runs what an attendee's name says.
-"""
+"""Issues tokens for any number of requests, with a bounded number of calls under way."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
-import os
-import queue
-import secrets
-import stat
-import threading
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -32,11 +15,10 @@ from collections.abc import (
     Iterable,
     Iterator,
 )
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from aioivschat._clock import iso_utc
 from aioivschat._models import ChatToken, Priority, TokenRequest
@@ -47,15 +29,13 @@ from aioivschat.errors import (
     WrongLoop,
     require,
 )
-from aioivschat.onboarding._attendees import (
-    Attendee,
-)
+from aioivschat.onboarding._attendees import Attendee
 
 if TYPE_CHECKING:
     from aioivschat._service.service import AsyncTokenService
 
 IN_FLIGHT = 400
-"""Two seconds of the quota: even answers that take a second leave no permit unused."""
+"""Two seconds of the default quota: every permit is used even if a reply takes a second."""
 
 T = TypeVar("T")
 Requests = Iterable[TokenRequest | Attendee] | AsyncIterable[TokenRequest | Attendee]
@@ -63,11 +43,10 @@ Requests = Iterable[TokenRequest | Attendee] | AsyncIterable[TokenRequest | Atte
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of one attendee: a token or an error.
+    """An attendee's token, or the error instead of it.
 
     Args:
-        attendee: the row; of a plain :class:`TokenRequest`, its position counted from 1 is the
-            ``line``.
+        attendee: the row; for a plain :class:`TokenRequest`, ``line`` is its position, from 1.
         token: the token, which nobody else was handed if it was asked for ``fresh``.
         error: why there is none.
     """
@@ -105,7 +84,7 @@ def onboard(
         timeout: seconds for each call, above 0, the wait for the quota included: with less than
             ``in_flight`` divided by the quota, calls are refused as overloaded.
         fresh: whether each gets a token that nobody has been handed.
-        priority: who goes first when others wait for the same quota.
+        priority: which calls go first when several wait for the same quota.
 
     Returns:
         Outcomes as they come, not in the order of the requests. A failed call is an outcome;
@@ -115,7 +94,7 @@ def onboard(
     Raises:
         InvalidConfiguration: ``in_flight`` or ``timeout`` is out of its range.
     """
-    return _one_by_one(
+    return _flatten_batches(
         onboard_in_batches(
             service,
             requests,
@@ -127,7 +106,7 @@ def onboard(
     )
 
 
-async def _one_by_one(
+async def _flatten_batches(
     batches: AsyncGenerator[list[Outcome], None],
 ) -> AsyncGenerator[Outcome, None]:
     async with aclosing(batches):
@@ -145,20 +124,20 @@ def onboard_in_batches(
     fresh: bool = True,
     priority: Priority = Priority.NORMAL,
 ) -> AsyncGenerator[list[Outcome], None]:
-    """As :func:`onboard`, with all outcomes at once that have come since the last were taken.
+    """Issue tokens as :func:`onboard` does, and yield all outcomes since the last batch at once.
 
     For a consumer that pays by the call: to write to a disk or a network, say.
 
     Args:
         service: as for :func:`onboard`.
         requests: as for :func:`onboard`.
-        in_flight: as for :func:`onboard`; also the most outcomes there are in a batch.
+        in_flight: as for :func:`onboard`; also the most outcomes in a batch.
         timeout: as for :func:`onboard`.
         fresh: as for :func:`onboard`.
         priority: as for :func:`onboard`.
 
     Returns:
-        Lists of one outcome at least.
+        Lists of at least one outcome.
 
     Raises:
         InvalidConfiguration: as :func:`onboard` does.
@@ -166,17 +145,17 @@ def onboard_in_batches(
     require(in_flight >= 1, "in_flight", "at least 1", in_flight)
     require(timeout is None or timeout > 0, "timeout", "above 0 s, or None", timeout)
     issue = partial(service.issue, timeout=timeout, fresh=fresh, priority=priority)
-    return _batches(issue, requests, in_flight)
+    return _run_in_batches(issue, requests, in_flight)
 
 
-async def _batches(
+async def _run_in_batches(
     issue: Callable[[TokenRequest], Awaitable[ChatToken]], requests: Requests, in_flight: int
 ) -> AsyncGenerator[list[Outcome], None]:
     rows: Iterator[TokenRequest | Attendee] | AsyncIterator[TokenRequest | Attendee]
     rows = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
     pulled = 0
     exhausted = False
-    # Reading is a task like the others, so that a slow source holds no outcome back.
+    # The next row is read in a task of its own, so that a slow source delays no outcome.
     reading: asyncio.Task[Any] | None = None
     under_way: set[asyncio.Task[Any]] = set()
     ended: deque[asyncio.Task[Any]] = deque()
@@ -203,22 +182,23 @@ async def _batches(
         if attendee.request is None:
             batch.append(Outcome(attendee, error=attendee.error))
         else:
-            start(_outcome(issue, attendee, attendee.request))
+            start(_issue_for(issue, attendee, attendee.request))
 
     try:
         while True:
-            # Nobody is begun any more once the end of the job is known.
+            # Start nothing new once the input is exhausted, or a task has ended that may abort the
+            # job.
             while not (exhausted or reading or ended) and len(under_way) + len(batch) < in_flight:
                 if isinstance(rows, AsyncIterator):
-                    reading = start(_next(rows))
+                    reading = start(_read_next(rows))
                 else:
                     take(next(rows, None))
             if not batch and not under_way:
                 break
-            # Where nothing is to be waited for, others have their turn all the same.
+            # With rows in hand there is nothing to wait for: let other tasks run all the same.
             await (asyncio.sleep(0) if batch else some_ended.wait())
             some_ended.clear()
-            # What ends the job is raised after the outcomes that came before it were taken.
+            # Outcomes from before a failure are handed out first; the next round raises it.
             while ended and not (batch and ended[0].exception()):
                 task = ended.popleft()
                 under_way.remove(task)
@@ -238,11 +218,11 @@ async def _batches(
         await asyncio.gather(*under_way, return_exceptions=True)
 
 
-async def _next(rows: AsyncIterator[T]) -> T | None:
+async def _read_next(rows: AsyncIterator[T]) -> T | None:
     return await anext(rows, None)
 
 
-async def _outcome(
+async def _issue_for(
     issue: Callable[[TokenRequest], Awaitable[ChatToken]],
     attendee: Attendee,
     request: TokenRequest,
@@ -250,10 +230,10 @@ async def _outcome(
     try:
         return Outcome(attendee, token=await issue(request))
     except (InvalidConfiguration, ServiceClosed, WrongLoop):
-        # No other call would fare better.
+        # Every other call would fail in the same way: this ends the job.
         raise
     except ChatTokenError as error:
-        # The traceback's frames hold the request; a job may keep a million outcomes.
+        # The traceback's frames hold the request, and a caller may keep a million outcomes.
         return Outcome(attendee, error=error.with_traceback(None))
 
 
@@ -261,8 +241,8 @@ def outcome_as_json(outcome: Outcome) -> str:
     """Return an outcome as one line of JSON, its line break included.
 
     ``{"line", "room", "user", "token", "tokenExpirationTime", "sessionExpirationTime"}``, or
-    ``{"line", "room", "user", "error": {"code", "message"}}`` without room and user where these
-    could not be read. The line shows the token in plain text: it is for the attendee only.
+    ``{"line", "room", "user", "error": {"code", "message"}}``, without room and user if they could
+    not be read. The line shows the token in plain text: it is for the attendee only.
     """
     attendee = outcome.attendee
     members: dict[str, Any] = {"line": attendee.line}
@@ -286,149 +266,3 @@ def token_members(request: TokenRequest, token: ChatToken) -> dict[str, str]:
         "tokenExpirationTime": iso_utc(token.token_expires),
         "sessionExpirationTime": iso_utc(token.session_expires),
     }
-
-
-@contextmanager
-def private_output(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[TextIO]:
-    """Open a file for secrets, which is complete or absent, and its owner's only.
-
-    It is written beside its place and moved there at the end of the block; if the block or the
-    disk fails, it is removed.
-
-    Args:
-        path: where the file is to be; never written through a symbolic link.
-        force: whether a file that is there already is replaced.
-
-    Raises:
-        OSError: it cannot be written, exists already, or is something else than a file.
-    """
-    target = Path(path)
-    check_free(target, force=force)
-    part = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
-    descriptor = open_private(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            # A full disk may show only here.
-            os.fsync(descriptor)
-        check_free(target, force=force)
-        part.replace(target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            part.unlink()
-        raise
-
-
-def open_private(path: Path, flags: int) -> int:
-    """Open a file, never through a symbolic link; one that is made is its owner's only.
-
-    Args:
-        path: the file.
-        flags: of :func:`os.open`.
-
-    Returns:
-        The descriptor.
-
-    Raises:
-        OSError: it cannot be opened, or is something else than a file.
-    """
-    if path.is_symlink():
-        raise OSError(errno.ELOOP, "is a symbolic link", str(path))
-    # Not blocking: what is there may be a pipe that nobody reads.
-    more = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    descriptor = os.open(path, flags | more, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def check_free(target: Path, *, force: bool) -> None:
-    """Refuse a place where a file for secrets cannot come to be.
-
-    Args:
-        target: the place.
-        force: whether a file that is there already may be replaced.
-
-    Raises:
-        OSError: a file, a link or something else is in the way.
-    """
-    if target.is_symlink():
-        raise OSError(errno.ELOOP, "is a symbolic link", str(target))
-    if target.exists():
-        if not target.is_file():
-            raise OSError(errno.EINVAL, "is not a regular file", str(target))
-        if not force:
-            raise FileExistsError(errno.EEXIST, "exists already", str(target))
-
-
-class BlockingThread:
-    """A thread for calls that may block for ever, such as reading a pipe.
-
-    Unlike an executor's, it holds up neither the end of the event loop nor that of the process.
-    Calls are made one after the other; one that is abandoned goes on, and its result is dropped.
-    """
-
-    def __init__(self) -> None:
-        self._calls: queue.SimpleQueue[tuple[asyncio.Future[Any], Callable[[], Any]] | None]
-        self._calls = queue.SimpleQueue()
-        threading.Thread(target=self._serve, name="aioivschat-io", daemon=True).start()
-
-    async def run(self, call: Callable[..., T], *args: Any) -> T:
-        """Make a call in the thread.
-
-        Args:
-            call: what to call; must not raise ``StopIteration``.
-            args: its arguments.
-
-        Returns:
-            What it returns.
-
-        Raises:
-            Exception: what it raises.
-        """
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.put((future, partial(call, *args)))
-        return await future
-
-    def close(self) -> None:
-        """End the thread after the calls that were asked for."""
-        self._calls.put(None)
-
-    def _serve(self) -> None:
-        while (job := self._calls.get()) is not None:
-            future, call = job
-            try:
-                settle: Callable[[], None] = partial(future.set_result, call())
-            except BaseException as error:
-                settle = partial(future.set_exception, error)
-            try:
-                future.get_loop().call_soon_threadsafe(_settle, future, settle)
-            except RuntimeError:
-                return  # the loop was closed meanwhile
-
-
-def _settle(future: asyncio.Future[Any], settle: Callable[[], None]) -> None:
-    if not future.done():
-        settle()
-
-
-async def read_in_thread(rows: Iterator[T]) -> AsyncIterator[T]:
-    """Pull an iterator in a thread, for a source that blocks, such as a pipe.
-
-    Args:
-        rows: an iterator without ``None``; it is pulled one row at a time, as needed.
-
-    Returns:
-        Its rows.
-    """
-    thread = BlockingThread()
-    try:
-        while (row := await thread.run(next, rows, None)) is not None:
-            yield row
-    finally:
-        thread.close()
