@@ -1,4 +1,4 @@
-"""Requests: what AWS would refuse is refused here, and equal means the same to AWS."""
+"""Requests: their limits are AWS's, and two are equal if AWS could not tell them apart."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from aioivschat._models import Attempt
 ROOM = "arn:aws:ivschat:eu-west-1:123456789012:room/AbCd-1234"
 CANARY = "canary-7f3a9"
 SURROGATE = "\ud800"
-HOUSE = str(Path(aioivschat.__file__).parent)
+PACKAGE = str(Path(aioivschat.__file__).parent)
 
 thorough = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 
 
-def refusal(*args: Any, **kwargs: Any) -> InvalidRequest:
-    """Return the error that a request is refused with."""
+def error_of(*args: Any, **kwargs: Any) -> InvalidRequest:
+    """Return the error that a request with these arguments raises."""
     with pytest.raises(InvalidRequest) as caught:
         TokenRequest(*args, **kwargs)
     return caught.value
@@ -44,20 +44,20 @@ def room_of(length: int) -> str:
 
 @pytest.mark.parametrize("length", [45, 128])
 def test_a_room_of_up_to_128_characters_is_accepted(length: int) -> None:
-    """The longest ARN and the shortest of this account."""
+    """The shortest ARN of this account and the longest one."""
     assert room_of(length) == TokenRequest(room_of(length), "u").room
 
 
 def test_a_room_of_129_characters_is_refused() -> None:
-    """One character too many, and the error says how many are allowed."""
-    error = refusal(room_of(129), "u")
+    """The error names the member, the limit and the length found."""
+    error = error_of(room_of(129), "u")
     assert ("roomIdentifier", "1 to 128 characters") == (error.member, error.limit)
     assert "roomIdentifier: must be 1 to 128 characters; found 129" == str(error)
 
 
 def test_an_empty_room_is_refused() -> None:
-    """The lower bound of the length."""
-    assert "roomIdentifier: must be 1 to 128 characters; found 0" == str(refusal("", "u"))
+    """The error names the limit and the length 0."""
+    assert "roomIdentifier: must be 1 to 128 characters; found 0" == str(error_of("", "u"))
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,9 @@ def test_an_empty_room_is_refused() -> None:
         "AbCd-1234",
     ],
 )
-def test_what_is_no_arn_of_a_room_is_refused(room: str) -> None:
-    """Other services, partitions, alphabets, and a newline after the end."""
-    error = refusal(room, "u")
+def test_text_other_than_a_rooms_arn_is_refused(room: str) -> None:
+    """Other services, partitions or alphabets, parts left out, and characters around an ARN."""
+    error = error_of(room, "u")
     assert "roomIdentifier" == error.member
     assert "a room ARN, arn:aws:ivschat:<region>:<account>:room/<id>" == error.limit
     assert str(error).startswith(f"roomIdentifier: must be {error.limit}; found ")
@@ -94,14 +94,14 @@ def test_what_is_no_arn_of_a_room_is_refused(room: str) -> None:
 
 @pytest.mark.parametrize("room", [None, 7, ROOM.encode(), [ROOM], RoomArn.parse(ROOM)])
 def test_a_room_that_is_no_text_is_refused(room: object) -> None:
-    """The error names the type found."""
-    error = refusal(room, "u")
+    """The error names the type that was found."""
+    error = error_of(room, "u")
     assert "roomIdentifier" == error.member
     assert str(error).endswith(f"found a value of type {type(room).__name__}")
 
 
-def test_a_room_knows_its_region_and_account() -> None:
-    """They are what a quota belongs to; printed, the parts are the ARN again."""
+def test_a_room_has_region_and_account() -> None:
+    """``RoomArn`` has the parts of an ARN, and its ``str`` is the ARN."""
     arn = RoomArn.parse(ROOM)
     assert ("eu-west-1", "123456789012", "AbCd-1234") == (arn.region, arn.account, arn.room_id)
     assert ROOM == str(arn)
@@ -112,29 +112,29 @@ def test_a_room_knows_its_region_and_account() -> None:
 
 @pytest.mark.parametrize("user", ["u", "u" * 128, "\U0001f600" * 128, "\0", "a\nb", " "])
 def test_a_user_of_1_to_128_characters_is_accepted(user: str) -> None:
-    """Any text: characters are counted, not bytes."""
+    """Any text is accepted; characters are counted and not bytes."""
     assert user == TokenRequest(ROOM, user).as_members()["userId"]
 
 
 @pytest.mark.parametrize("length", [0, 129])
 def test_a_user_outside_1_to_128_characters_is_refused(length: int) -> None:
-    """Both sides; the error says how many were found and not which."""
-    error = refusal(ROOM, "u" * length)
+    """The error names the number of characters and shows none of them."""
+    error = error_of(ROOM, "u" * length)
     assert ("userId", "1 to 128 characters") == (error.member, error.limit)
     assert f"userId: must be 1 to 128 characters; found {length} characters" == str(error)
 
 
 @pytest.mark.parametrize("user", [SURROGATE, "a" + SURROGATE, "\udfff" * 128])
 def test_a_user_that_utf_8_cannot_carry_is_refused(user: str) -> None:
-    """JSON lets lone surrogates through; the wire does not."""
-    assert "userId: must be encodable as UTF-8; found a lone surrogate" == str(refusal(ROOM, user))
+    """JSON can hold a lone surrogate, and UTF-8 cannot."""
+    assert "userId: must be encodable as UTF-8; found a lone surrogate" == str(error_of(ROOM, user))
 
 
 @pytest.mark.parametrize("user", [None, 7, b"alice", ["alice"], {"alice"}])
 def test_a_user_that_is_no_text_is_refused(user: object) -> None:
-    """An integer id is not turned into text behind the caller's back."""
+    """An id of another type, such as an integer, is not converted to text."""
     expected = f"userId: must be text; found a value of type {type(user).__name__}"
-    assert expected == str(refusal(ROOM, user))
+    assert expected == str(error_of(ROOM, user))
 
 
 # Capabilities.
@@ -142,7 +142,7 @@ def test_a_user_that_is_no_text_is_refused(user: object) -> None:
 
 @pytest.mark.parametrize("capability", ["SEND_MESSAGE", "DELETE_MESSAGE", "DISCONNECT_USER"])
 def test_each_capability_is_accepted_as_text_and_as_member(capability: str) -> None:
-    """Text and the enum's member mean the same."""
+    """A capability's text and its enum member make equal requests."""
     as_text = TokenRequest(ROOM, "u", [capability])
     as_member = TokenRequest(ROOM, "u", {Capability(capability)})
     assert as_text == as_member
@@ -150,7 +150,7 @@ def test_each_capability_is_accepted_as_text_and_as_member(capability: str) -> N
 
 
 def test_there_are_no_other_capabilities() -> None:
-    """The enum is the API's."""
+    """The enum has the three members of the API."""
     assert {"SEND_MESSAGE", "DELETE_MESSAGE", "DISCONNECT_USER"} == set(Capability)
 
 
@@ -165,8 +165,8 @@ def test_there_are_no_other_capabilities() -> None:
     ],
 )
 def test_an_unknown_capability_is_refused(unknown: str, found: str) -> None:
-    """Also beside a known one; what does not look like a capability is not repeated."""
-    error = refusal(ROOM, "u", ["SEND_MESSAGE", unknown])
+    """The error shows an unknown name only if it looks like a capability."""
+    error = error_of(ROOM, "u", ["SEND_MESSAGE", unknown])
     limit = "a collection of SEND_MESSAGE, DELETE_MESSAGE, DISCONNECT_USER"
     assert ("capabilities", limit) == (error.member, error.limit)
     assert f"capabilities: must be {limit}; found {found}" == str(error)
@@ -174,22 +174,22 @@ def test_an_unknown_capability_is_refused(unknown: str, found: str) -> None:
 
 @pytest.mark.parametrize("capabilities", ["SEND_MESSAGE", b"SEND_MESSAGE", "", 3, None])
 def test_capabilities_that_are_no_collection_are_refused(capabilities: object) -> None:
-    """Text is iterable, and its characters are not what was meant."""
-    error = refusal(ROOM, "u", capabilities)
+    """Text is refused too, though it is iterable, and so is ``None``."""
+    error = error_of(ROOM, "u", capabilities)
     assert "capabilities" == error.member
     assert str(error).endswith(f"found a value of type {type(capabilities).__name__}")
 
 
 @pytest.mark.parametrize("name", [None, 1, b"SEND_MESSAGE", ["SEND_MESSAGE"]])
 def test_a_capability_that_is_no_text_is_refused(name: object) -> None:
-    """Unhashable ones too, with the library's error and not with Python's."""
-    error = refusal(ROOM, "u", [name])
+    """``InvalidRequest`` names the type of an element, also of one that cannot be hashed."""
+    error = error_of(ROOM, "u", [name])
     assert "capabilities" == error.member
     assert str(error).endswith(f"found a value of type {type(name).__name__}")
 
 
 def test_capabilities_may_be_any_iterable() -> None:
-    """A generator can be read only once, and duplicates have no meaning."""
+    """A generator with duplicates is read once and gives a set."""
     once = (name for name in ("SEND_MESSAGE", "DELETE_MESSAGE", "SEND_MESSAGE"))
     expected = frozenset({Capability.SEND_MESSAGE, Capability.DELETE_MESSAGE})
     assert expected == TokenRequest(ROOM, "u", once).capabilities
@@ -199,7 +199,7 @@ def test_capabilities_may_be_any_iterable() -> None:
 
 
 def test_1024_bytes_of_attributes_are_accepted() -> None:
-    """Keys and values count, in bytes of UTF-8."""
+    """Bytes of UTF-8 are counted over keys and values."""
     attributes = {"k" * 24: "v" * 400, "é" * 100: "\U0001f600" * 100}
     assert attributes == TokenRequest(ROOM, "u", (), attributes).as_members()["attributes"]
 
@@ -215,8 +215,8 @@ def test_1024_bytes_of_attributes_are_accepted() -> None:
     ],
 )
 def test_1025_bytes_of_attributes_are_refused(attributes: dict[str, str]) -> None:
-    """Whether they stand in keys or values, in one pair or in many."""
-    error = refusal(ROOM, "u", (), attributes)
+    """One byte too many is refused in a key or a value, in one pair or over many."""
+    error = error_of(ROOM, "u", (), attributes)
     limit = "at most 1024 bytes of UTF-8 over all keys and values"
     assert ("attributes", limit) == (error.member, error.limit)
     assert f"attributes: must be {limit}; found 1025 bytes" == str(error)
@@ -237,8 +237,8 @@ def test_1025_bytes_of_attributes_are_refused(attributes: dict[str, str]) -> Non
 def test_attributes_other_than_text_to_text_are_refused(
     attributes: dict[Any, Any], found: str
 ) -> None:
-    """Nothing is turned into text, and the error shows types only."""
-    error = refusal(ROOM, "u", (), attributes)
+    """Keys and values are not converted to text, and the error shows no more than a type."""
+    error = error_of(ROOM, "u", (), attributes)
     limit = "text to text, encodable as UTF-8"
     assert ("attributes", limit) == (error.member, error.limit)
     assert f"attributes: must be {limit}; found {found}" == str(error)
@@ -246,16 +246,16 @@ def test_attributes_other_than_text_to_text_are_refused(
 
 @pytest.mark.parametrize("attributes", [[("k", "v")], "k", 7, {"k"}, (), ""])
 def test_attributes_that_are_no_mapping_are_refused(attributes: object) -> None:
-    """Pairs, too: the API has a map. Empty ones are wrong all the same."""
+    """Sequences of pairs are refused too, and so are empty collections and text."""
     expected = (
         f"attributes: must be a mapping of text to text; "
         f"found a value of type {type(attributes).__name__}"
     )
-    assert expected == str(refusal(ROOM, "u", (), attributes))
+    assert expected == str(error_of(ROOM, "u", (), attributes))
 
 
-class Lookup(Mapping[str, str]):
-    """A mapping that is no dict."""
+class OtherMapping(Mapping[str, str]):
+    """A mapping that is not a dict."""
 
     def __getitem__(self, key: str) -> str:
         """Return the only value."""
@@ -271,9 +271,9 @@ class Lookup(Mapping[str, str]):
 
 
 def test_attributes_may_be_any_mapping() -> None:
-    """It need not be a dict."""
+    """A mapping that is not a dict makes the same request as an equal dict."""
     expected = TokenRequest(ROOM, "u", (), {"displayName": "Alice"})
-    assert expected == TokenRequest(ROOM, "u", (), Lookup())
+    assert expected == TokenRequest(ROOM, "u", (), OtherMapping())
 
 
 # The duration.
@@ -281,29 +281,29 @@ def test_attributes_may_be_any_mapping() -> None:
 
 @pytest.mark.parametrize("minutes", [1, 180])
 def test_1_to_180_minutes_are_accepted(minutes: int) -> None:
-    """Both ends."""
+    """The least and the greatest duration are accepted."""
     request = TokenRequest(ROOM, "u", session_minutes=minutes)
     assert minutes == request.as_members()["sessionDurationInMinutes"]
 
 
 @pytest.mark.parametrize("minutes", [0, 181, -1, 999, 10**8])
 def test_other_minutes_are_refused(minutes: int) -> None:
-    """Just outside and far outside, with the number that was found."""
-    error = refusal(ROOM, "u", session_minutes=minutes)
+    """Numbers just outside and far outside are refused, and the error shows them."""
+    error = error_of(ROOM, "u", session_minutes=minutes)
     limit = "a whole number from 1 to 180"
     assert ("sessionDurationInMinutes", limit) == (error.member, error.limit)
     assert f"sessionDurationInMinutes: must be {limit}; found {minutes}" == str(error)
 
 
 def test_a_number_too_long_to_print_is_refused_like_any_other() -> None:
-    """Python refuses to print integers of more than 4,300 digits with an error of its own."""
-    assert "sessionDurationInMinutes" == refusal(ROOM, "u", session_minutes=10**5000).member
+    """Python itself raises when an integer of more than 4,300 digits is printed."""
+    assert "sessionDurationInMinutes" == error_of(ROOM, "u", session_minutes=10**5000).member
 
 
 @pytest.mark.parametrize("minutes", [True, False, 60.0, float("nan"), "60", None])
 def test_minutes_that_are_no_whole_number_are_refused(minutes: object) -> None:
-    """True is an int to Python, and no duration."""
-    error = refusal(ROOM, "u", session_minutes=minutes)
+    """Other types are refused by their name, bool included, though it is an int."""
+    error = error_of(ROOM, "u", session_minutes=minutes)
     assert "sessionDurationInMinutes" == error.member
     assert str(error).endswith(f"found a value of type {type(minutes).__name__}")
 
@@ -312,8 +312,8 @@ def test_minutes_that_are_no_whole_number_are_refused(minutes: object) -> None:
 
 
 def test_a_refusal_is_a_value_error_of_the_library() -> None:
-    """It is caught as either."""
-    error = refusal(ROOM, "")
+    """``InvalidRequest`` is a ``ChatTokenError`` and a ``ValueError``."""
+    error = error_of(ROOM, "")
     assert isinstance(error, ChatTokenError)
     assert isinstance(error, ValueError)
 
@@ -340,10 +340,10 @@ def test_a_refusal_is_a_value_error_of_the_library() -> None:
     ],
 )
 def test_a_refusal_shows_no_user_and_no_attribute(arguments: tuple[Any, ...]) -> None:
-    """Neither its message nor a traceback with locals does, and no other error hangs on it."""
-    error = refusal(*arguments)
+    """Message, attributes and traceback with locals show neither, and there is no other error."""
+    error = error_of(*arguments)
     report = traceback.TracebackException.from_exception(error, capture_locals=True)
-    ours = [str(frame.locals) for frame in report.stack if frame.filename.startswith(HOUSE)]
+    ours = [str(frame.locals) for frame in report.stack if frame.filename.startswith(PACKAGE)]
     assert ours
     for text in (str(error), repr(error), repr(error.args), repr(vars(error)), *ours):
         assert CANARY not in text
@@ -356,7 +356,7 @@ ATTEMPT = Attempt((REQUEST.identity, CANARY))
 
 @pytest.mark.fault(30)
 def test_a_request_prints_without_user_and_attributes() -> None:
-    """However it is printed; the rest of it is there to be seen."""
+    """``repr``, ``str`` and formats show the rest of a request."""
     expected = (
         f"TokenRequest(room='{ROOM}', user=<redacted>, capabilities={{SEND_MESSAGE}}, "
         "attributes=<1 redacted>, session_minutes=60)"
@@ -368,7 +368,7 @@ def test_a_request_prints_without_user_and_attributes() -> None:
 
 @pytest.mark.fault(30)
 def test_identities_and_attempts_print_nothing_of_themselves() -> None:
-    """They are keys of dictionaries, which get printed."""
+    """They are keys of dictionaries, which show the ``repr`` of their keys."""
     assert "{<identity>: 1, <attempt>: 2}" == str({REQUEST.identity: 1, ATTEMPT: 2})
     assert "<identity>" == f"{REQUEST.identity}" == "%s" % (REQUEST.identity,)  # noqa: UP031 (tested)
 
@@ -377,13 +377,13 @@ def test_identities_and_attempts_print_nothing_of_themselves() -> None:
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("secret", [REQUEST, REQUEST.identity, ATTEMPT], ids=type)
 def test_what_holds_a_user_refuses_to_be_pickled(secret: object, protocol: int) -> None:
-    """Pickles end up in stores and queues; also inside of something else."""
+    """``pickle`` raises, also for a list of them: pickles end up in stores and queues."""
     with pytest.raises(TypeError, match="is not pickled"):
         pickle.dumps([secret], protocol)
 
 
 def test_a_copy_of_a_request_is_the_request() -> None:
-    """It cannot change, so there is nothing to copy."""
+    """Copies of an immutable request are the request itself."""
     assert REQUEST is copy.copy(REQUEST)
     assert REQUEST is copy.deepcopy([REQUEST])[0]
 
@@ -396,7 +396,7 @@ def test_a_copy_of_a_request_is_the_request() -> None:
     ["room", "user", "capabilities", "attributes", "session_minutes", "identity"],
 )
 def test_a_request_cannot_be_changed(member: str) -> None:
-    """Neither by setting nor by deleting."""
+    """No attribute of a request can be set or deleted."""
     request = TokenRequest(ROOM, "u")
     with pytest.raises(FrozenInstanceError):
         setattr(request, member, getattr(request, member))
@@ -405,7 +405,7 @@ def test_a_request_cannot_be_changed(member: str) -> None:
 
 
 def test_a_request_does_not_follow_what_it_was_made_of() -> None:
-    """The caller's collections stay the caller's."""
+    """Changing the caller's collections, or what a request returns, does not change the request."""
     capabilities, attributes = ["SEND_MESSAGE"], {"k": "v"}
     request = TokenRequest(ROOM, "u", capabilities, attributes)
     capabilities.append("DELETE_MESSAGE")
@@ -418,7 +418,7 @@ def test_a_request_does_not_follow_what_it_was_made_of() -> None:
 
 
 def test_the_members_are_those_of_the_api() -> None:
-    """What has no meaning is left out, and the order is always the same."""
+    """``as_members`` sorts capabilities, and leaves out empty ones and empty attributes."""
     full = TokenRequest(ROOM, "u", ["SEND_MESSAGE", "DELETE_MESSAGE"], {"k": "v"}, 30)
     assert {
         "roomIdentifier": ROOM,
@@ -434,8 +434,8 @@ def test_the_members_are_those_of_the_api() -> None:
     } == TokenRequest(ROOM, "u").as_members()
 
 
-class Asked(NamedTuple):
-    """The arguments of a request, in some order of no meaning."""
+class Arguments(NamedTuple):
+    """The arguments of a request, in any order of capabilities and attributes."""
 
     room: str
     user: str
@@ -444,12 +444,12 @@ class Asked(NamedTuple):
     minutes: int | None
 
     def request(self) -> TokenRequest:
-        """Make the request; without minutes the default holds."""
+        """Make the request, without minutes by the default."""
         arguments: tuple[str, str, Iterable[str], Mapping[str, str] | None] = self[:4]
         return TokenRequest(*arguments, *([] if self.minutes is None else [self.minutes]))
 
     def meaning(self) -> object:
-        """Return what AWS would make of it, written down independently."""
+        """Return what the arguments mean to AWS, found without the library."""
         return (
             self.room,
             self.user,
@@ -459,11 +459,11 @@ class Asked(NamedTuple):
         )
 
 
-# Few and treacherous pieces, so that equal requests and near misses both come up.
+# Few and similar pieces, so that equal and almost equal requests both come up.
 texts = st.sampled_from(["a", "b", "a:b", "b:a", "a-b", ":", "A"])
 rooms = st.sampled_from([ROOM, ROOM + "a", ROOM + "-b", ROOM.replace("eu-west-1", "us-west-2")])
-asked = st.builds(
-    Asked,
+arguments_of_requests = st.builds(
+    Arguments,
     rooms,
     texts,
     st.lists(st.sampled_from(["SEND_MESSAGE", "DELETE_MESSAGE", "DISCONNECT_USER"]), max_size=4),
@@ -473,13 +473,15 @@ asked = st.builds(
 
 
 @thorough
-@example(Asked(ROOM, "-au", [], None, None), Asked(ROOM + "-a", "u", [], None, None))
-@example(Asked(ROOM, "a", [], {"k": "v=w"}, None), Asked(ROOM, "a", [], {"k=v": "w"}, None))
-@example(Asked(ROOM, "a", [], {"k": "v"}, None), Asked(ROOM, "a", [], {"v": "k"}, None))
-@example(Asked(ROOM, "a", [], {}, None), Asked(ROOM, "a", [], None, 60))
-@given(asked, asked)
-def test_requests_are_equal_if_and_only_if_they_mean_the_same(one: Asked, other: Asked) -> None:
-    """By comparison, by identity, by hash where equal, and by what goes to AWS."""
+@example(Arguments(ROOM, "-au", [], None, None), Arguments(ROOM + "-a", "u", [], None, None))
+@example(Arguments(ROOM, "a", [], {"k": "v=w"}, None), Arguments(ROOM, "a", [], {"k=v": "w"}, None))
+@example(Arguments(ROOM, "a", [], {"k": "v"}, None), Arguments(ROOM, "a", [], {"v": "k"}, None))
+@example(Arguments(ROOM, "a", [], {}, None), Arguments(ROOM, "a", [], None, 60))
+@given(arguments_of_requests, arguments_of_requests)
+def test_requests_are_equal_if_and_only_if_they_mean_the_same(
+    one: Arguments, other: Arguments
+) -> None:
+    """Equality of requests, identities, hashes and members agrees with what the arguments mean."""
     first, second = one.request(), other.request()
     same = one.meaning() == other.meaning()
     assert same == (first == second)
@@ -490,9 +492,9 @@ def test_requests_are_equal_if_and_only_if_they_mean_the_same(one: Asked, other:
 
 
 @thorough
-@given(asked, st.randoms(use_true_random=False))
-def test_order_has_no_meaning(one: Asked, rng: Any) -> None:
-    """Neither that of capabilities nor that of attributes, nor how often one is named."""
+@given(arguments_of_requests, st.randoms(use_true_random=False))
+def test_order_has_no_meaning(one: Arguments, rng: Any) -> None:
+    """Capabilities shuffled and named twice, or attributes shuffled, make an equal request."""
     capabilities = one.capabilities * 2
     rng.shuffle(capabilities)
     pairs = list((one.attributes or {}).items())
@@ -505,7 +507,7 @@ def test_order_has_no_meaning(one: Asked, rng: Any) -> None:
 @thorough
 @given(st.text(max_size=140), st.dictionaries(st.text(max_size=80), st.text(max_size=80)))
 def test_any_text_is_either_refused_or_kept_as_it_is(user: str, attributes: dict[str, str]) -> None:
-    """Nothing is normalised: what the caller wrote goes to AWS."""
+    """User and attributes within the limits reach AWS as they were written."""
     try:
         members = TokenRequest(ROOM, user, (), attributes).as_members()
     except InvalidRequest:
@@ -516,7 +518,7 @@ def test_any_text_is_either_refused_or_kept_as_it_is(user: str, attributes: dict
 
 
 def test_a_request_equals_nothing_else() -> None:
-    """Not its members, not its identity."""
+    """A request differs from its members, its identity and text."""
     request = TokenRequest(ROOM, "u")
     assert request != request.as_members()
     assert request != request.identity
@@ -524,8 +526,8 @@ def test_a_request_equals_nothing_else() -> None:
 
 
 @thorough
-@given(asked, st.text(max_size=3))
-def test_the_identity_of_one_user_is_never_that_of_another(one: Asked, user: str) -> None:
-    """Whatever stands beside it."""
+@given(arguments_of_requests, st.text(max_size=3))
+def test_the_identity_of_one_user_is_never_that_of_another(one: Arguments, user: str) -> None:
+    """Requests that differ only in the user are not equal."""
     assume(1 <= len(user) and user != one.user)
     assert one.request() != one._replace(user=user).request()

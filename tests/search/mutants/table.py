@@ -711,7 +711,7 @@ CLIENTS = (
         "if quotes or _holds_any(message, secrets):",
         "if False:",
         "an error of AWS shows who asked",
-        tests="project/test_canary.py",
+        tests="aws/test_redaction.py",
         simulated=False,
     ),
 )
