@@ -149,7 +149,7 @@ class TokenCache:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        # This is `is_usable` written out: two calls would be a third of what a hit costs.
+        # `is_usable`, written out: its calls would make a hit a third slower.
         if (
             entry.monotonic_end - self._monotonic() >= self._margin
             and entry.wall_end - self._wall() >= self._margin
@@ -178,7 +178,7 @@ class TokenCache:
             self._drop_oldest()
 
     def remove(self, entry: Entry) -> None:
-        """Forget a token; nothing if it is not held, as another one replaced it, say."""
+        """Forget a token, unless another one has taken its place."""
         if self._is_held(entry):
             del self._entries[entry.key]
 

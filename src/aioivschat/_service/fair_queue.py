@@ -75,7 +75,7 @@ class _RoomTurns:
 
 
 class QueuedLimiter:
-    """The queue that limiters of all kinds share; see :class:`Limiter`.
+    """What limiters of all kinds share: the queues, one for each priority.
 
     Args:
         max_waiting: as in :class:`Quota`.
@@ -124,9 +124,8 @@ class QueuedLimiter:
         self._queues[reservation.priority].remove(reservation)
 
     def _promote(self, reservation: QueuedReservation, priority: Priority) -> None:
-        if priority < reservation.priority and self._queues[reservation.priority].remove(
-            reservation
-        ):
+        queue = self._queues[reservation.priority]
+        if priority < reservation.priority and queue.remove(reservation):
             reservation.priority = priority
             self._queues[priority].add(reservation)
 

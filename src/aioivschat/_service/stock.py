@@ -1,6 +1,7 @@
 """The stock: tokens that nobody has been handed, each for one later call.
 
-Bounded as the cache is, and swept in the same way; a timer sweeps what no insertion comes upon.
+Bounded and synchronous. All tokens live equally long, so the oldest expire first: each insertion
+sweeps a little at the old end, and a timer sweeps what expires while nothing is inserted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _SWEPT_AT_A_TIME = 64
 
 
 class _Stocked:
-    """An entry of the stock. It stands in two queues, and may have been taken from one of them."""
+    """An entry in both queues of the stock: what is taken leaves one at once, the other later."""
 
     __slots__ = ("entry", "taken")
 
