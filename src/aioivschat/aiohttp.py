@@ -15,22 +15,17 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
-from aioivschat._endpoint.endpoint import (
+from aioivschat._endpoint.asks import Ask
+from aioivschat._endpoint.browser import PATH, BrowserModule, openapi, provider_path
+from aioivschat._endpoint.endpoint import Authorize, Endpoint, raise_missing_service
+from aioivschat._endpoint.exchange import (
     BODY_MAX_BYTES,
-    NOBODY,
-    PATH,
-    Answer,
-    Ask,
-    Authorize,
-    Endpoint,
-    EndpointPolicy,
-    Provider,
+    CLIENT_GONE,
     Received,
-    Share,
-    missing_service,
-    openapi,
-    provider_path,
+    Reply,
+    read_body,
 )
+from aioivschat._endpoint.rate_limits import EndpointPolicy, Share
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.errors import require
 
@@ -39,8 +34,8 @@ __all__ = ["SERVICE", "Ask", "EndpointPolicy", "Share", "get_service", "openapi"
 SERVICE = web.AppKey("aioivschat", AsyncTokenService)
 """Where the application keeps the service."""
 
-_SWEEP = 0.25
-"""Seconds between two looks at who is still there: a place in the queue is soon free again."""
+_SWEEP_SECONDS = 0.25
+"""Poll interval for clients that disconnected: so soon their reservations are given up."""
 
 
 def setup(
@@ -75,31 +70,31 @@ def setup(
     mounted = SERVICE in app or _MOUNTED in app
     require(not mounted, "setup", "called once for an application", "a second call")
     endpoint = Endpoint(authorize, policy, passed_on=web.HTTPException)
-    provider = Provider()
-    departures = _Departures()
+    module = BrowserModule()
+    clients = _WaitingClients()
     app[_MOUNTED] = True
     if service is None:
-        app.cleanup_ctx.append(_own_service)
+        app.cleanup_ctx.append(_open_own_service)
     else:
         app[SERVICE] = service
 
-    async def token(request: web.Request) -> web.Response:
-        watch = partial(departures.watch, request)
+    async def post_token(request: web.Request) -> web.Response:
+        watch = partial(clients.watch, request)
         try:
-            received = Received(request.headers, await _body(request))
-            answer = await endpoint.respond(get_service(app), request, received, watch)
+            received = Received(request.headers, await _read_payload(request))
+            reply = await endpoint.respond(get_service(app), request, received, watch)
         except ConnectionError:
-            return _response(NOBODY)
-        except web.HTTPException as answer_of_rule:
-            answer_of_rule.headers[hdrs.CACHE_CONTROL] = "no-store"
+            return _make_response(CLIENT_GONE)
+        except web.HTTPException as reply_of_rule:
+            reply_of_rule.headers[hdrs.CACHE_CONTROL] = "no-store"
             raise
-        return _response(answer)
+        return _make_response(reply)
 
-    async def module(request: web.Request) -> web.Response:
-        return _response(provider.respond(request.headers))
+    async def get_module(request: web.Request) -> web.Response:
+        return _make_response(module.respond(request.headers))
 
-    app.router.add_post(path, token)
-    app.router.add_get(provider_path(path), module)
+    app.router.add_post(path, post_token)
+    app.router.add_get(provider_path(path), get_module)
 
 
 def get_service(place: web.Request | web.Application) -> AsyncTokenService:
@@ -114,74 +109,65 @@ def get_service(place: web.Request | web.Application) -> AsyncTokenService:
     """
     config = place.config_dict if isinstance(place, web.Request) else place
     service: AsyncTokenService | None = config.get(SERVICE)
-    return service or missing_service("aioivschat.aiohttp")
+    return service or raise_missing_service("aioivschat.aiohttp")
 
 
 _MOUNTED = web.AppKey("aioivschat_mounted", bool)
 
 
-async def _own_service(app: web.Application) -> AsyncIterator[None]:
+async def _open_own_service(app: web.Application) -> AsyncIterator[None]:
     async with AsyncTokenService() as service:
         app[SERVICE] = service
         yield
 
 
-async def _body(request: web.Request) -> bytes | None:
+async def _read_payload(request: web.Request) -> bytes | None:
     """Return the body, or ``None`` if it is too large."""
+    content = request.content
     try:
-        return await _read(request)
+        if content.is_eof():
+            # A small body comes with its headers. If there is none, a middleware may have read it.
+            return content.read_nowait() or await request.read()
+        if (request.content_length or 0) > BODY_MAX_BYTES:
+            return None
+        return await read_body(content.iter_any())
     except web.RequestPayloadError:
-        # Not compressed as it says it is: refused for that, or else for being no JSON.
+        # The body cannot be decompressed. The endpoint refuses any Content-Encoding, or else an
+        # empty body as no JSON.
         return b""
 
 
-async def _read(request: web.Request) -> bytes | None:
-    """Return the body, or ``None`` as soon as it is too large."""
-    content = request.content
-    if content.is_eof():
-        # A small body comes with its headers. If there is none, a middleware may have read it.
-        return content.read_nowait() or await request.read()
-    if (request.content_length or 0) > BODY_MAX_BYTES:
-        return None
-    body = b""
-    async for chunk in content.iter_any():
-        body += chunk
-        if len(body) > BODY_MAX_BYTES:
-            return None
-    return body
-
-
-class _Departures:
-    """Tells of clients that went away while they waited.
+class _WaitingClients:
+    """Notices which of the clients that wait have disconnected.
 
     aiohttp cancels handlers only where the server is told to, and has no event for it; so one
-    timer looks after all who wait.
+    timer polls the connections of all who wait.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[Callable[[], None], web.Request] = {}
+        self._requests: dict[Callable[[], None], web.Request] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, request: web.Request, leave: Callable[[], None]) -> Callable[[], None]:
-        """Call ``leave`` once when the client is gone; return what ends that."""
-        self._waiting[leave] = request
+    def watch(self, request: web.Request, cancel: Callable[[], None]) -> Callable[[], None]:
+        """Call ``cancel`` once when the client has disconnected; return what ends the watching."""
+        self._requests[cancel] = request
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
-        return lambda: self._unwatch(leave)
+            self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+        return partial(self._unwatch, cancel)
 
-    def _unwatch(self, leave: Callable[[], None]) -> None:
-        self._waiting.pop(leave, None)
-        if not self._waiting and self._timer is not None:
+    def _unwatch(self, cancel: Callable[[], None]) -> None:
+        self._requests.pop(cancel, None)
+        if not self._requests and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _sweep(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_SWEEP, self._sweep)
-        for leave, request in list(self._waiting.items()):
+        self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+        for cancel, request in list(self._requests.items()):
             if request.transport is None or request.transport.is_closing():
-                self._unwatch(leave)
-                leave()
+                self._unwatch(cancel)
+                cancel()
 
 
-def _response(answer: Answer) -> web.Response:
-    return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
+def _make_response(reply: Reply) -> web.Response:
+    return web.Response(status=reply.status, headers=reply.headers, body=reply.body)

@@ -22,22 +22,11 @@ from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from aioivschat._endpoint.endpoint import (
-    BODY_MAX_BYTES,
-    NOBODY,
-    PATH,
-    Answer,
-    Ask,
-    Authorize,
-    Endpoint,
-    EndpointPolicy,
-    Provider,
-    Received,
-    Share,
-    missing_service,
-    openapi,
-    provider_path,
-)
+from aioivschat._endpoint.asks import Ask
+from aioivschat._endpoint.browser import PATH, BrowserModule, openapi, provider_path
+from aioivschat._endpoint.endpoint import Authorize, Endpoint, raise_missing_service
+from aioivschat._endpoint.exchange import CLIENT_GONE, Received, Reply, read_body
+from aioivschat._endpoint.rate_limits import EndpointPolicy, Share
 from aioivschat._service.service import AsyncTokenService
 
 __all__ = [
@@ -110,26 +99,28 @@ def routes(
         InvalidConfiguration: there is no ``authorize``.
     """
     endpoint = Endpoint(authorize, policy, passed_on=HTTPException)
-    provider = Provider()
+    module = BrowserModule()
 
-    async def token(request: Request) -> Response:
-        watch = partial(_watch, request)
+    async def post_token(request: Request) -> Response:
+        watch = partial(_watch_client, request)
         try:
-            received = Received(request.headers, await _read(request))
-            answer = await endpoint.respond(get_service(request), request, received, watch)
+            received = Received(request.headers, await read_body(request.stream()))
+            reply = await endpoint.respond(get_service(request), request, received, watch)
         except ClientDisconnect:
-            return _response(NOBODY)
-        except HTTPException as answer_of_rule:
-            answer_of_rule.headers = {**(answer_of_rule.headers or {}), "Cache-Control": "no-store"}
+            return _make_response(CLIENT_GONE)
+        except HTTPException as reply_of_rule:
+            reply_of_rule.headers = {**(reply_of_rule.headers or {}), "Cache-Control": "no-store"}
             raise
-        return _response(answer)
+        return _make_response(reply)
 
-    async def module(request: Request) -> Response:
-        return _response(provider.respond(request.headers))
+    async def get_module(request: Request) -> Response:
+        return _make_response(module.respond(request.headers))
 
     return [
-        Route(path, token, methods=["POST"], include_in_schema=False),
-        Route(provider_path(path), module, methods=["GET"], include_in_schema=False),
+        Route(path, post_token, methods=["POST"], name="token", include_in_schema=False),
+        Route(
+            provider_path(path), get_module, methods=["GET"], name="module", include_in_schema=False
+        ),
     ]
 
 
@@ -164,26 +155,16 @@ def get_service(connection: HTTPConnection) -> AsyncTokenService:
         InvalidConfiguration: there is none: the lifespan is not set up, or was not run.
     """
     service: AsyncTokenService | None = getattr(connection.state, _STATE, None)
-    return service or missing_service("aioivschat.starlette")
+    return service or raise_missing_service("aioivschat.starlette")
 
 
-async def _read(request: Request) -> bytes | None:
-    """Return the body, or ``None`` as soon as it is too large."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_MAX_BYTES:
-            return None
-    return body
-
-
-def _watch(request: Request, leave: Callable[[], None]) -> Callable[[], None]:
-    """Call ``leave`` once when the client is gone; return what ends that."""
+def _watch_client(request: Request, cancel: Callable[[], None]) -> Callable[[], None]:
+    """Call ``cancel`` once when the client has disconnected; return what ends the watching."""
 
     async def listen() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        leave()
+        cancel()
 
     listening = asyncio.create_task(listen())
 
@@ -193,5 +174,5 @@ def _watch(request: Request, leave: Callable[[], None]) -> Callable[[], None]:
     return unwatch
 
 
-def _response(answer: Answer) -> Response:
-    return Response(answer.body, answer.status, answer.headers)
+def _make_response(reply: Reply) -> Response:
+    return Response(reply.body, reply.status, reply.headers)

@@ -33,7 +33,9 @@ from aioivschat import (
     RetryPolicy,
     TokenRequest,
 )
-from aioivschat._endpoint.endpoint import BODY_MAX_BYTES, Endpoint, Received
+from aioivschat._endpoint.endpoint import Endpoint
+from aioivschat._endpoint.exchange import BODY_MAX_BYTES, Received
+from aioivschat._endpoint.rate_limits import RateLimits
 from aioivschat.aiohttp import Ask, EndpointPolicy, Share
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.planning._crowd import percentile
@@ -736,13 +738,13 @@ async def test_a_share_grows_again(ivschat_emulator: ThreadedEmulatorServer) -> 
     """Evenly, and never beyond its size."""
     clock = BentClock()
     policy = EndpointPolicy(per_user=Share(tokens=2, seconds=10.0), per_room=None)
-    shares = Endpoint(Rule(), policy, ValueError, clock)._shares
+    limits = RateLimits(policy, clock)
     request = TokenRequest(ROOM, "alice")
 
     def taken() -> int:
         for count in range(10):
             try:
-                shares.charge(request)
+                limits.charge(request)
             except Exception:
                 return count
         return 10
@@ -887,5 +889,5 @@ def test_the_body_is_json() -> None:
     """Whatever a token may look like."""
     endpoint = Endpoint(Rule(), EndpointPolicy(), ValueError)
     moment = datetime.now().astimezone()
-    body = endpoint._reply(ChatToken('a"\\\u2028é', moment, moment)).body
+    body = endpoint._format_token(ChatToken('a"\\\u2028é', moment, moment)).body
     assert 'a"\\\u2028é' == json.loads(body)["token"]

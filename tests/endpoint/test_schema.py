@@ -13,7 +13,8 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 
 from aioivschat import AsyncTokenService, Capability, RoomArn, TokenRequest
-from aioivschat._endpoint.endpoint import _MEMBERS, BODY_MAX_BYTES
+from aioivschat._endpoint.asks import MEMBERS
+from aioivschat._endpoint.exchange import BODY_MAX_BYTES
 from aioivschat._models import (
     KEY_MAX_CHARACTERS,
     ROOM_MAX_CHARACTERS,
@@ -82,8 +83,8 @@ def test_the_description_has_the_limits_of_the_code() -> None:
     schemas = description["components"]["schemas"]
     asks = [each for name, each in schemas.items() if name.startswith("Ask") and name != "Ask"]
     members = {name: limits for ask in asks for name, limits in ask["properties"].items()}
-    assert set(_MEMBERS) == set(members)
-    for name, member in _MEMBERS.items():
+    assert set(MEMBERS) == set(members)
+    for name, member in MEMBERS.items():
         if member == "room":
             assert ROOM_MAX_CHARACTERS == members[name]["maxLength"]
         elif member == "user":

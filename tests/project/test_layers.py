@@ -30,6 +30,7 @@ GROUND = FLOORS[0]
 """The ground floor from bottom to top: there, neighbours may import those before them."""
 
 ORDERED = {
+    "_endpoint": ("exchange", "problems", "asks", "rate_limits", "browser", "endpoint"),
     "_aws": ("redaction", "errors", "prepared", "clients"),
     "_service": (
         "fair_queue",
@@ -58,7 +59,6 @@ SOLE_IMPORTERS = {
 MAX_LINES = 450
 LONGER = {
     "_aws/prepared.py",
-    "_endpoint/endpoint.py",
     "_service/service.py",
     "planning/_crowd.py",
 }

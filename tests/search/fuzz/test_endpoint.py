@@ -19,7 +19,7 @@ from starlette.applications import Starlette
 
 import aioivschat.starlette
 from aioivschat import AsyncTokenService, PoolPolicy
-from aioivschat._endpoint.endpoint import BODY_MAX_BYTES
+from aioivschat._endpoint.exchange import BODY_MAX_BYTES
 from support.endpoint_servers import GENEROUS, Rule, serve_aiohttp
 from support.fuzzing import Target, bounded
 from support.services import ROOM, UNLIMITED

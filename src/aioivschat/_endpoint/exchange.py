@@ -1,0 +1,60 @@
+"""What a web framework hands to the endpoint and takes back from it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Mapping
+from typing import NamedTuple, NoReturn
+
+from aioivschat._secrets import Unpickled
+
+BODY_MAX_BYTES = 4096
+"""Four times the largest attributes, which are what makes a body large."""
+
+PROBLEM_HEADERS = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
+
+
+class Received(Unpickled):
+    """A request's headers and body; its ``repr`` shows neither, as tracebacks may show locals.
+
+    Args:
+        headers: by name, whatever the case.
+        body: ``None`` if it is larger than ``BODY_MAX_BYTES``.
+
+    Attributes:
+        key: the idempotency key, if there is one; not valid before the form was checked.
+    """
+
+    __slots__ = ("body", "headers", "key")
+
+    def __init__(self, headers: Mapping[str, str], body: bytes | None) -> None:
+        self.headers = headers
+        self.body = body
+        self.key = headers.get("Idempotency-Key")
+
+
+class Reply(NamedTuple):
+    """What goes back to the client; its ``repr`` leaves out the body, which may hold a token."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def __repr__(self) -> str:
+        return f"<Reply {self.status}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Reply may hold a token and is not pickled")
+
+
+CLIENT_GONE = Reply(499, PROBLEM_HEADERS, b"")
+"""For a client that disconnected: nginx logs this status for it."""
+
+
+async def read_body(chunks: AsyncIterable[bytes]) -> bytes | None:
+    """Return the body, or ``None`` as soon as it is larger than ``BODY_MAX_BYTES``."""
+    body = b""
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > BODY_MAX_BYTES:
+            return None
+    return body
