@@ -1,4 +1,4 @@
-"""A fleet in virtual time: a real engine runs the real scripts, at a distance, by our clock."""
+"""A fleet in virtual time: a real server runs the real scripts, by a virtual clock."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from aioivschat.redis._limiter import SharedLimiter
 from support.engine import EngineServer
 from support.virtual import VirtualClock
 
-_NOW = "virtual:now"
+_NOW_KEY = "virtual:now"
 
 
 class DistantEngine(Engine):
-    """An engine that a trip of some virtual milliseconds leads to.
+    """An engine that is some virtual milliseconds away.
 
     Args:
-        client: a blocking client: no virtual time passes while the server works.
-        trip: seconds there and back; each trip takes up to a tenth more.
+        client: a blocking one: no virtual time passes while the server works.
+        round_trip: seconds to the server and back; each call takes up to a tenth more.
         rng: where the difference comes from.
 
     Attributes:
         calls: when each call was made.
-        there: whether it answers.
     """
 
-    def __init__(self, client: Any, trip: float, rng: random.Random) -> None:
+    def __init__(self, client: Any, round_trip: float, rng: random.Random) -> None:
         super().__init__(client, rng=rng)
         self._state = EngineState.SHARED
         self._rng = rng
-        self._trip = trip
+        self._round_trip = round_trip
         self.calls: list[float] = []
-        self.there = True
+        self._answers = True
 
     async def run_script(
         self,
@@ -45,27 +44,38 @@ class DistantEngine(Engine):
         *,
         urgent: bool = False,
     ) -> Any:
-        """Run a script, or wait for an answer in vain."""
+        """Run a script, or time out while the engine does not answer."""
         if self.state is EngineState.AWAY:
             raise EngineAway("TimeoutError", may_have_run=False)
         self.calls.append(asyncio.get_running_loop().time())
-        if not self.there:
+        if not self._answers:
             await asyncio.sleep(CALL_TIMEOUT_SECONDS)
-            self.become(EngineState.AWAY)
+            self._change_state(EngineState.AWAY)
             raise EngineAway("TimeoutError", may_have_run=True)
-        await asyncio.sleep(self._trip / 2 * self._rng.uniform(1, 1.1))
+        await asyncio.sleep(self._round_trip / 2 * self._rng.uniform(1, 1.1))
         now = round(asyncio.get_running_loop().time() * 1e6)
-        source = script.source.replace("redis.call('TIME')", f"{{0, redis.call('GET', '{_NOW}')}}")
+        source = script.source.replace(
+            "redis.call('TIME')", f"{{0, redis.call('GET', '{_NOW_KEY}')}}"
+        )
         assert source != script.source
-        self._client.set(_NOW, now)
+        self._client.set(_NOW_KEY, now)
         answer = self._client.eval(source, len(keys), *keys, *args)
-        await asyncio.sleep(self._trip / 2 * self._rng.uniform(1, 1.1))
+        await asyncio.sleep(self._round_trip / 2 * self._rng.uniform(1, 1.1))
         return answer
 
-    def become(self, state: EngineState) -> None:
-        """Let it be seen as away, or as back."""
-        self.there = state is EngineState.SHARED
-        self._change_state(state)
+    def stop_answering(self) -> None:
+        """Let every call time out, so that the first one finds that the engine is away."""
+        self._answers = False
+
+    def go_away(self) -> None:
+        """Let the engine be known to be away."""
+        self._answers = False
+        self._change_state(EngineState.AWAY)
+
+    def come_back(self) -> None:
+        """Let the engine answer again, and be known to do so."""
+        self._answers = True
+        self._change_state(EngineState.SHARED)
 
 
 class Fleet:
@@ -75,8 +85,8 @@ class Fleet:
         server: the engine's.
         processes: how many.
         quota: what is shared.
-        trip: seconds to the engine and back.
-        seed: of all that is random.
+        round_trip: seconds to the engine and back.
+        seed: of all random numbers.
 
     Attributes:
         sent: when requests were sent, and by which process, in order.
@@ -88,39 +98,40 @@ class Fleet:
         processes: int,
         quota: Quota = Quota(),  # noqa: B008 (frozen)
         *,
-        trip: float = 0.001,
+        round_trip: float = 0.001,
         seed: int = 1,
     ) -> None:
         self.rng = random.Random(seed)
         self.client = server.client()
-        self.engines = [DistantEngine(self.client, trip, self.rng) for _ in range(processes)]
+        self.engines = [DistantEngine(self.client, round_trip, self.rng) for _ in range(processes)]
         self.limiters = [
             SharedLimiter(engine, "fleet", quota, VirtualClock(), rng=self.rng)
             for engine in self.engines
         ]
         self.sent: list[tuple[float, int]] = []
 
-    async def one(self, process: int) -> None:
-        """Wait for a permit in a process and send a request."""
+    async def send_one(self, process: int) -> None:
+        """Wait for a permit in a process and record a request."""
         limiter = self.limiters[process]
-        place = limiter.reserve()
-        await place.granted()
+        await limiter.reserve().granted()
         self.sent.append((asyncio.get_running_loop().time(), process))
         limiter.served()
 
     async def rush(self, *crowds: int) -> None:
-        """Let so many come to each process at once, and wait until all have sent."""
-        callers = [self.one(number) for number, crowd in enumerate(crowds) for _ in range(crowd)]
+        """Send so many requests from each process, all begun at once; wait until all are sent."""
+        callers = [
+            self.send_one(number) for number, crowd in enumerate(crowds) for _ in range(crowd)
+        ]
         await asyncio.gather(*callers)
 
     async def trickle(self, rate: float, seconds: float) -> list[float]:
-        """Let callers come at random moments to random processes; return what each waited."""
+        """Send requests at random moments from random processes; return how long each waited."""
         loop = asyncio.get_running_loop()
         waits: list[float] = []
 
         async def timed(process: int) -> None:
             came = loop.time()
-            await self.one(process)
+            await self.send_one(process)
             waits.append(loop.time() - came)
 
         end, callers = loop.time() + seconds, []
@@ -134,7 +145,7 @@ class Fleet:
         """Return how many script calls were made between two moments."""
         return sum(start <= call < end for engine in self.engines for call in engine.calls)
 
-    def busiest(self) -> int:
+    def most_in_a_second(self) -> int:
         """Return the largest number of requests in any one second."""
         times = [time for time, _ in self.sent]
         least, most = 0, 0
@@ -145,7 +156,7 @@ class Fleet:
         return most
 
     async def aclose(self) -> None:
-        """End all."""
+        """Close all limiters."""
         for limiter in self.limiters:
             await limiter.aclose()
         self.client.close()

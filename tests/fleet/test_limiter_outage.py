@@ -1,4 +1,4 @@
-"""The engine goes away and comes back: everybody is served, and the quota is kept all the while."""
+"""The limiter while the engine goes away and comes back: all are served, the quota is kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from aioivschat import (
     TokenRequest,
 )
 from aioivschat.emulator import ThreadedEmulatorServer
-from aioivschat.redis._engine import Engine, EngineState
+from aioivschat.redis._engine import Engine
 from aioivschat.redis._limiter import SharedLimiter
 from support.distant import Fleet
 from support.engine import EngineServer
@@ -33,7 +33,7 @@ RATE = 200
 
 
 def busiest_second(times: list[float]) -> int:
-    """Return the largest number of moments in any one second."""
+    """Return the largest number of times in any one second."""
     times = sorted(times)
     return max(bisect_left(times, moment + 1) - at for at, moment in enumerate(times))
 
@@ -42,7 +42,7 @@ def busiest_second(times: list[float]) -> int:
 async def limiters(
     server: EngineServer, processes: int, **options: Any
 ) -> AsyncIterator[list[SharedLimiter]]:
-    """Run the limiters of a fleet, each with an engine of its own."""
+    """Run the limiters of a fleet, each with its own connections to the server."""
     engines = [Engine(server.url) for _ in range(processes)]
     made = [SharedLimiter(each, "fleet", Quota(), Clock(), **options) for each in engines]
     yield made
@@ -58,8 +58,8 @@ async def test_a_killed_engine_costs_nobody_an_error_and_the_quota_is_kept(
     ivschat_emulator: ThreadedEmulatorServer,
     engine_server: EngineServer,
 ) -> None:
-    """Killed while three processes serve a crowd, and started again: each goes on alone with a
-    third of the quota, and all change over at one moment, within five seconds.
+    """The engine is killed while three processes serve a crowd: each goes on with a third of the
+    quota; after the engine's start all share again within five seconds, and no call fails.
     """
     sent: list[float] = []
     requests: list[list[float]] = [[], [], []]
@@ -99,7 +99,7 @@ async def test_a_killed_engine_costs_nobody_an_error_and_the_quota_is_kept(
 async def test_each_takes_its_part_while_the_engine_is_away(
     engine_server: EngineServer, wait: float
 ) -> None:
-    """Of as many as were there when it was seen last, with demand or without."""
+    """Without the engine, a process takes the quota divided by the members it last knew of."""
     async with limiters(engine_server, 4) as fleet:
         for _ in range(2):
             for limiter in fleet:
@@ -112,10 +112,10 @@ async def test_each_takes_its_part_while_the_engine_is_away(
             assert fleet[0].predicted_wait() < 0.1
 
 
-async def test_before_the_engine_was_ever_seen_the_user_says_how_many_share(
+async def test_without_an_engine_from_the_start_the_option_says_how_many_share(
     engine_server: EngineServer,
 ) -> None:
-    """The default is one."""
+    """A process that never reached the engine divides the quota by its option `members`."""
     engine_server.kill()
     try:
         async with limiters(engine_server, 1, members=8) as (limiter,):
@@ -126,8 +126,8 @@ async def test_before_the_engine_was_ever_seen_the_user_says_how_many_share(
 
 
 @virtual_time
-async def test_who_waits_keeps_the_order_through_an_outage(engine_server: EngineServer) -> None:
-    """Nobody waits twice, alone or shared, and leaving gives a place back in either."""
+async def test_an_outage_keeps_the_order_of_those_that_wait(engine_server: EngineServer) -> None:
+    """Callers are served in their order before, in and after an outage, and may leave in it."""
     fleet = Fleet(engine_server, 2)
     limiter, order = fleet.limiters[0], []
 
@@ -136,17 +136,17 @@ async def test_who_waits_keeps_the_order_through_an_outage(engine_server: Engine
         order.append(number)
 
     callers = [asyncio.create_task(one(number)) for number in range(400)]
-    callers += [asyncio.create_task(fleet.one(1)) for _ in range(100)]
+    callers += [asyncio.create_task(fleet.send_one(1)) for _ in range(100)]
     await asyncio.sleep(0.5)
     for engine in fleet.engines:
-        engine.there = False
+        engine.stop_answering()
     await asyncio.sleep(0.5)
     assert [False, False] == [each.shared for each in fleet.limiters]
     for caller in callers[380:400]:
         caller.cancel()
     await asyncio.sleep(0.5)
     for engine in fleet.engines:
-        engine.become(EngineState.SHARED)
+        engine.come_back()
     assert [False, False] == [each.shared for each in fleet.limiters]
     await asyncio.sleep(1.6)
     assert [True, True] == [each.shared for each in fleet.limiters]
@@ -161,49 +161,55 @@ async def test_who_waits_keeps_the_order_through_an_outage(engine_server: Engine
 async def test_the_fleet_keeps_the_quota_through_every_change(
     engine_server: EngineServer, processes: int, seed: int
 ) -> None:
-    """Each process finds the engine gone when it asks, and back at a moment of its own."""
+    """The fleet stays within a tenth of the quota, though each process notices the engine's absence
+    and return at its own moment.
+    """
     fleet = Fleet(engine_server, processes, seed=seed)
     loop = asyncio.get_running_loop()
     start = loop.time()
     crowd = asyncio.create_task(fleet.rush(*[2_000 // processes] * processes))
     await asyncio.sleep(3)
     for engine in fleet.engines:
-        engine.there = False
+        engine.stop_answering()
     await asyncio.sleep(3)
 
     async def find(at: int) -> None:
         await asyncio.sleep(fleet.rng.uniform(0, 0.8))
-        fleet.engines[at].become(EngineState.SHARED)
+        fleet.engines[at].come_back()
 
-    fleet.client.flushall()  # it was killed
+    fleet.client.flushall()  # as after a restart
     await asyncio.gather(*(find(at) for at in range(processes)))
     await asyncio.sleep(5 - 0.8)
     assert all(limiter.shared for limiter in fleet.limiters)
     await crowd
     assert loop.time() - start <= 1.25 * 2_000 / RATE
-    assert fleet.busiest() <= 1.1 * RATE
+    assert fleet.most_in_a_second() <= 1.1 * RATE
     await fleet.aclose()
 
 
 @virtual_time
-async def test_one_that_lost_its_way_harms_the_others_little(engine_server: EngineServer) -> None:
-    """While it alone cannot reach the engine, it takes its part beside what the others share."""
+async def test_one_that_cannot_reach_the_engine_adds_only_its_part(
+    engine_server: EngineServer,
+) -> None:
+    """One of ten that cannot reach the engine takes its tenth beside what the others share."""
     fleet = Fleet(engine_server, 10)
     crowd = asyncio.create_task(fleet.rush(*[200] * 10))
     await asyncio.sleep(3)
-    fleet.engines[0].there = False
+    fleet.engines[0].stop_answering()
     await crowd
-    assert fleet.busiest() <= (1 + 1 / 10) * RATE
+    assert fleet.most_in_a_second() <= (1 + 1 / 10) * RATE
     await fleet.aclose()
 
 
 @virtual_time
-async def test_a_process_alone_learns_from_throttles(engine_server: EngineServer) -> None:
-    """As one that never was in a fleet does."""
+async def test_without_the_engine_a_process_learns_from_throttles(
+    engine_server: EngineServer,
+) -> None:
+    """Without the engine, throttles bring the rate of the process down."""
     limiter = SharedLimiter(
         engine := Fleet(engine_server, 1).engines[0], "fleet", Quota(), VirtualClock(), members=2
     )
-    engine.become(EngineState.AWAY)
+    engine.go_away()
     await limiter.reserve().granted()
     limiter.served()
     for _ in range(50):
@@ -214,8 +220,8 @@ async def test_a_process_alone_learns_from_throttles(engine_server: EngineServer
     await limiter.aclose()
 
 
-async def test_what_is_left_behind_is_given_back(engine_server: EngineServer) -> None:
-    """A process that closes is no member any more, and its slots go to others."""
+async def test_closing_gives_slots_back(engine_server: EngineServer) -> None:
+    """A process that closes leaves the fleet, and its unused slots go to others."""
     async with limiters(engine_server, 2) as (here, there):
         await asyncio.gather(here.reserve().granted(), there.reserve().granted())
         waiting = [here.reserve() for _ in range(30)]
@@ -228,7 +234,7 @@ async def test_what_is_left_behind_is_given_back(engine_server: EngineServer) ->
 
 
 async def test_a_connection_that_was_cut_is_no_outage(engine_server: EngineServer) -> None:
-    """One failure opens no breaker; who waits is served all the same."""
+    """A single failure leaves the breaker closed, and who waits is served."""
     async with limiters(engine_server, 1) as (limiter,):
         await limiter.reserve().granted()
         with engine_server.client() as client:

@@ -1,4 +1,4 @@
-"""A fleet's pace, in virtual time: one quota for all, in order, fairly, with few script calls."""
+"""The limiter of a fleet in virtual time: one quota, in order, fairly, with few script calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def now() -> float:
 
 @asynccontextmanager
 async def fleet_of(server: EngineServer, processes: int, **options: Any) -> AsyncIterator[Fleet]:
-    """Run a fleet and end it."""
+    """Run a fleet of processes and close it."""
     fleet = Fleet(server, processes, **options)
     try:
         yield fleet
@@ -39,41 +39,41 @@ async def fleet_of(server: EngineServer, processes: int, **options: Any) -> Asyn
         await fleet.aclose()
 
 
-def throttled(fleet: Fleet, shape: str) -> int:
-    """Return how many of the requests that were sent a quota of that shape refuses."""
+def count_throttled(fleet: Fleet, shape: str) -> int:
+    """Return how many of the requests sent a quota of that shape refuses."""
     meter = QuotaShape.parse(shape).meter()
     return sum(not meter.admit(time) for time, _ in fleet.sent)
 
 
-@pytest.mark.parametrize("trip", [0.001, 0.03])
+@pytest.mark.parametrize("round_trip", [0.001, 0.03])
 @pytest.mark.parametrize("processes", [1, 2, 4, 8])
 @virtual_time
 async def test_a_rush_takes_as_long_as_the_quota_does(
-    engine_server: EngineServer, processes: int, trip: float
+    engine_server: EngineServer, processes: int, round_trip: float
 ) -> None:
-    """However many the processes; nothing is throttled, whatever the quota's shape."""
-    async with fleet_of(engine_server, processes, trip=trip) as fleet:
+    """Any number of processes serve a crowd at the rate of the quota, and no shape throttles it."""
+    async with fleet_of(engine_server, processes, round_trip=round_trip) as fleet:
         start = now()
         await fleet.rush(*[2_000 // processes] * processes)
         assert now() - start <= 1.02 * 2_000 / 200
-        assert fleet.busiest() <= 200
-        assert [0, 0, 0, 0] == [throttled(fleet, shape) for shape in SHAPES]
+        assert fleet.most_in_a_second() <= 200
+        assert [0, 0, 0, 0] == [count_throttled(fleet, shape) for shape in SHAPES]
 
 
 @virtual_time
 async def test_500_processes_10_ms_away_share_a_quota(engine_server: EngineServer) -> None:
-    """After the first second, in which each of them must ask, a call brings four permits."""
-    async with fleet_of(engine_server, 500, trip=0.01) as fleet:
+    """500 processes share a quota with at most 60 script calls a second, after the first second."""
+    async with fleet_of(engine_server, 500, round_trip=0.01) as fleet:
         start = now()
         await fleet.rush(*[16] * 500)
         assert now() - start <= 1.02 * 8_000 / 200
-        assert fleet.busiest() <= 200
+        assert fleet.most_in_a_second() <= 200
         assert fleet.calls(start + 1, now()) / (now() - start - 1) <= 60
 
 
 @virtual_time
 async def test_50_processes_cost_60_script_calls_a_second(engine_server: EngineServer) -> None:
-    """Whether all come at once or one by one, once the fleet has found its pace."""
+    """50 processes make at most 60 script calls a second, for a crowd and for a steady stream."""
     async with fleet_of(engine_server, 50) as fleet:
         start = now()
         await fleet.rush(*[40] * 50)
@@ -86,15 +86,17 @@ async def test_50_processes_cost_60_script_calls_a_second(engine_server: EngineS
 
 @virtual_time
 async def test_below_the_quota_nobody_waits_for_long(engine_server: EngineServer) -> None:
-    """Then there is nothing to gather for one call."""
+    """At half the quota, 99 of 100 callers wait less than 50 ms."""
     async with fleet_of(engine_server, 50) as fleet:
         waits = sorted(await fleet.trickle(100, 20))
         assert waits[len(waits) * 99 // 100] < 0.05
 
 
 @virtual_time
-async def test_without_demand_there_are_no_calls_but_a_beat(engine_server: EngineServer) -> None:
-    """No polling; and a beat in ten seconds keeps a member one."""
+async def test_without_demand_there_are_no_calls_but_heartbeats(
+    engine_server: EngineServer,
+) -> None:
+    """An idle process makes one call in about ten seconds, which keeps it a member."""
     async with fleet_of(engine_server, 4) as fleet:
         await fleet.rush(3, 3, 3, 3)
         start = now()
@@ -109,7 +111,7 @@ async def test_without_demand_there_are_no_calls_but_a_beat(engine_server: Engin
 async def test_each_process_gets_its_part_of_the_demand(
     engine_server: EngineServer, crowds: tuple[int, ...]
 ) -> None:
-    """At any time: who waits in a large crowd waits no longer for it."""
+    """Each process gets slots in proportion to its crowd: halfway, each crowd is half served."""
     async with fleet_of(engine_server, 4) as fleet:
         await fleet.rush(*crowds)
         half = Counter(process for _, process in fleet.sent[: sum(crowds) // 2])
@@ -119,7 +121,7 @@ async def test_each_process_gets_its_part_of_the_demand(
 
 @virtual_time
 async def test_a_crowd_keeps_nobody_waiting_at_other_processes(engine_server: EngineServer) -> None:
-    """A lease is of one slot at least, so a few that come elsewhere are through in no time."""
+    """20 callers at other processes are served long before a crowd of 1,000 at one process."""
     async with fleet_of(engine_server, 4) as fleet:
         await fleet.rush(1_000, 20, 20, 20)
         half = Counter(process for _, process in fleet.sent[:530])
@@ -130,7 +132,7 @@ async def test_a_crowd_keeps_nobody_waiting_at_other_processes(engine_server: En
 async def test_first_in_first_out_within_a_process_and_urgent_first(
     engine_server: EngineServer,
 ) -> None:
-    """And a retry goes to the head of its queue."""
+    """Within a process callers are served by priority, then in order; a retry goes first."""
     async with fleet_of(engine_server, 2) as fleet:
         limiter, order = fleet.limiters[0], []
 
@@ -153,9 +155,9 @@ async def test_first_in_first_out_within_a_process_and_urgent_first(
 async def test_slots_of_callers_that_left_go_to_other_processes(
     engine_server: EngineServer,
 ) -> None:
-    """They lie before all slots that nobody has taken yet; and none is used twice."""
-    async with fleet_of(engine_server, 51, trip=0.01) as fleet:
-        leaving = [asyncio.create_task(fleet.one(at)) for at in range(50) for _ in range(20)]
+    """Slots of callers that left are given to others before later ones, and none is used twice."""
+    async with fleet_of(engine_server, 51, round_trip=0.01) as fleet:
+        leaving = [asyncio.create_task(fleet.send_one(at)) for at in range(50) for _ in range(20)]
         await asyncio.sleep(0.1)
         for task in leaving:
             task.cancel()
@@ -164,7 +166,7 @@ async def test_slots_of_callers_that_left_go_to_other_processes(
         assert taken > start + 0.5
         await fleet.rush(*[0] * 50, 20)
         assert now() < start + 0.3
-        assert fleet.busiest() <= 200
+        assert fleet.most_in_a_second() <= 200
         assert 0 == sum(limiter.waiting for limiter in fleet.limiters)
 
 
@@ -172,21 +174,21 @@ async def test_slots_of_callers_that_left_go_to_other_processes(
 async def test_a_granted_permit_that_is_released_goes_to_the_next(
     engine_server: EngineServer,
 ) -> None:
-    """Its moment has come, so it stays in the process."""
+    """A permit that is released unused goes to the next caller of the same process."""
     async with fleet_of(engine_server, 1) as fleet:
         limiter = fleet.limiters[0]
-        places = [limiter.reserve() for _ in range(2)]
+        reservations = [limiter.reserve() for _ in range(2)]
         await asyncio.sleep(0.003)
         waiting = limiter.waiting
-        places[0].release()
+        reservations[0].release()
         await settle()
         assert (1, 0) == (waiting, limiter.waiting)
-        await places[1].granted()
+        await reservations[1].granted()
 
 
 @virtual_time
-async def test_what_one_process_learns_the_fleet_obeys(engine_server: EngineServer) -> None:
-    """Throttles bring the fleet's rate down, and a rest brings it back."""
+async def test_the_fleet_follows_what_one_process_learns(engine_server: EngineServer) -> None:
+    """Throttles at one process bring the whole fleet's rate down, and a rest brings it back."""
     told: list[float] = []
     async with fleet_of(engine_server, 2) as fleet:
         other = SharedLimiter(
@@ -200,7 +202,7 @@ async def test_what_one_process_learns_the_fleet_obeys(engine_server: EngineServ
         await asyncio.sleep(1)
         await other.reserve().granted()
         assert 198.0 > other.rate == told[-1]
-        # Two served of 102, and the probe: as a process alone would have learnt it.
+        # Two served of 102, and the probe: what LocalLimiter would learn.
         assert 198.0 * 4 / 104 + 0.05 * 198.0 == pytest.approx(other.rate, rel=0.2)
         await asyncio.sleep(10)
         await other.reserve().granted()
@@ -210,18 +212,18 @@ async def test_what_one_process_learns_the_fleet_obeys(engine_server: EngineServ
 
 @virtual_time
 async def test_a_known_bucket_is_used_at_once_by_all_together(engine_server: EngineServer) -> None:
-    """Nine tenths of it, as by a process alone; nothing is throttled for it."""
+    """A fleet uses nine tenths of a known bucket at once, and nothing is throttled."""
     async with fleet_of(engine_server, 4, quota=Quota(burst=200)) as fleet:
         start = now()
         await fleet.rush(*[500] * 4)
         assert now() - start <= 9.3
-        assert 0 == throttled(fleet, "bucket:200:200")
+        assert 0 == count_throttled(fleet, "bucket:200:200")
 
 
 @pytest.mark.parametrize("rate", [0.5, 3.7, 1_000.0])
 @virtual_time
 async def test_any_rate_is_kept(engine_server: EngineServer, rate: float) -> None:
-    """Slow ones and fast ones."""
+    """A fleet keeps rates below one a second, fractions and high rates."""
     async with fleet_of(engine_server, 3, quota=Quota(rate=rate)) as fleet:
         start = now()
         count = max(4, round(rate))
@@ -232,25 +234,25 @@ async def test_any_rate_is_kept(engine_server: EngineServer, rate: float) -> Non
 
 
 @virtual_time
-async def test_a_wait_is_foreseen(engine_server: EngineServer) -> None:
-    """By a process that knows only what the engine told it at its last call."""
+async def test_a_wait_is_predicted(engine_server: EngineServer) -> None:
+    """A process predicts a wait to a fifth from what the engine answered last."""
     async with fleet_of(engine_server, 4) as fleet:
         crowd = asyncio.create_task(fleet.rush(*[250] * 4))
         await asyncio.sleep(0.5)
         limiter = fleet.limiters[0]
-        foreseen = limiter.predicted_wait()
-        place = limiter.reserve()
+        predicted = limiter.predicted_wait()
+        reservation = limiter.reserve()
         start = now()
-        await place.granted()
-        assert now() - start == pytest.approx(foreseen, rel=0.2)
-        assert start + foreseen == pytest.approx(place.expected)
+        await reservation.granted()
+        assert now() - start == pytest.approx(predicted, rel=0.2)
+        assert start + predicted == pytest.approx(reservation.expected)
         await crowd
         assert limiter.predicted_wait() < 0.1
 
 
 @virtual_time
-async def test_no_more_wait_than_may(engine_server: EngineServer) -> None:
-    """As in a process alone."""
+async def test_the_limiter_is_full_while_as_many_wait_as_may(engine_server: EngineServer) -> None:
+    """A fleet's limiter is full while `max_waiting` reservations wait."""
     async with fleet_of(engine_server, 1, quota=Quota(max_waiting=20)) as fleet:
         limiter: SharedLimiter = fleet.limiters[0]
         full: Callable[[], bool] = lambda: limiter.full  # noqa: E731 (a property that changes)
@@ -263,8 +265,8 @@ async def test_no_more_wait_than_may(engine_server: EngineServer) -> None:
 
 
 @pytest.mark.fault(25)
-async def test_the_keys_of_a_pace_share_a_hash_slot(tmp_path: Path) -> None:
-    """A cluster, which looks at that closely, has nothing to say against them."""
+async def test_the_keys_of_a_limiter_share_a_hash_slot(tmp_path: Path) -> None:
+    """A cluster, which refuses scripts over several hash slots, runs the limiter's script."""
     with cluster(tmp_path) as servers:
         engine = Engine("redis+cluster://" + ",".join(each.address for each in servers))
         await engine.open()
