@@ -292,8 +292,9 @@ def test_neither_checkpoint_nor_output_goes_through_a_link(job: Job) -> None:
 
 
 def test_one_run_at_a_time(job: Job) -> None:
-    """Two would ask for everybody twice."""
-    with job.start(*TO_FILE, *SLOW) as first:
+    """A second run of a job is refused while the first goes on: both would ask for everybody."""
+    # So slow that the first run outlasts the start of the second on a busy machine.
+    with job.start(*TO_FILE, "--rate", "5") as first:
         while job.size() == 0:
             time.sleep(0.01)
         status, _, said = job.run(*TO_FILE, *FAST)

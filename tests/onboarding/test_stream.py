@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from aioivschat._models import TokenRequest
-from aioivschat.cli.onboard import JobTooLong, while_they_fit
+from aioivschat.cli.onboard import JobTooLong, limit_job_length
 from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
 from aioivschat.onboarding import Attendee
 
@@ -140,7 +140,7 @@ def test_a_list_that_comes_more_slowly_than_the_quota_never_ends_too_long() -> N
     now = 0.0
     options = Namespace(rate=10.0, burst=None)
     attendees = (Attendee(n, TokenRequest(ROOM, f"canary-{n}")) for n in range(1, 10_000))
-    fitting = while_they_fit(options, attendees, lambda: now)
+    fitting = limit_job_length(options, attendees, lambda: now)
     for _ in range(2000):
         next(fitting)
         now += 0.11

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        from aioivschat.cli.process import explain
+        from aioivschat.cli.process import say_why_it_ended
 
-        return explain(error)
+        return say_why_it_ended(error)
     return status

@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
 
     def ready(url: str) -> None:
         say(f"aioivschat: the demo is at {url} (Ctrl-C ends it)")
-        # A program that started it reads its standard output, as it does of the other commands.
+        # For a program that started the demo: JSON, as the other commands write it.
         if sys.stdout is not None and not sys.stdout.isatty():
             write_to_standard_output(json.dumps({"url": url}) + "\n")
         if not options.no_open and sys.stderr is not None and sys.stderr.isatty():
@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _open_in_browser(url: str) -> None:
-    """Open a page, unless the only browser is one that would take over the terminal."""
+    # Without a display, the only browser may be one that takes over the terminal.
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         return
-    # Some browsers are waited for until they end.
+    # In a thread, as opening some browsers lasts until they end.
     Thread(target=webbrowser.open, args=[url], daemon=True).start()

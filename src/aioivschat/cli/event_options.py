@@ -1,4 +1,4 @@
-"""The event that a command is about, as its options describe it."""
+"""The event that the options of ``plan`` and ``rehearse`` describe."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from aioivschat._service.limiter import Quota
 from aioivschat.planning import Arrivals, LiveEvent, Renewal
 
 
-def event_of(options: argparse.Namespace, arns: tuple[str, ...] = ()) -> LiveEvent:
-    """Return the event.
+def event_from_options(options: argparse.Namespace, arns: tuple[str, ...] = ()) -> LiveEvent:
+    """Return the event that options describe.
 
     Args:
-        options: as the parser gives them.
-        arns: its rooms, if they are known.
+        options: as parsed.
+        arns: the event's rooms, if they are known.
 
     Raises:
-        InvalidConfiguration: something is out of its range, or a row of the arrivals is no row.
+        InvalidConfiguration: an option is out of its range, or a row of the arrivals is malformed.
         OSError: the file of arrivals cannot be read.
-        InvalidRequest: a room is not a room's ARN.
+        InvalidRequest: one of the rooms is not a room's ARN.
     """
-    arrivals = _arrivals(options.arrivals)
+    arrivals = _read_arrivals(options.arrivals)
     attendees = options.attendees or sum(arrivals.counts)
     if not attendees:
         options.parser.error("--attendees is needed, unless --arrivals names a file")
@@ -43,16 +43,16 @@ def event_of(options: argparse.Namespace, arns: tuple[str, ...] = ()) -> LiveEve
     )
 
 
-def _arrivals(text: str) -> Arrivals:
+def _read_arrivals(text: str) -> Arrivals:
     if not text.endswith(".csv"):
         return Arrivals.parse(text)
-    # What is no text is no number either, and is told by its line.
+    # Bytes that are no text become characters that are no number: the error names their line.
     with Path(text).open(encoding="utf-8-sig", errors="replace") as lines:
         return Arrivals.read(lines)
 
 
-def check_plot(options: argparse.Namespace) -> None:
-    """Refuse to begin what would end without its picture."""
+def check_plot_option(options: argparse.Namespace) -> None:
+    """End the process, as the parser does, if ``--plot`` cannot be drawn."""
     if options.plot is None:
         return
     if Path(options.plot).suffix.lower() not in (".svg", ".png"):

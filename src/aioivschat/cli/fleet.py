@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from aioivschat.cli import FAILED, OK
 from aioivschat.cli.process import (
     check_standard_output,
-    complain,
     run_to_end,
+    say_failure,
     write_to_standard_output,
 )
 
@@ -24,13 +24,13 @@ def run(options: argparse.Namespace) -> int:
     try:
         from aioivschat.redis.check import check
     except ImportError:
-        return complain("fleet check needs more: pip install 'aioivschat[redis]'")
+        return say_failure("fleet check needs more: pip install 'aioivschat[redis]'")
     check_standard_output()
     url = sys.stdin.readline().strip() if options.url == "-" else options.url
-    return run_to_end(_print(check(url, namespace=options.namespace)))
+    return run_to_end(_print_findings(check(url, namespace=options.namespace)))
 
 
-async def _print(findings: AsyncIterator[Finding]) -> int:
+async def _print_findings(findings: AsyncIterator[Finding]) -> int:
     status = OK
     async for finding in findings:
         advice = f": {finding.advice}" if finding.advice else ""

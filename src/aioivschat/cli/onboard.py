@@ -22,10 +22,10 @@ from aioivschat._service.cache import CachePolicy
 from aioivschat.cli import OK, ROWS_FAILED, USED_WRONGLY
 from aioivschat.cli.checkpoint import Checkpoint, Fingerprint, InputChanged
 from aioivschat.cli.onboard_output import FILE, STANDARD_OUTPUT, Write, open_output
-from aioivschat.cli.process import complain, run_to_end, say
+from aioivschat.cli.process import run_to_end, say, say_failure
 from aioivschat.cli.progress import show_progress
 from aioivschat.cli.tally import Tally
-from aioivschat.cli.token_source import check_target, open_service
+from aioivschat.cli.token_source import check_token_source, open_service
 from aioivschat.onboarding import (
     Attendee,
     BlockingThread,
@@ -35,55 +35,56 @@ from aioivschat.onboarding import (
     read_in_thread,
 )
 
-_FORMATS: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-_SPREADSHEETS = (".csv", ".tsv")
-"""Whoever opens such a file would have a spreadsheet split the lines at commas, and run cells."""
-_WINDOW = 2.0  # seconds of the quota under way at once
-_WINDOW_MOST = 2000  # more than one process can keep busy
-_AHEAD = 25
-"""Attendees for each line of a checkpoint: so few are read before the first of them is asked for,
-and a job of a million has a few megabytes of them."""
-_TO_CONNECT = CachePolicy().min_remaining
-_TOGETHER = TOKEN_LIFE_SECONDS - _TO_CONNECT
-"""Seconds from the first token of a job to the last, if all are used at its end."""
-_PAUSE = 0.01
-"""Seconds between writes: what comes meanwhile is written at once, for a fraction of the cost."""
+_FORMAT_OF_SUFFIX: dict[str, Format] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_SPREADSHEET_SUFFIXES = (".csv", ".tsv")
+"""A spreadsheet that opens such a file splits JSON lines at commas, and may run a cell."""
+_IN_FLIGHT_SECONDS = 2.0  # of the quota
+_MAX_IN_FLIGHT = 2000  # one process keeps no more than that busy
+_ROWS_PER_BEGUN = 25
+"""Attendees for each ``begun`` of a checkpoint: that many are read before the first token is asked
+for, and the entries of a million attendees take a few megabytes."""
+_SECONDS_TO_CONNECT = CachePolicy().min_remaining
+_MAX_JOB_SECONDS = TOKEN_LIFE_SECONDS - _SECONDS_TO_CONNECT
+"""From the first token of a job to the last, if all tokens are used after the last has come."""
+_WRITE_INTERVAL_SECONDS = 0.01
+"""Outcomes that come meanwhile are written together, for a fraction of the cost."""
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command, and return its exit status."""
-    check_target(options)
+    check_token_source(options)
     if options.force and not options.output:
         options.parser.error("--force needs --output")
-    if options.output and Path(options.output).suffix.lower() in _SPREADSHEETS:
+    if options.output and Path(options.output).suffix.lower() in _SPREADSHEET_SUFFIXES:
         options.parser.error("--output: JSON lines are written, not CSV")
     others = {os.path.realpath(path) for path in (options.attendees, options.output) if path}
     if options.resume and os.path.realpath(options.resume) in others:
         options.parser.error("--resume needs a file of its own")
     try:
         with ExitStack() as stack:
-            tally = _run(options, stack)
+            tally = _run_job(options, stack)
     except JobTooLong as error:
-        return complain(str(error), USED_WRONGLY)
+        return say_failure(str(error), USED_WRONGLY)
     except InputChanged:
         changed = f"{options.attendees}: is not what it was when {options.resume} was written"
-        return complain(f"{changed}; a new job needs a new checkpoint", USED_WRONGLY)
-    # Only now is the file in its place.
+        return say_failure(f"{changed}; a new job needs a new checkpoint", USED_WRONGLY)
+    # The end of the stack moved the output file to its name: now the job is done.
     if not options.quiet:
         say(str(tally))
-    written = tally.tokens > tally.before
-    if written and options.output and not options.stream and tally.since_first > TOKEN_LIFE_SECONDS:
-        complain("the first tokens had expired before the file was complete; see --help")
+    written = tally.tokens > tally.tokens_before
+    job_seconds = time.time() - tally.job_started
+    if written and options.output and not options.stream and job_seconds > TOKEN_LIFE_SECONDS:
+        say_failure("the first tokens had expired before the file was complete; see --help")
     return ROWS_FAILED if tally.failed else OK
 
 
-def _run(options: argparse.Namespace, stack: ExitStack) -> Tally:
-    # All files are opened before anything is asked for: a typing error costs no token.
+def _run_job(options: argparse.Namespace, stack: ExitStack) -> Tally:
+    # All files are opened before the first request: a wrong path costs no token.
     attendees = _open_input(options.attendees)
-    file_format = options.format or _FORMATS.get(Path(options.attendees).suffix.lower())
-    regular = stat.S_ISREG(os.fstat(attendees.fileno()).st_mode)
-    if regular and not options.stream:
-        _check_fits(options, attendees, file_format)
+    file_format = options.format or _FORMAT_OF_SUFFIX.get(Path(options.attendees).suffix.lower())
+    is_regular = stat.S_ISREG(os.fstat(attendees.fileno()).st_mode)
+    if is_regular and not options.stream:
+        _check_job_length(options, attendees, file_format)
     checkpoint = None
     if options.resume:
         kind = FILE if options.output else STANDARD_OUTPUT
@@ -98,33 +99,34 @@ def _run(options: argparse.Namespace, stack: ExitStack) -> Tally:
         tally.resume(checkpoint)
         read = Fingerprint(attendees, file_format, options.room)
         rows = read_attendees(cast("BinaryIO", read), file_format, room=options.room)
-        rows = checkpoint.remaining(rows, read, ahead=_AHEAD if regular else 1)
+        rows = checkpoint.leave_out_done(rows, read, ahead=_ROWS_PER_BEGUN if is_regular else 1)
         if checkpoint.has_begun and not options.quiet:
             say(f"aioivschat: {tally.total:,} attendees were done before")
-    if regular:
-        # Whoever is done is passed over here, where it holds no event loop up.
+    if is_regular:
+        # Finding the first row that is not done may read much of the file: before the loop runs.
         rows = chain(filter(None, [next(rows, None)]), rows)
     elif not options.stream:
-        rows = while_they_fit(options, rows)
-    run_to_end(_onboard(options, rows if regular else read_in_thread(rows), write, tally))
+        rows = limit_job_length(options, rows)
+    source = rows if is_regular else read_in_thread(rows)
+    run_to_end(_issue_and_write(options, source, write, tally))
     if checkpoint is not None:
         tally.again = checkpoint.again
     return tally
 
 
-async def _onboard(
+async def _issue_and_write(
     options: argparse.Namespace,
     rows: Iterator[Attendee] | AsyncIterator[Attendee],
     write: Write,
     tally: Tally,
 ) -> None:
-    # Writing may block as reading may: whoever consumes the tokens can be slower than the quota.
+    # In a thread: writing blocks while the consumer of the tokens is slower than the quota.
     writing = BlockingThread()
     async with open_service(options) as tokens:
         batches = onboard_in_batches(
             tokens,
             rows,
-            in_flight=options.in_flight or _window(options.rate, options.timeout),
+            in_flight=options.in_flight or _default_in_flight(options.rate, options.timeout),
             timeout=options.timeout,
         )
         tally.started = time.monotonic()
@@ -134,8 +136,8 @@ async def _onboard(
                     await writing.run(write, batch)
                     tally.add(batch)
                     show()
-                    await asyncio.sleep(_PAUSE)
-    tally.ended()
+                    await asyncio.sleep(_WRITE_INTERVAL_SECONDS)
+    tally.ended = time.monotonic()
 
 
 def _show_tally(
@@ -165,70 +167,63 @@ def _count_line_breaks(file: BinaryIO) -> int:
     return sum(part.count(b"\n") for part in iter(lambda: file.read(1 << 20), b""))
 
 
-def _window(rate: float, timeout: float | None) -> int:
-    """Return how many calls keep the quota busy without waiting themselves into a timeout."""
-    seconds = _WINDOW if timeout is None else min(_WINDOW, timeout / 2)
-    return min(math.ceil(rate * seconds), _WINDOW_MOST)
+def _default_in_flight(rate: float, timeout: float | None) -> int:
+    # With a timeout, no call may wait so long for its turn that it fails.
+    seconds = _IN_FLIGHT_SECONDS if timeout is None else min(_IN_FLIGHT_SECONDS, timeout / 2)
+    return min(math.ceil(rate * seconds), _MAX_IN_FLIGHT)
 
 
 class JobTooLong(Exception):
-    """The first tokens would be dead when the last one comes."""
+    """The first tokens would expire before the last one comes."""
 
     def __init__(self, attendees: str, options: argparse.Namespace, seconds: float) -> None:
-        most = math.floor(_TOGETHER * options.rate) + (options.burst or 0)
+        most = math.floor(_MAX_JOB_SECONDS * options.rate) + (options.burst or 0)
         super().__init__(
             f"{attendees} attendees at {options.rate:g} a second take {seconds:,.0f} s, but a "
             f"token lives {TOKEN_LIFE_SECONDS:g} s: at most {most:,} can be used together, with "
-            f"{_TO_CONNECT:g} s left to connect. Use --stream, with a consumer that takes each "
-            "token as it comes"
+            f"{_SECONDS_TO_CONNECT:g} s left to connect. Use --stream, with a consumer that takes "
+            "each token as it comes"
         )
 
 
-def _seconds(options: argparse.Namespace, count: int) -> float:
-    """Return how long the quota of an account and region takes for so many."""
+def _job_seconds(options: argparse.Namespace, count: int) -> float:
     return float(max(0, count - (options.burst or 0)) / options.rate)
 
 
-def _check_fits(
+def _check_job_length(
     options: argparse.Namespace, attendees: BinaryIO, file_format: Format | None
 ) -> None:
-    """Refuse a job whose tokens cannot be used together, if it is known how long it is.
-
-    Raises:
-        JobTooLong: it takes longer than a token lives.
-    """
+    """Raise JobTooLong if the tokens for a file's attendees cannot all be used together."""
     start = attendees.tell()
     lines = 1 + _count_line_breaks(attendees)
     attendees.seek(start)
-    if _seconds(options, lines) <= _TOGETHER:
+    if _job_seconds(options, lines) <= _MAX_JOB_SECONDS:
         return
-    # Now it matters who shares a quota, and which rows are good.
+    # There may be too many: count by quota, and only the rows that get a token.
     counts: Counter[tuple[str, str]] = Counter()
     for row in read_attendees(attendees, file_format, room=options.room):
         if row.request is not None:
-            counts[_quota_of(row.request)] += 1
+            counts[_quota_key(row.request)] += 1
     attendees.seek(start)
     count = max(counts.values(), default=0)
-    if _seconds(options, count) > _TOGETHER:
-        raise JobTooLong(f"{count:,}", options, _seconds(options, count))
+    if _job_seconds(options, count) > _MAX_JOB_SECONDS:
+        raise JobTooLong(f"{count:,}", options, _job_seconds(options, count))
 
 
-def while_they_fit(
+def limit_job_length(
     options: argparse.Namespace,
     rows: Iterator[Attendee],
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Iterator[Attendee]:
-    """Refuse to go on when the tokens cannot be used together any more.
+    """Pass attendees on until there are too many for all their tokens to be used together.
 
-    Rows that come more slowly than the quota allows are used as they come, by somebody who waits.
+    Rows that come more slowly than the quota allows are passed on without end: their consumer takes
+    each token as it comes.
 
     Args:
         options: with the rate and the burst of the quota.
-        rows: the attendees, of whom nobody knows how many there are.
+        rows: the attendees, of unknown number.
         monotonic: the time in seconds.
-
-    Returns:
-        The attendees.
 
     Raises:
         JobTooLong: there are too many.
@@ -237,25 +232,22 @@ def while_they_fit(
     counts: Counter[tuple[str, str]] = Counter()
     for row in rows:
         if row.request is not None:
-            quota = _quota_of(row.request)
+            quota = _quota_key(row.request)
             counts[quota] += 1
-            seconds = _seconds(options, counts[quota])
-            if seconds > _TOGETHER and monotonic() - started < seconds:
+            seconds = _job_seconds(options, counts[quota])
+            if seconds > _MAX_JOB_SECONDS and monotonic() - started < seconds:
                 raise JobTooLong(f"{counts[quota]:,} or more", options, seconds)
         yield row
 
 
-def _quota_of(request: TokenRequest) -> tuple[str, str]:
+def _quota_key(request: TokenRequest) -> tuple[str, str]:
     arn = RoomArn.parse(request.room)
     return arn.account, arn.region
 
 
 def _open_input(path: str) -> BinaryIO:
-    """Open what is read once, to the end of the process.
-
-    It is a file of our own also for standard input, and never closed: with ``sys.stdin``, or on
-    closing, the end of the process would wait for the thread that is blocked reading.
-    """
+    # Never closed, and not sys.stdin itself: closing either, as Python does at its end, would wait
+    # for the thread that is blocked reading.
     if path != "-":
         descriptor = os.open(path, os.O_RDONLY)
     elif sys.stdin is not None:

@@ -1,8 +1,8 @@
-"""Where a command for many writes its outcomes: standard output, or a file of its owner's only.
+"""Where ``aioivschat onboard`` writes outcomes: standard output, or a file of its owner's only.
 
-A file is complete or absent, unless somebody is to read it while it grows (``--stream``): then it
-is there from the start and has whole lines only. With a checkpoint, what was written outlives the
-run, and the next one appends to it.
+Without ``--stream`` the file is complete or absent. With it, a consumer reads the file while it
+grows: it is there from the start and grows by whole lines. With a checkpoint, what one run wrote
+stays, and the next run appends to it.
 """
 
 from __future__ import annotations
@@ -14,24 +14,21 @@ import select
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from aioivschat.cli.checkpoint import Checkpoint
 from aioivschat.cli.process import check_standard_output, write_to_standard_output
-from aioivschat.onboarding import (
-    Outcome,
-    outcome_as_json,
-    private_output,
-)
+from aioivschat.onboarding import Outcome, outcome_as_json, private_output
 from aioivschat.onboarding._private_files import check_output_path, open_private_file
 
 Write = Callable[[Sequence[Outcome]], object]
-"""Writes outcomes, a line each; it may block."""
+"""Writes outcomes, a line each; may block."""
 
 STANDARD_OUTPUT, FILE = "standard output", "a file"
-"""Kinds of output."""
+"""Kinds of output, as a checkpoint names them."""
 
-_LINE_MOST_BYTES = 1 << 20
+_MAX_LINE_BYTES = 1 << 20
 
 
 @contextmanager
@@ -42,52 +39,46 @@ def open_output(
 
     Args:
         path: the file; ``None``: standard output.
-        checkpoint: told what was written.
-        force: whether a file that is there already is replaced, when the job begins.
+        checkpoint: where to log what was written.
+        force: whether a job that begins replaces a file that is there already.
         stream: whether the file is to be read while it grows.
 
     Yields:
-        What writes. If the block fails, a file that is neither a stream nor to be resumed is
-        removed.
+        What writes. If the block fails, the file is removed, but for a stream or one to resume.
 
     Raises:
-        OSError: it cannot be written, or is not what the checkpoint says.
+        OSError: the file cannot be written, or is not what the checkpoint says.
     """
     if path is None:
         check_standard_output()
-        yield _to_standard_output if checkpoint is None else _Told(checkpoint)
+        yield (
+            _write_to_standard_output if checkpoint is None else partial(_write_and_log, checkpoint)
+        )
     elif stream or checkpoint is not None:
-        target = Path(path)
-        with _growing(target, checkpoint, force=force, stream=stream) as file:
+        with _open_growing_file(Path(path), checkpoint, force=force, stream=stream) as file:
             yield file.write
     else:
         with private_output(path, force=force) as whole:
-            yield lambda outcomes: whole.write(_text(outcomes))
+            yield lambda outcomes: whole.write(_as_lines(outcomes))
 
 
-def _text(outcomes: Sequence[Outcome]) -> str:
+def _as_lines(outcomes: Sequence[Outcome]) -> str:
     return "".join(map(outcome_as_json, outcomes))
 
 
-def _to_standard_output(outcomes: Sequence[Outcome]) -> None:
-    write_to_standard_output(_text(outcomes))
+def _write_to_standard_output(outcomes: Sequence[Outcome]) -> None:
+    write_to_standard_output(_as_lines(outcomes))
 
 
-class _Told:
-    """Standard output, with a checkpoint that is told after every few lines."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-
-    def __call__(self, outcomes: Sequence[Outcome]) -> None:
-        for few in _in_groups(outcomes):
-            write_to_standard_output(_text(few))
-            self._checkpoint.wrote(few)
-            self._checkpoint.save(sync=self._checkpoint.is_due())
+def _write_and_log(checkpoint: Checkpoint, outcomes: Sequence[Outcome]) -> None:
+    for few in _group_for_pipe(outcomes):
+        write_to_standard_output(_as_lines(few))
+        checkpoint.note_written(few)
+        checkpoint.save(sync=checkpoint.is_due())
 
 
-def _in_groups(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
-    """Make groups of lines that a pipe takes whole, or not at all from somebody who is killed."""
+def _group_for_pipe(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
+    """Make groups of lines that a pipe takes whole or not at all, if the process is killed."""
     group: list[Outcome] = []
     size = 0
     for outcome in outcomes:
@@ -102,25 +93,26 @@ def _in_groups(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
 
 
 class _GrowingFile:
-    """A file that is appended to, and has whole lines at its end.
+    """A file that is appended to, and ends with a whole line once it is closed.
 
     Args:
         descriptor: the file's.
-        end: its length.
-        checkpoint: told what was written.
+        end: its length in bytes.
+        checkpoint: where to log what was written.
     """
 
     def __init__(self, descriptor: int, end: int, checkpoint: Checkpoint | None) -> None:
         self._descriptor = descriptor
         self._end = end
         self._checkpoint = checkpoint
-        # An abandoned write is waited for; one that had not begun is not made any more.
+        # close() waits for a write that is under way in another thread; one that comes after it
+        # does nothing.
         self._lock = threading.Lock()
         self._open = True
 
     def write(self, outcomes: Sequence[Outcome]) -> None:
-        """Append outcomes."""
-        rest = memoryview(_text(outcomes).encode())
+        """Append outcomes, a line each."""
+        rest = memoryview(_as_lines(outcomes).encode())
         with self._lock:
             if not self._open:
                 return
@@ -129,89 +121,89 @@ class _GrowingFile:
                 rest = rest[os.write(self._descriptor, rest) :]
             self._end = end
             if self._checkpoint is not None:
-                self._checkpoint.wrote(outcomes)
+                self._checkpoint.note_written(outcomes)
                 if self._checkpoint.is_due():
-                    self._sync()
+                    self._sync_to_disk()
 
     def close(self) -> None:
-        """Put all on the disk, without what a full one cut off."""
+        """Sync to the disk, without a line that a full disk cut off."""
         with self._lock:
             self._open = False
             try:
                 os.ftruncate(self._descriptor, self._end)
-                self._sync()
+                self._sync_to_disk()
             finally:
                 os.close(self._descriptor)
 
-    def _sync(self) -> None:
-        # In this order: the checkpoint never says of a line what is not so after a power cut.
+    def _sync_to_disk(self) -> None:
+        # The file first: after a power cut the checkpoint must not count lines that it has lost.
         os.fsync(self._descriptor)
         if self._checkpoint is not None:
-            self._checkpoint.save(output=self._end, sync=True)
+            self._checkpoint.save(output_bytes=self._end, sync=True)
 
 
 @contextmanager
-def _growing(
+def _open_growing_file(
     target: Path, checkpoint: Checkpoint | None, *, force: bool, stream: bool
 ) -> Iterator[_GrowingFile]:
-    place = target if stream else target.with_name(f".{target.name}.part")
+    path = target if stream else target.with_name(f".{target.name}.part")
     if checkpoint is not None and checkpoint.has_begun:
-        if not os.path.lexists(place) and target.is_file():
-            place = target  # the last run had moved it there
-        elif place != target:
+        if not os.path.lexists(path) and target.is_file():
+            path = target  # the last run was killed just after it had moved the file there
+        elif path != target:
             check_output_path(target, force=force)
-        descriptor = open_private_file(place, os.O_RDWR | os.O_APPEND)
-        end = _recovered(descriptor, place, checkpoint)
+        descriptor = open_private_file(path, os.O_RDWR | os.O_APPEND)
+        end = _recover_output(descriptor, path, checkpoint)
     else:
-        for each in {target, place}:
-            # An empty one is that of a run that ended before it began.
-            own = checkpoint is not None and each.is_file() and each.stat().st_size == 0
-            check_output_path(each, force=force or own)
-        place.unlink(missing_ok=True)
-        descriptor = open_private_file(place, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
+        for each in {target, path}:
+            # An empty file is left by a run that ended before it asked for a token.
+            left = checkpoint is not None and each.is_file() and each.stat().st_size == 0
+            check_output_path(each, force=force or left)
+        path.unlink(missing_ok=True)
+        descriptor = open_private_file(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL)
         end = 0
     file = _GrowingFile(descriptor, end, checkpoint)
     try:
         yield file
     finally:
         file.close()
-    if place != target:
+    if path != target:
         check_output_path(target, force=force)
-        place.replace(target)
+        path.replace(target)
 
 
-def _recovered(descriptor: int, place: Path, checkpoint: Checkpoint) -> int:
-    """Tell the checkpoint what it does not know of yet, cut off a torn line, return the end."""
-    end = checkpoint.output
+def _recover_output(descriptor: int, path: Path, checkpoint: Checkpoint) -> int:
+    """Log the lines that the checkpoint does not have yet, cut off a torn one; return the end."""
+    end = checkpoint.output_bytes
     with os.fdopen(os.dup(descriptor), "rb") as file:
         file.seek(max(end - 1, 0))
         if end and file.read(1) != b"\n":
-            raise _foreign(place)
-        while (line := file.readline(_LINE_MOST_BYTES)).endswith(b"\n"):
-            number, failed = _of_line(line, place)
-            if not checkpoint.was_begun(number):
-                break  # a power cut took it from the checkpoint
-            if not checkpoint.found(number, failed=failed):
-                raise _foreign(place)
+            raise _foreign_output_error(path)
+        while (line := file.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
+            number, failed = _parse_line(line, path)
+            if not checkpoint.is_begun(number):
+                break  # a power cut took its entry from the checkpoint
+            if not checkpoint.note_found(number, failed=failed):
+                raise _foreign_output_error(path)
             end += len(line)
-        if len(line) == _LINE_MOST_BYTES:
-            raise _foreign(place)
+        if len(line) == _MAX_LINE_BYTES:
+            raise _foreign_output_error(path)
     os.ftruncate(descriptor, end)
     os.fsync(descriptor)
-    checkpoint.save(output=end, sync=True)
+    checkpoint.save(output_bytes=end, sync=True)
     return end
 
 
-def _of_line(line: bytes, place: Path) -> tuple[int, bool]:
-    """Return whose a line is, and whether it has no token."""
+def _parse_line(line: bytes, path: Path) -> tuple[int, bool]:
+    """Return the attendee's line in the input, and whether the outcome has no token."""
     try:
         members = json.loads(line)
         return int(members["line"]), "token" not in members
     except (ValueError, KeyError, TypeError):
         pass
-    # Not in the handler: the error would carry the line along.
-    raise _foreign(place)
+    # Raised outside the handler, as the caught error carries the line with its token.
+    raise _foreign_output_error(path)
 
 
-def _foreign(place: Path) -> OSError:
-    return OSError(errno.EINVAL, "is not what the checkpoint says was written", str(place))
+def _foreign_output_error(path: Path) -> OSError:
+    return OSError(errno.EINVAL, "is not what the checkpoint says was written", str(path))

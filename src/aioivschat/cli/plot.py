@@ -10,11 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from aioivschat.cli.terminal_report import title
+from aioivschat.cli.terminal_report import event_title
 from aioivschat.planning import Course, LiveEvent
 
-_ARRIVED, _ADMITTED, _WAITING, _QUOTA = "#0072b2", "#009e73", "#d55e00", "#666666"
-"""Colours that people of any colour vision tell apart (Okabe and Ito's)."""
+_ARRIVED_COLOUR, _ADMITTED_COLOUR, _WAITING_COLOUR, _QUOTA_COLOUR = (
+    "#0072b2",
+    "#009e73",
+    "#d55e00",
+    "#666666",
+)
+"""Colours by Okabe and Ito, distinct in every kind of colour vision."""
 
 
 def plot(path: str, event: LiveEvent, planned: Course, measured: Course | None = None) -> None:
@@ -23,19 +28,21 @@ def plot(path: str, event: LiveEvent, planned: Course, measured: Course | None =
     Args:
         path: the file; ``.svg`` or ``.png``.
         event: the event.
-        planned: how its doors fare by the plan.
-        measured: how they fared; the plan is then drawn in dashes beside it.
+        planned: the outcome by the plan.
+        measured: the outcome of a rehearsal; the plan is then drawn broad and pale behind it.
     """
     figure = Figure(figsize=(10, 6), layout="constrained")
     viewers, tokens = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     if measured is None:
-        _draw(viewers, tokens, planned)
+        _draw_curves(viewers, tokens, planned)
     else:
-        # Broad and pale behind what was measured, so that both are seen where they agree.
-        _draw(viewers, tokens, planned, "plan: ", linewidth=6, alpha=0.3)
-        _draw(viewers, tokens, measured)
+        # So both are seen where they agree.
+        _draw_curves(viewers, tokens, planned, "plan: ", linewidth=6, alpha=0.3)
+        _draw_curves(viewers, tokens, measured)
     quota = event.quota.rate * event.regions
-    tokens.axhline(quota, color=_QUOTA, linestyle="dotted", label=f"quota, {quota:g} a second")
+    tokens.axhline(
+        quota, color=_QUOTA_COLOUR, linestyle="dotted", label=f"quota, {quota:g} a second"
+    )
     tokens.set_ylim(0, 1.15 * max(quota, *planned.timeline.tokens))
     viewers.set_ylabel("viewers")
     tokens.set_ylabel("tokens a second")
@@ -46,15 +53,15 @@ def plot(path: str, event: LiveEvent, planned: Course, measured: Course | None =
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
         if event.prewarm:
-            axes.axvline(0, color=_QUOTA, linewidth=0.8)
-    viewers.set_title(title(event), loc="left", fontsize="medium")
-    # Complete or absent: drawing may fail, writing what is drawn hardly does.
+            axes.axvline(0, color=_QUOTA_COLOUR, linewidth=0.8)
+    viewers.set_title(event_title(event), loc="left", fontsize="medium")
+    # In memory first, as drawing may fail: the file is complete or absent.
     drawn = BytesIO()
     figure.savefig(drawn, format=Path(path).suffix[1:].lower(), dpi=150)
     Path(path).write_bytes(drawn.getvalue())
 
 
-def _draw(
+def _draw_curves(
     viewers: Axes,
     tokens: Axes,
     course: Course,
@@ -64,21 +71,21 @@ def _draw(
     alpha: float = 1.0,
 ) -> None:
     timeline = course.timeline
-    # Counts are of whole seconds: they hold at the seconds' ends, and nothing was before.
+    # A count is of a whole second and drawn at its end; before the first second it is 0.
     ends = [timeline.start + each for each in range(len(timeline.arrived) + 1)]
     for values, name, colour in (
-        ([0, *accumulate(timeline.arrived)], "arrived", _ARRIVED),
-        ([0, *accumulate(timeline.admitted)], "admitted", _ADMITTED),
-        ([0, *timeline.waiting], "waiting", _WAITING),
+        ([0, *accumulate(timeline.arrived)], "arrived", _ARRIVED_COLOUR),
+        ([0, *accumulate(timeline.admitted)], "admitted", _ADMITTED_COLOUR),
+        ([0, *timeline.waiting], "waiting", _WAITING_COLOUR),
     ):
         viewers.plot(
             ends, values, color=colour, linewidth=linewidth, alpha=alpha, label=prefix + name
         )
-    # Drawn as steps, each over its second.
+    # A step for each second, over the whole of it.
     tokens.step(
         ends,
         [timeline.tokens[0], *timeline.tokens],
-        color=_ADMITTED,
+        color=_ADMITTED_COLOUR,
         linewidth=linewidth,
         alpha=alpha,
         label=f"{prefix}tokens minted",

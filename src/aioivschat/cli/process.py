@@ -17,38 +17,33 @@ from aioivschat.errors import ChatTokenError, InvalidConfiguration, InvalidReque
 
 T = TypeVar("T")
 
-_COLLECT_AFTER = 50_000
-"""Objects made before the collector looks for cycles. With its default of 700 or 2,000 it goes
-over all calls in flight again and again, a quarter of a large job's processor time, and finds
-none."""
+_COLLECTOR_THRESHOLD = 50_000
+"""Objects made before the collector looks for cycles. With Python's default of 700 or 2,000 it
+goes over all calls in flight again and again: a quarter of a large job's processor time, to find
+no cycle."""
 
 
 def say(line: str) -> None:
-    """Write a line for people."""
-    # Where there is no standard error, print would put it among the tokens.
+    """Write a line for people to standard error."""
+    # print(file=None) would write it to standard output, among the tokens.
     if sys.stderr is not None:
         print(line, file=sys.stderr)
 
 
-def complain(reason: str, status: int = FAILED) -> int:
-    """Say what went wrong, and return the exit status for it."""
-    # One line, whatever a message holds.
+def say_failure(reason: str, status: int = FAILED) -> int:
+    """Say why the command failed, in one line, and return the exit status for it."""
     say(f"aioivschat: {' '.join(reason.split())}")
     return status
 
 
 def check_standard_output() -> None:
-    """Refuse to start if nobody could read what is written.
-
-    Raises:
-        BrokenPipeError: there is no standard output.
-    """
+    """Raise BrokenPipeError if the process was started without a standard output."""
     if sys.stdout is None:
         raise BrokenPipeError
 
 
 def write_to_standard_output(line: str) -> None:
-    """Write past Python's buffer: a line is out at once, and nothing is left to flush."""
+    """Write at once, without Python's buffer: nothing is left to flush at the end."""
     rest = line.encode()
     while rest:
         rest = rest[os.write(sys.stdout.fileno(), rest) :]
@@ -66,13 +61,13 @@ class Terminated(Exception):
 
 
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, or to a signal: then everything is put away as after an interrupt.
+    """Run to the end, or until a signal cancels the work as an interrupt would.
 
     Raises:
-        Terminated: it was a signal.
+        Terminated: a signal ended the work.
     """
     received: list[int] = []
-    gc.set_threshold(_COLLECT_AFTER)
+    gc.set_threshold(_COLLECTOR_THRESHOLD)
 
     async def main() -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -83,7 +78,7 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
                 task.cancel()
 
         for number in (signal.SIGTERM, signal.SIGHUP):
-            # Under nohup it is to be ignored.
+            # A signal that is ignored stays so: nohup asks for that.
             if signal.getsignal(number) == signal.SIG_DFL:
                 loop.add_signal_handler(number, end, number)
         return await work
@@ -96,25 +91,21 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def explain(error: Exception) -> int:
-    """Say why a command ended early, where there is anything to say.
-
-    Returns:
-        The exit status.
-    """
+def say_why_it_ended(error: Exception) -> int:
+    """Say why a command ended early, if that needs saying, and return the exit status."""
     match error:
         case Terminated():
             return 128 + error.signal
         case BrokenPipeError():
-            # Whoever read the output has had enough.
+            # The reader of the output has closed it, as head(1) does.
             return FAILED
         case InvalidConfiguration() | InvalidRequest():
-            return complain(str(error), USED_WRONGLY)
+            return say_failure(str(error), USED_WRONGLY)
         case ChatTokenError() | BotoCoreError():
-            return complain(f"{type(error).__name__}: {error}")
+            return say_failure(f"{type(error).__name__}: {error}")
         case OSError():
             where = f"{error.filename}: " if isinstance(error.filename, str) else ""
-            return complain(f"{where}{error.strerror or type(error).__name__}")
+            return say_failure(f"{where}{error.strerror or type(error).__name__}")
         case _:
-            # Of an error that nobody foresaw, the message may repeat the input.
-            return complain(f"unexpected {type(error).__name__}")
+            # The message of an unforeseen error may hold a user id or a token.
+            return say_failure(f"unexpected {type(error).__name__}")

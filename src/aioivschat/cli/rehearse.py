@@ -1,4 +1,4 @@
-"""``aioivschat rehearse``: the doors of an event for real, and the plan beside them."""
+"""``aioivschat rehearse``: let the crowd of an event in for real, beside its plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from aioivschat.cli import INTERRUPTED, OK, ROWS_FAILED
-from aioivschat.cli.event_options import check_plot, event_of
+from aioivschat.cli.event_options import check_plot_option, event_from_options
 from aioivschat.cli.process import (
     check_standard_output,
     run_to_end,
@@ -20,28 +20,28 @@ from aioivschat.cli.process import (
 )
 from aioivschat.cli.progress import show_progress
 from aioivschat.cli.terminal_report import rehearsal_report
-from aioivschat.cli.token_source import check_target, open_service
+from aioivschat.cli.token_source import check_token_source, open_service
 from aioivschat.planning import Course, Doors, LiveEvent, rehearsal_as_json, simulate, stock_for
 
-_REFRESH = 0.5  # seconds
+_REFRESH_SECONDS = 0.5
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command, and return its exit status."""
-    check_target(options)
-    check_plot(options)
+    check_token_source(options)
+    check_plot_option(options)
     check_standard_output()
     if options.aws and not options.room:
         options.parser.error("--aws needs the event's rooms: --room ARN, once for each")
-    event = event_of(options, tuple(options.room))
-    if not _is_agreed(options, event):
+    event = event_from_options(options, tuple(options.room))
+    if not _confirm_spending(options, event):
         return INTERRUPTED
     rooms = tuple(options.room) or event.arns()
     planned = simulate(event, rooms)
-    measured, seconds = run_to_end(_rehearse(options, event, rooms))
+    measured, seconds = run_to_end(_rehearse_event(options, event, rooms))
     interrupted = seconds < math.inf
     if interrupted:
-        # Side by side, both are of the same part of the event.
+        # Planned up to the same second, to be compared with what was measured until then.
         planned = simulate(event, rooms, until=seconds)
     if options.plot:
         from aioivschat.cli.plot import plot
@@ -57,8 +57,8 @@ def run(options: argparse.Namespace) -> int:
     return ROWS_FAILED if measured.failed else OK
 
 
-def _is_agreed(options: argparse.Namespace, event: LiveEvent) -> bool:
-    """Ask whether to spend real quota, if it may be real."""
+def _confirm_spending(options: argparse.Namespace, event: LiveEvent) -> bool:
+    """Ask whether to spend an account's quota, if AWS or another https endpoint is asked."""
     remote = options.aws or (options.endpoint_url or "").startswith("https:")
     if not remote or options.yes:
         return True
@@ -75,18 +75,18 @@ def _is_agreed(options: argparse.Namespace, event: LiveEvent) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-async def _rehearse(
+async def _rehearse_event(
     options: argparse.Namespace, event: LiveEvent, rooms: Sequence[str]
 ) -> tuple[Course, float]:
     """Return what was measured, and the second at which it was interrupted."""
     async with open_service(options, cache=stock_for(event), latency=event.latency) as service:
         doors = Doors(event, service, rooms)
         holding = asyncio.create_task(doors.hold())
-        # A second Ctrl-C finds what Python does by itself.
-        with _at_interrupt(holding.cancel), _show_moment(options, event, doors) as show:
+        # A second Ctrl-C ends the process as Python does without a handler.
+        with _on_first_interrupt(holding.cancel), _show_crowd(options, event, doors) as show:
             interrupted = math.inf
             while not holding.done():
-                await asyncio.wait((holding,), timeout=_REFRESH)
+                await asyncio.wait((holding,), timeout=_REFRESH_SECONDS)
                 show()
             try:
                 holding.result()
@@ -96,7 +96,7 @@ async def _rehearse(
 
 
 @contextmanager
-def _at_interrupt(end: Callable[[], object]) -> Iterator[None]:
+def _on_first_interrupt(end: Callable[[], object]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def ended() -> None:
@@ -110,7 +110,7 @@ def _at_interrupt(end: Callable[[], object]) -> Iterator[None]:
         loop.remove_signal_handler(signal.SIGINT)
 
 
-def _show_moment(
+def _show_crowd(
     options: argparse.Namespace, event: LiveEvent, doors: Doors
 ) -> AbstractContextManager[Callable[[], None]]:
     quota = event.quota.rate * event.regions

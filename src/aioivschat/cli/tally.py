@@ -12,27 +12,27 @@ from aioivschat.onboarding import Outcome
 
 @dataclass(slots=True)
 class Tally:
-    """What has come so far.
+    """The counts of a job, over all its runs, and the pace of this run.
 
     Args:
         rate: tokens a second that the quota allows.
-        started: when, on the monotonic clock.
-        tokens: attendees who have one.
+        started: when this run began, on the monotonic clock.
+        tokens: attendees who have a token.
         failed: attendees who get none.
-        before: tokens of earlier runs among them.
+        tokens_before: how many of the tokens earlier runs wrote.
         again: tokens that may have been minted twice, as a run ended before they were written.
-        first: when the first run began, in seconds since the epoch.
-        end: when the last one came; ``None``: they still come.
+        job_started: when the first run began, in seconds since the epoch.
+        ended: when the last outcome came, on the monotonic clock; ``None``: more are to come.
     """
 
     rate: float
     started: float
     tokens: int = 0
     failed: int = 0
-    before: int = 0
+    tokens_before: int = 0
     again: int = 0
-    first: float = field(default_factory=time.time)
-    end: float | None = None
+    job_started: float = field(default_factory=time.time)
+    ended: float | None = None
 
     @property
     def total(self) -> int:
@@ -41,35 +41,26 @@ class Tally:
 
     @property
     def seconds(self) -> float:
-        """How long it has taken."""
-        return (self.end or time.monotonic()) - self.started
+        """How long this run has taken."""
+        return (self.ended or time.monotonic()) - self.started
 
     @property
     def pace(self) -> float:
-        """Tokens a second."""
-        return (self.tokens - self.before) / max(self.seconds, 0.001)
-
-    @property
-    def since_first(self) -> float:
-        """How long ago the first run of the job began, in seconds."""
-        return time.time() - self.first
+        """Tokens a second, in this run."""
+        return (self.tokens - self.tokens_before) / max(self.seconds, 0.001)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from what earlier runs did."""
+        """Begin with the counts of earlier runs."""
         self.tokens, self.failed = checkpoint.tokens, checkpoint.failed
-        self.before, self.first = self.tokens, checkpoint.started
+        self.tokens_before, self.job_started = self.tokens, checkpoint.job_started
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
-        """Count attendees."""
+        """Count outcomes."""
         for outcome in outcomes:
             if outcome.token is None:
                 self.failed += 1
             else:
                 self.tokens += 1
-
-    def ended(self) -> None:
-        """Stop the time."""
-        self.end = time.monotonic()
 
     def __str__(self) -> str:
         return (

@@ -1,4 +1,4 @@
-"""What a plan and a rehearsal look like in a terminal: a table, and a chart below it."""
+"""A plan and a rehearsal in a terminal: a table, and charts below it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from aioivschat.planning import CONNECTIONS, Course, Gain, LiveEvent, Plan, Renewal
 
 _Row = tuple[str, ...]
-_Line = tuple[str, str]  # text and style
+_StyledLine = tuple[str, str]  # its text, and its style for rich
 
-_WAITS = {
+_WAIT_BY_LABEL = {
     "half wait at most": "p50",
     "95 % wait at most": "p95",
     "99 % wait at most": "p99",
@@ -20,28 +20,28 @@ _WAITS = {
     "longest wait": "longest",
 }
 
-_BARS = " ▁▂▃▄▅▆▇█"
-_MAX_WIDTH = 100
+_BAR_CHARACTERS = " ▁▂▃▄▅▆▇█"
+_MAX_COLUMNS = 100
 
 
 def plan_report(plan: Plan) -> str:
-    """Return a plan for people to read."""
+    """Show a plan, for people to read."""
     event, course = plan.event, plan.course
     rows = [
-        ("last viewer in", f"{_seconds(course.finished)} after the doors"),
-        ("earliest feasible", _seconds(plan.earliest)),
-        *_waits(course),
-        *_counts(event, course),
+        ("last viewer in", f"{_in_seconds(course.finished)} after the doors"),
+        ("earliest feasible", _in_seconds(plan.earliest)),
+        *_wait_rows(course),
+        *_count_rows(event, course),
         ("", ""),
-        *_afterwards(plan),
+        *_afterwards_rows(plan),
         ("", ""),
-        *(_gain(course, gain) for gain in plan.gains),
+        *(_gain_row(course, gain) for gain in plan.gains),
     ]
-    lines = [(title(event), "bold"), ("", ""), *_table(("", "plan"), rows)]
+    lines = [(event_title(event), "bold"), ("", ""), *_table(("", "plan"), rows)]
     lines += [("", "")] * bool(plan.gains)
-    lines += _notes(plan)
-    lines += _panel("arrivals a second", course.timeline.arrived, course, height=3, style="cyan")
-    lines += _panel(
+    lines += _warning_lines(plan)
+    lines += _chart("arrivals a second", course.timeline.arrived, course, height=3, style="cyan")
+    lines += _chart(
         "tokens a second",
         course.timeline.tokens,
         course,
@@ -49,26 +49,26 @@ def plan_report(plan: Plan) -> str:
         style="green",
         least_top=event.quota.rate * event.regions,
     )
-    lines += _panel("viewers waiting", course.timeline.waiting, course, height=6, style="yellow")
-    return _rendered([*lines, *_axis(course)])
+    lines += _chart("viewers waiting", course.timeline.waiting, course, height=6, style="yellow")
+    return _render([*lines, *_axis(course)])
 
 
 def rehearsal_report(event: LiveEvent, planned: Course, measured: Course, interrupted: bool) -> str:
-    """Return what was measured, and the plan beside it, for people to read.
+    """Show what was measured beside the plan, for people to read.
 
     Args:
         event: the event.
-        planned: the plan; of an interrupted rehearsal, up to the same moment.
-        measured: what was measured.
-        interrupted: whether somebody stopped it.
+        planned: the outcome by the plan; of an interrupted rehearsal, up to the same second.
+        measured: the outcome measured.
+        interrupted: whether the rehearsal was interrupted.
     """
     rows = [
-        (name, expected, found, _difference(name, planned, measured))
+        (name, expected, found, _format_difference(name, planned, measured))
         for (name, expected), (_, found) in zip(
-            _measures(event, planned), _measures(event, measured), strict=True
+            _measured_rows(event, planned), _measured_rows(event, measured), strict=True
         )
     ]
-    lines = [(title(event), "bold"), ("", "")]
+    lines = [(event_title(event), "bold"), ("", "")]
     lines += _table(("", "plan", "measured", "difference"), rows)
     lines.append(("", ""))
     if interrupted:
@@ -77,7 +77,7 @@ def rehearsal_report(event: LiveEvent, planned: Course, measured: Course, interr
         note += f" {measured.admitted:,} were in. The plan, too, is of those who are in by then."
         lines += [(note, "red"), ("", "")]
     longer = max((planned, measured), key=lambda each: len(each.timeline.waiting))
-    lines += _panel(
+    lines += _chart(
         "viewers waiting: bars measured, dots planned",
         measured.timeline.waiting,
         longer,
@@ -85,11 +85,11 @@ def rehearsal_report(event: LiveEvent, planned: Course, measured: Course, interr
         style="yellow",
         dots=planned.timeline.waiting,
     )
-    return _rendered([*lines, *_axis(longer)])
+    return _render([*lines, *_axis(longer)])
 
 
-def title(event: LiveEvent) -> str:
-    """Return one line about an event."""
+def event_title(event: LiveEvent) -> str:
+    """Describe an event in one line."""
     arrivals = event.arrivals
     when = {
         "at-once": "all at once",
@@ -106,16 +106,16 @@ def title(event: LiveEvent) -> str:
     )
 
 
-def _seconds(number: float) -> str:
+def _in_seconds(number: float) -> str:
     return f"{number:,.2f} s" if number < 10 else f"{number:,.1f} s"
 
 
-def _waits(course: Course) -> Iterator[_Row]:
-    for name, member in _WAITS.items():
-        yield name, _seconds(getattr(course.waits, member)) if course.waits else "-"
+def _wait_rows(course: Course) -> Iterator[_Row]:
+    for name, member in _WAIT_BY_LABEL.items():
+        yield name, _in_seconds(getattr(course.waits, member)) if course.waits else "-"
 
 
-def _counts(event: LiveEvent, course: Course) -> Iterator[_Row]:
+def _count_rows(event: LiveEvent, course: Course) -> Iterator[_Row]:
     share = 100 * course.late / course.arrived if course.arrived else 0.0
     yield f"wait over {event.patience:g} s", f"{course.late:,} ({share:.0f} %)"
     yield "in within a second", f"{course.first_second:,}"
@@ -127,9 +127,9 @@ def _counts(event: LiveEvent, course: Course) -> Iterator[_Row]:
         yield f"failed: {name}", f"{number:,}"
 
 
-def _measures(event: LiveEvent, course: Course) -> Iterator[_Row]:
-    yield "last viewer in", _seconds(course.finished)
-    yield from _waits(course)
+def _measured_rows(event: LiveEvent, course: Course) -> Iterator[_Row]:
+    yield "last viewer in", _in_seconds(course.finished)
+    yield from _wait_rows(course)
     yield "viewers in", f"{course.admitted:,}"
     yield f"wait over {event.patience:g} s", f"{course.late:,}"
     yield "in within a second", f"{course.first_second:,}"
@@ -139,21 +139,21 @@ def _measures(event: LiveEvent, course: Course) -> Iterator[_Row]:
     yield "failed", f"{sum(course.failed.values()):,}"
 
 
-def _difference(name: str, planned: Course, measured: Course) -> str:
+def _format_difference(name: str, planned: Course, measured: Course) -> str:
     if planned.waits is None or measured.waits is None:
         return ""
     if name == "last viewer in":
         expected, found = planned.finished, measured.finished
-    elif name in _WAITS:
-        expected = getattr(planned.waits, _WAITS[name])
-        found = getattr(measured.waits, _WAITS[name])
+    elif name in _WAIT_BY_LABEL:
+        expected = getattr(planned.waits, _WAIT_BY_LABEL[name])
+        found = getattr(measured.waits, _WAIT_BY_LABEL[name])
     else:
         return ""
     share = f" ({100 * (found - expected) / expected:+.1f} %)" if expected > 0.05 else ""
     return f"{found - expected:+.2f} s{share}"
 
 
-def _afterwards(plan: Plan) -> Iterator[_Row]:
+def _afterwards_rows(plan: Plan) -> Iterator[_Row]:
     after = plan.afterwards
     every = after.renewed_after
     often = f"{every / 60:g} min" if every >= 60 else f"{every:g} s"
@@ -168,17 +168,17 @@ def _afterwards(plan: Plan) -> Iterator[_Row]:
     yield "the quota carries", f"{after.carried:,} viewers for good"
 
 
-def _gain(course: Course, gain: Gain) -> _Row:
+def _gain_row(course: Course, gain: Gain) -> _Row:
     sooner = course.finished - gain.finished
-    waits = f"95 % wait at most {_seconds(gain.waits.p95)}" if gain.waits else "nobody gets in"
+    waits = f"95 % wait at most {_in_seconds(gain.waits.p95)}" if gain.waits else "nobody gets in"
     ending = "no sooner"
-    # Less than that is the thinness of the crowd that it was tried on.
+    # Gains are tried on a thinned crowd: a smaller difference may be an artefact of that.
     if sooner >= max(1.0, 0.01 * course.finished):
-        ending = f"in {_seconds(gain.finished)}, {_seconds(sooner)} sooner"
+        ending = f"in {_in_seconds(gain.finished)}, {_in_seconds(sooner)} sooner"
     return f"with {gain.change}", f"last viewer {ending}; {waits}"
 
 
-def _notes(plan: Plan) -> list[_Line]:
+def _warning_lines(plan: Plan) -> list[_StyledLine]:
     event, after = plan.event, plan.afterwards
     notes = []
     if event.attendees > CONNECTIONS * event.regions:
@@ -195,13 +195,13 @@ def _notes(plan: Plan) -> list[_Line]:
     return [(f"! {note}", "red") for note in notes] + [("", "")] * bool(notes)
 
 
-# Drawing, by rich or without.
+# Drawing.
 
 
-def _table(head: _Row, rows: Iterable[_Row]) -> list[_Line]:
+def _table(head: _Row, rows: Iterable[_Row]) -> list[_StyledLine]:
     all_rows = [head, *rows]
     widths = [max(len(row[column]) for row in all_rows) for column in range(len(head))]
-    # With several columns of numbers, each is right-aligned.
+    # Several columns are numbers, which are aligned to the right.
     aligned: Callable[[str, int], str] = str.rjust if len(head) > 2 else str.ljust
     lines = []
     for row in all_rows:
@@ -211,7 +211,7 @@ def _table(head: _Row, rows: Iterable[_Row]) -> list[_Line]:
     return lines if len(head) > 2 else lines[1:]
 
 
-def _panel(
+def _chart(
     title: str,
     values: Sequence[int],
     course: Course,
@@ -220,13 +220,13 @@ def _panel(
     style: str,
     least_top: float = 1.0,
     dots: Sequence[int] = (),
-) -> list[_Line]:
-    """Draw one quantity over time, on the time of a course."""
+) -> list[_StyledLine]:
+    """Draw one quantity over the time of an outcome."""
     seconds, width = len(course.timeline.waiting), _chart_width()
     top = max(least_top, *values, *dots)
-    bars = [value / top * height for value in _stretched(values, seconds, width)]
-    marks = [int(value / top * (height - 0.01)) for value in _stretched(dots, seconds, width)]
-    shades = _BARS if _is_unicode() else "    #####"
+    bars = [value / top * height for value in _fit_to_width(values, seconds, width)]
+    marks = [int(value / top * (height - 0.01)) for value in _fit_to_width(dots, seconds, width)]
+    shades = _BAR_CHARACTERS if _is_unicode() else "    #####"
     mark, edge = ("•", "┤") if _is_unicode() else ("o", "|")
     lines = [(title, "bold")]
     for level in reversed(range(height)):
@@ -239,8 +239,8 @@ def _panel(
     return lines
 
 
-def _stretched(values: Sequence[int], seconds: int, width: int) -> list[int]:
-    """Return a value for each column: the greatest of its seconds, so that no peak is lost."""
+def _fit_to_width(values: Sequence[int], seconds: int, width: int) -> list[int]:
+    """Return the greatest value of each column's seconds: no peak is lost."""
     if not values:
         return []
     columns: list[int] = []
@@ -252,7 +252,7 @@ def _stretched(values: Sequence[int], seconds: int, width: int) -> list[int]:
     return columns
 
 
-def _axis(course: Course) -> list[_Line]:
+def _axis(course: Course) -> list[_StyledLine]:
     width, corner = _chart_width(), ("└", "─") if _is_unicode() else ("+", "-")
     start = course.timeline.start
     end = start + len(course.timeline.waiting)
@@ -263,15 +263,15 @@ def _axis(course: Course) -> list[_Line]:
 
 
 def _chart_width() -> int:
-    return max(40, min(_MAX_WIDTH, shutil.get_terminal_size().columns) - 12)
+    return max(40, min(_MAX_COLUMNS, shutil.get_terminal_size().columns) - 12)
 
 
 def _is_unicode() -> bool:
     return "utf" in (sys.stdout.encoding or "").lower()
 
 
-def _rendered(lines: Iterable[_Line]) -> str:
-    """Return lines in colour, if the terminal has any and rich is there."""
+def _render(lines: Iterable[_StyledLine]) -> str:
+    """Join lines, in colour if standard output is a terminal that has any and rich is there."""
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
         return "".join(f"{text}\n" for text, _ in lines)
     try:

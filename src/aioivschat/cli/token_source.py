@@ -14,8 +14,8 @@ from aioivschat._service.service import AsyncTokenService
 from aioivschat.cli.process import say
 
 
-def check_target(options: argparse.Namespace) -> None:
-    """Refuse options that contradict each other, as the parser refuses wrong ones."""
+def check_token_source(options: argparse.Namespace) -> None:
+    """End the process, as the parser does, if the options contradict each other."""
     if options.profile and not (options.aws or options.endpoint_url):
         options.parser.error("--profile needs --aws or --endpoint-url")
     if options.aws and options.endpoint_url:
@@ -29,10 +29,10 @@ async def open_service(
     cache: CachePolicy = CachePolicy(),  # noqa: B008 (frozen)
     latency: float = 0.0,
 ) -> AsyncIterator[AsyncTokenService]:
-    """Open the service on what the options ask for.
+    """Open the service on AWS, an endpoint or an emulator of the command's own.
 
     Args:
-        options: as the parser gives them.
+        options: as parsed.
         cache: the service's.
         latency: seconds before the emulator answers.
     """
@@ -41,7 +41,7 @@ async def open_service(
             session, url = AioSession(profile=options.profile), options.endpoint_url
         else:
             session = session_without_configuration()
-            url = stack.enter_context(_emulator(options.rate, options.burst, latency))
+            url = stack.enter_context(_run_emulator(options.rate, options.burst, latency))
         quota = Quota(rate=options.rate, burst=options.burst)
         async with AsyncTokenService(
             session=session, endpoint_url=url, quota=quota, cache=cache
@@ -50,7 +50,7 @@ async def open_service(
 
 
 def session_without_configuration() -> AioSession:
-    """Make a session for the emulator: nothing of the user's is read or sent."""
+    """Make a session for the emulator that neither reads nor sends the user's configuration."""
     nothing = (None, None, None, None)
     session = AioSession({"profile": nothing, "config_file": nothing, "credentials_file": nothing})
     session.set_credentials("testing", "testing")
@@ -58,12 +58,12 @@ def session_without_configuration() -> AioSession:
 
 
 @contextmanager
-def _emulator(rate: float, burst: int | None, latency: float) -> Iterator[str]:
-    # Who asks AWS waits for no web server to load.
+def _run_emulator(rate: float, burst: int | None, latency: float) -> Iterator[str]:
+    # Imported here, as a command that asks AWS needs no web server.
     from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
 
     shape = QuotaShape("bucket", rate, burst or max(1.0, rate))
-    # A thread of its own: the emulator answers while the service's loop is busy, as AWS would.
+    # In a thread of its own it answers while the service's loop is busy, as AWS does.
     with ThreadedEmulatorServer(Emulator(quota=shape, latency=latency)) as server:
         say(
             "aioivschat: these tokens are from the local emulator and do not connect to AWS "

@@ -220,8 +220,10 @@ def check_checkpoint(raw: bytes) -> None:
         for _ in range(2):
             try:
                 with Checkpoint(str(path), "a file") as opened:
-                    counts = (opened.tokens, opened.failed, opened.again, opened.output)
-                    states.append((opened.started, *counts, bytes(opened._done), opened._begun))
+                    counts = (opened.tokens, opened.failed, opened.again, opened.output_bytes)
+                    states.append(
+                        (opened.job_started, *counts, bytes(opened._done), opened._last_begun)
+                    )
             except OSError:
                 assert raw == path.read_bytes()
                 return
