@@ -1,9 +1,9 @@
-"""What a new token costs: distinct users without a quota, through each way to AWS.
+"""The cost of a new token: distinct users without a quota, through each client.
 
 ``CPU µs`` is the processor time of the client's process per call, ``server µs`` that of the
 server's. Two contestants are floors: raw aiohttp with a signature made by hand, and a bare protocol
-with no HTTP client at all, whose requests were signed in advance. Ratios are to the same round of
-another contestant, under the same load.
+with no HTTP client at all, whose requests are signed in advance. Ratios are to another contestant
+in the same round, under the same load.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from yarl import URL
 import harness
 from aioivschat import AsyncTokenService, PoolPolicy, Quota, TokenRequest
 
-KEY, SECRET = "testing", "testing"  # as the session of the harness has
+KEY, SECRET = "testing", "testing"  # those of harness.make_session
 CAPABILITIES = ["SEND_MESSAGE"]
 _UNLIMITED = 1_000_000
 
@@ -47,11 +47,11 @@ async def with_service(url: str, connections: int, **options: Any) -> AsyncItera
 
     Args:
         url: the server's.
-        connections: to keep open at most.
-        options: more of :class:`aioivschat.PoolPolicy`.
+        connections: the most to keep open.
+        options: further fields of :class:`aioivschat.PoolPolicy`.
     """
     async with AsyncTokenService(
-        session=harness.session(),
+        session=harness.make_session(),
         endpoint_url=url,
         quota=Quota(rate=_UNLIMITED, burst=_UNLIMITED),
         pool=PoolPolicy(max_connections=connections, **options),
@@ -59,7 +59,7 @@ async def with_service(url: str, connections: int, **options: Any) -> AsyncItera
         yield lambda user: service.issue(TokenRequest(harness.ROOM, user, CAPABILITIES))
 
 
-def _client_options(url: str, connections: int) -> dict[str, Any]:
+def _make_client_options(url: str, connections: int) -> dict[str, Any]:
     return {
         "region_name": harness.REGION,
         "endpoint_url": url,
@@ -67,49 +67,49 @@ def _client_options(url: str, connections: int) -> dict[str, Any]:
     }
 
 
-def _members(user: str) -> dict[str, Any]:
+def _make_members(user: str) -> dict[str, Any]:
     return {"roomIdentifier": harness.ROOM, "userId": user, "capabilities": CAPABILITIES}
 
 
 @asynccontextmanager
 async def with_aiobotocore(url: str, connections: int) -> AsyncIterator[Call]:
     """Call a bare client."""
-    options = _client_options(url, connections)
-    async with harness.session().create_client("ivschat", **options) as client:
-        yield lambda user: client.create_chat_token(**_members(user))
+    options = _make_client_options(url, connections)
+    async with harness.make_session().create_client("ivschat", **options) as client:
+        yield lambda user: client.create_chat_token(**_make_members(user))
 
 
 @asynccontextmanager
 async def with_aioboto3(url: str, connections: int) -> AsyncIterator[Call]:
     """Call a bare client of aioboto3."""
-    session = harness.peer("aioboto3").Session(KEY, SECRET)
-    async with session.client("ivschat", **_client_options(url, connections)) as client:
-        yield lambda user: client.create_chat_token(**_members(user))
+    session = harness.import_peer("aioboto3").Session(KEY, SECRET)
+    async with session.client("ivschat", **_make_client_options(url, connections)) as client:
+        yield lambda user: client.create_chat_token(**_make_members(user))
 
 
 @asynccontextmanager
 async def with_boto3(url: str, connections: int) -> AsyncIterator[Call]:
     """Call a bare client of boto3, each call in a thread."""
-    session = harness.peer("boto3").Session(KEY, SECRET)
-    client = session.client("ivschat", **_client_options(url, connections))
+    session = harness.import_peer("boto3").Session(KEY, SECRET)
+    client = session.client("ivschat", **_make_client_options(url, connections))
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(connections) as executor:
         yield lambda user: loop.run_in_executor(
-            executor, partial(client.create_chat_token, **_members(user))
+            executor, partial(client.create_chat_token, **_make_members(user))
         )
     client.close()
 
 
 @asynccontextmanager
 async def with_capo(url: str, connections: int) -> AsyncIterator[Call]:
-    """Call a client that was generated from the service's model."""
-    handler = harness.peer("zapros").AsyncStdNetworkHandler(
+    """Call a client of capo, generated from the service model."""
+    handler = harness.import_peer("zapros").AsyncStdNetworkHandler(
         http1={
             "max_connections_per_host": connections,
             "max_idle_connections_per_host": connections,
         }
     )
-    async with harness.peer("capo_ivschat").AsyncivschatClient(
+    async with harness.import_peer("capo_ivschat").AsyncivschatClient(
         handler,
         region=harness.REGION,
         endpoint=url,
@@ -119,7 +119,7 @@ async def with_capo(url: str, connections: int) -> AsyncIterator[Call]:
 
 
 class Signer:
-    """Signs requests with Signature Version 4, as little as AWS accepts.
+    """Signs requests with Signature Version 4: only the headers that AWS requires.
 
     Args:
         host: the server's name and port.
@@ -131,11 +131,11 @@ class Signer:
         self._key = b""
 
     def headers(self, body: bytes) -> dict[str, str]:
-        """Return what to send with a body."""
+        """Return the headers to send with a body."""
         now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         day = now[:8]
         if day != self._day:
-            self._day, self._key = day, _signing_key(day)
+            self._day, self._key = day, _make_signing_key(day)
         canonical = (
             f"POST\n/CreateChatToken\n\nhost:{self._host}\nx-amz-date:{now}\n\n"
             f"host;x-amz-date\n{hashlib.sha256(body).hexdigest()}"
@@ -143,7 +143,7 @@ class Signer:
         scope = f"{day}/{harness.REGION}/ivschat/aws4_request"
         digest = hashlib.sha256(canonical.encode()).hexdigest()
         text = f"AWS4-HMAC-SHA256\n{now}\n{scope}\n{digest}"
-        signature = _mac(self._key, text).hex()
+        signature = _hmac_sha256(self._key, text).hex()
         return {
             "Content-Type": "application/json",
             "X-Amz-Date": now,
@@ -154,20 +154,20 @@ class Signer:
         }
 
 
-def _signing_key(day: str) -> bytes:
+def _make_signing_key(day: str) -> bytes:
     key = f"AWS4{SECRET}".encode()
     for part in (day, harness.REGION, "ivschat", "aws4_request"):
-        key = _mac(key, part)
+        key = _hmac_sha256(key, part)
     return key
 
 
-def _mac(key: bytes, text: str) -> bytes:
+def _hmac_sha256(key: bytes, text: str) -> bytes:
     return hmac.digest(key, text.encode(), "sha256")
 
 
 @asynccontextmanager
 async def with_aiohttp(url: str, connections: int) -> AsyncIterator[Call]:
-    """Send by hand: the least that an HTTP client library costs."""
+    """Send requests through aiohttp: the least that an HTTP client library costs."""
     signer = Signer(urlsplit(url).netloc)
     target = URL(url) / "CreateChatToken"
     async with aiohttp.ClientSession(
@@ -175,7 +175,7 @@ async def with_aiohttp(url: str, connections: int) -> AsyncIterator[Call]:
     ) as session:
 
         async def call(user: str) -> object:
-            body = json.dumps(_members(user)).encode()
+            body = json.dumps(_make_members(user)).encode()
             async with session.post(target, data=body, headers=signer.headers(body)) as response:
                 if response.status != 200:
                     raise RuntimeError(f"the server answered {response.status}")
@@ -184,7 +184,7 @@ async def with_aiohttp(url: str, connections: int) -> AsyncIterator[Call]:
         yield call
 
 
-class Line(asyncio.Protocol):
+class FloorConnection(asyncio.Protocol):
     """A connection that carries one request at a time."""
 
     _transport: asyncio.Transport
@@ -194,8 +194,8 @@ class Line(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember where to send."""
-        # Not asserted: uvloop's is one without being of the class.
+        """Keep the transport."""
+        # A cast, as uvloop's transport is not an instance of the class.
         self._transport = cast(asyncio.Transport, transport)
 
     def send(self, request: bytes) -> asyncio.Future[bytes]:
@@ -205,7 +205,7 @@ class Line(asyncio.Protocol):
         return self._answer
 
     def data_received(self, data: bytes) -> None:
-        """Look whether the answer is complete."""
+        """Set the future's result once the answer is complete."""
         self._received += data
         head, _, body = self._received.partition(b"\r\n\r\n")
         start = head.find(b"Content-Length: ") + len(b"Content-Length: ")
@@ -220,58 +220,58 @@ class Line(asyncio.Protocol):
 
 @asynccontextmanager
 async def with_protocol(url: str, connections: int) -> AsyncIterator[Call]:
-    """Send bytes: the least that a loop and its sockets cost."""
+    """Write ready bytes to sockets: the least that an event loop costs."""
     host = urlsplit(url)
     loop = asyncio.get_running_loop()
-    # Every user's name is as long, so that the head is the same for all.
+    # User ids of one length, so that all requests have the same headers.
     longest = "user-000000000"
     head = "".join(
         f"{name}: {value}\r\n"
         for name, value in {
             "Host": host.netloc,
-            "Content-Length": len(json.dumps(_members(longest))),
+            "Content-Length": len(json.dumps(_make_members(longest))),
             **Signer(host.netloc).headers(b""),
         }.items()
     )
-    before, after = json.dumps(_members(longest)).split(longest)
+    before, after = json.dumps(_make_members(longest)).split(longest)
     before = f"POST /CreateChatToken HTTP/1.1\r\n{head}\r\n{before}"
     assert host.hostname is not None
     assert host.port is not None
     idle = [
-        (await loop.create_connection(Line, host.hostname, host.port))[1]
+        (await loop.create_connection(FloorConnection, host.hostname, host.port))[1]
         for _ in range(connections)
     ]
-    lines = list(idle)
+    opened = list(idle)
 
     async def call(user: str) -> object:
-        line = idle.pop()
-        answer = await line.send(f"{before}{user.ljust(len(longest), '-')}{after}".encode())
-        idle.append(line)
+        connection = idle.pop()
+        answer = await connection.send(f"{before}{user.ljust(len(longest), '-')}{after}".encode())
+        idle.append(connection)
         if not answer.startswith(b"HTTP/1.1 200 "):
             raise RuntimeError(f"the server answered {answer[:15]!r}")
         return answer
 
     yield call
-    for line in lines:
-        line.close()
+    for connection in opened:
+        connection.close()
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A way to get tokens.
+    """A client that gets tokens.
 
     Args:
-        open: opens it for a server and a number of connections.
-        needs: the package it takes, if that is optional.
+        open: opens the client for a server's URL and a number of connections.
+        needs: the optional package that the client needs, if any.
     """
 
     open: Callable[[str, int], AbstractAsyncContextManager[Call]]
     needs: str | None = None
 
     @property
-    def is_there(self) -> bool:
-        """Whether it can be run."""
-        return self.needs is None or harness.peer(self.needs) is not None
+    def is_installed(self) -> bool:
+        """Whether the client can be run."""
+        return self.needs is None or harness.import_peer(self.needs) is not None
 
 
 ISSUE, BARE, CAPO = "issue", "aiobotocore", "capo-ivschat"
@@ -290,12 +290,12 @@ CONTESTANTS = {
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A load.
+    """How many calls are made at once, and how slow the server is.
 
     Args:
         in_flight: calls under way at once.
         latency: seconds that the server waits before it answers.
-        limits: what is promised of ``issue`` under it.
+        limits: those of ``issue`` under this load.
     """
 
     in_flight: int
@@ -304,42 +304,42 @@ class Load:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What the table calls it."""
+        """The load in the table."""
         return {"in flight": str(self.in_flight), "latency": f"{1e3 * self.latency:g} ms"}
 
 
-_FAST = (
+_MAIN_LIMITS = (
     harness.Limit("rate of aiobotocore", at_least=3.5),
     harness.Limit("rate of capo-ivschat", at_least=1.0),
     harness.Limit("CPU of aiohttp", at_most=1.6),
 )
-FEW = Load(16, limits=_FAST)
+FEW_CALLS = Load(16, limits=_MAIN_LIMITS)
 LOADS = (
-    FEW,
-    Load(64, limits=_FAST),
+    FEW_CALLS,
+    Load(64, limits=_MAIN_LIMITS),
     Load(256, limits=(harness.Limit("rate at 16", at_least=0.9),)),
     Load(64, 0.02, limits=(harness.Limit("rate of aiohttp", at_least=0.95),)),
 )
-SERVER = (harness.Limit("of fastest", at_least=3.0),)
+SERVER_LIMITS = (harness.Limit("of fastest", at_least=3.0),)
 
 Case = tuple[str, Load]
 Figures = dict[str, float]
 
 
-async def put_under(
+async def measure_load(
     load: Load, call: Call, users: Iterator[str], server: harness.Server, seconds: float
 ) -> Figures:
-    """Keep as many calls in flight as a load has, for so many seconds."""
+    """Make calls under a load for so many seconds."""
     waits: list[float] = []
-    # Not only what follows is to be warm, but every connection that it needs: others had their turn
-    # since, and idle connections are closed.
-    await _call_on(load, call, users, seconds / 4, [])
-    minted, servers = server.counts()["requests"], server.processor()
+    # Warm up every connection that the load needs: connections that were idle during the turns of
+    # other contestants have been closed.
+    await _make_calls(load, call, users, seconds / 4, [])
+    counted, servers = server.counts()["requests"], server.processor_seconds()
     processor, started = time.process_time(), time.perf_counter()
-    await _call_on(load, call, users, seconds, waits)
+    await _make_calls(load, call, users, seconds, waits)
     elapsed, processor = time.perf_counter() - started, time.process_time() - processor
-    servers = server.processor() - servers
-    if server.counts()["requests"] - minted != len(waits):
+    servers = server.processor_seconds() - servers
+    if server.counts()["requests"] - counted != len(waits):
         raise RuntimeError("not every call was a request")
     centiles = statistics.quantiles(waits, n=100)
     return {
@@ -351,7 +351,7 @@ async def put_under(
     }
 
 
-async def _call_on(
+async def _make_calls(
     load: Load, call: Call, users: Iterator[str], seconds: float, waits: list[float]
 ) -> None:
     clock = time.perf_counter
@@ -359,10 +359,12 @@ async def _call_on(
 
     async def visit() -> None:
         now = clock()
-        while now < end:
+        while True:  # once at least, however slow the machine is
             await call(next(users))
-            came, now = now, clock()
-            waits.append(now - came)
+            started, now = now, clock()
+            waits.append(now - started)
+            if now >= end:
+                return
 
     await asyncio.gather(*(visit() for _ in range(load.in_flight)))
 
@@ -370,7 +372,7 @@ async def _call_on(
 async def measure(
     server: harness.Server, cases: Sequence[Case], options: argparse.Namespace
 ) -> dict[Case, list[Figures]]:
-    """Run the cases in turns, all contestants open."""
+    """Run the cases in turns, with all clients open."""
     users = (f"user-{number}" for number in itertools.count())
     connections = max(load.in_flight for _, load in cases)
     runs: dict[Case, list[Figures]] = {case: [] for case in cases}
@@ -381,20 +383,21 @@ async def measure(
         }
         for call in calls.values():
             await call(next(users))
-        # What the others hold is not for the one that runs to walk through; its own garbage is.
+        # The garbage collector must not walk through the objects of the other contestants while
+        # one runs, but through its own garbage.
         gc.collect()
         gc.freeze()
-        for name, load in harness.rounds(cases, options.repeats):
+        for name, load in harness.take_turns(cases, options.repeats):
             server.prepare("unlimited", load.latency)
             runs[name, load].append(
-                await put_under(load, calls[name], users, server, options.seconds)
+                await measure_load(load, calls[name], users, server, options.seconds)
             )
         gc.unfreeze()
     return runs
 
 
-def with_ratios(runs: Mapping[Case, Sequence[Figures]], case: Case) -> list[Figures]:
-    """Return the figures of a case, with what they are of others' in the same round."""
+def add_ratios(runs: Mapping[Case, Sequence[Figures]], case: Case) -> list[Figures]:
+    """Return the figures of a case, with ratios to other contestants in the same round."""
     name, load = case
     ratios: dict[str, tuple[str, Case]] = {
         "rate of aiobotocore": ("calls/s", (BARE, load)),
@@ -403,7 +406,7 @@ def with_ratios(runs: Mapping[Case, Sequence[Figures]], case: Case) -> list[Figu
         "CPU of aiohttp": ("CPU µs", (AIOHTTP, load)),
     }
     if not load.latency:
-        ratios["rate at 16"] = ("calls/s", (name, FEW))
+        ratios["rate at 16"] = ("calls/s", (name, FEW_CALLS))
     return [
         own
         | {
@@ -415,27 +418,27 @@ def with_ratios(runs: Mapping[Case, Sequence[Figures]], case: Case) -> list[Figu
     ]
 
 
-def rows_of(loop: str, runs: Mapping[Case, Sequence[Figures]]) -> list[harness.Row]:
-    """Return the lines of one event loop, and what its server can do beside its contestants."""
+def make_rows(loop: str, runs: Mapping[Case, Sequence[Figures]]) -> list[harness.Row]:
+    """Return the rows of one event loop."""
     rows = []
     for name, load in runs:
-        figures = with_ratios(runs, (name, load))
+        figures = add_ratios(runs, (name, load))
         limits = [limit for limit in load.limits if name == ISSUE and limit.figure in figures[0]]
         labels = {"contestant": name, "loop": loop, **load.labels}
         rows.append(harness.Row.of(labels, figures, limits))
     return rows
 
 
-def row_of_server(loop: str, runs: Mapping[Case, Sequence[Figures]]) -> list[harness.Row]:
-    """Return how far the server was driven, beside the fastest contestant that is no floor."""
+def make_server_row(loop: str, runs: Mapping[Case, Sequence[Figures]]) -> list[harness.Row]:
+    """Return how fast the server can answer, relative to the fastest contestant but the floors."""
     loads = [load for name, load in runs if name == PROTOCOL and not load.latency]
     if not loads:
         return []
-    load = max(loads, key=lambda load: _rate(runs[PROTOCOL, load]))
+    load = max(loads, key=lambda load: _median_rate(runs[PROTOCOL, load]))
     clients = [name for name, _ in runs if name not in (AIOHTTP, PROTOCOL)]
     if not clients:
         return []
-    fastest = max(clients, key=lambda name: _rate(runs[name, load]))
+    fastest = max(clients, key=lambda name: _median_rate(runs[name, load]))
     figures = [
         {
             "calls/s": server["calls/s"],
@@ -445,38 +448,38 @@ def row_of_server(loop: str, runs: Mapping[Case, Sequence[Figures]]) -> list[har
         for server, client in zip(runs[PROTOCOL, load], runs[fastest, load], strict=True)
     ]
     labels = {"contestant": "server", "loop": loop, **load.labels}
-    return [harness.Row.of(labels, figures, SERVER)]
+    return [harness.Row.of(labels, figures, SERVER_LIMITS)]
 
 
-def _rate(figures: Sequence[Figures]) -> float:
+def _median_rate(figures: Sequence[Figures]) -> float:
     return statistics.median(run["calls/s"] for run in figures)
 
 
 def main() -> int:
-    """Run what the command line asks for."""
+    """Run the benchmark as the command line says."""
     options = _options()
-    there = [name for name in options.contestants if CONTESTANTS[name].is_there]
-    cases = [(name, load) for load in LOADS for name in there]
+    installed = [name for name in options.contestants if CONTESTANTS[name].is_installed]
+    cases = [(name, load) for load in LOADS for name in installed]
     rows = []
-    with harness.server(harness.FAST) as server:
+    with harness.run_server(harness.FAST_SERVER) as server:
         for loop in options.loop:
             runs = harness.run(measure(server, cases, options), loop)
-            rows += [*rows_of(loop, runs), *row_of_server(loop, runs)]
-    left_out = [name for name in options.contestants if name not in there]
+            rows += [*make_rows(loop, runs), *make_server_row(loop, runs)]
+    left_out = [name for name in options.contestants if name not in installed]
     return harness.report(options, rows, left_out)
 
 
 def _options() -> argparse.Namespace:
-    parser = harness.arguments(__doc__, repeats=7)
+    parser = harness.make_parser(__doc__, repeats=7)
     add = parser.add_argument
     add("--seconds", type=float, default=0.5, help="of each load (default: %(default)s)")
     add(
         "--loop",
         nargs="+",
-        choices=harness.loops(),
-        default=harness.loops(),
+        choices=harness.event_loops(),
+        default=harness.event_loops(),
         metavar="LOOP",
-        help=f"any of {', '.join(harness.loops())} (default: all)",
+        help=f"any of {', '.join(harness.event_loops())} (default: all)",
     )
     add(
         "--contestants",
@@ -486,7 +489,7 @@ def _options() -> argparse.Namespace:
         metavar="NAME",
         help=f"any of {', '.join(CONTESTANTS)} (default: all)",
     )
-    return harness.parsed(parser, seconds=0.02, loop=["asyncio"])
+    return harness.parse_options(parser, seconds=0.02, loop=["asyncio"])
 
 
 if __name__ == "__main__":

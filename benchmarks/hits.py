@@ -1,12 +1,12 @@
-"""The cost of a cache hit, beside a plain dictionary and the caches that people use.
+"""The cost of a cache hit, beside a plain dictionary and other caches.
 
 All contestants are asked for the same users in the same random order, over and over: by the keyword
-arguments of ``create_chat_token``, by a request that is kept, or by a key that is ready. Ratios are
-to the same round of async-lru.
+arguments of ``create_chat_token``, by a request object, or by a ready key. Ratios are to async-lru
+in the same round.
 
-``growth`` is to the contestant's own cost with the fewest entries. Asked for all of them, it is
-mostly the processor's: what is many does not fit its caches, and a plain dictionary grows most.
-Asked for the same few, it is the cache's own.
+``growth`` is the cost relative to the contestant's own with the fewest entries. If all entries are
+asked for, it shows mostly the processor, whose caches are too small for many entries: a plain
+dictionary grows most. If only a few are asked for (``growth, few asked``), it shows the contestant.
 """
 
 from __future__ import annotations
@@ -43,23 +43,23 @@ LIMITS = {
     CREATE: (harness.Limit(OF_KEYWORDS, at_most=0.9), FLAT),
 }
 
-_HOUR = 3600.0
+_HOUR_SECONDS = 3600.0
 _UNLIMITED = 1_000_000
 _FILLED_AT_ONCE = 1000
-_FEW = 100
+_FEW_USERS = 100
 
 Keywords = dict[str, Any]
 
 
-def local_session(clock: Clock) -> AioSession:
-    """Return a session whose clients mint in this process: the server is not what is measured.
+def make_local_session(clock: Clock) -> AioSession:
+    """Return a session whose clients mint in this process, without a server.
 
     Args:
-        clock: where the tokens' times come from.
+        clock: gives the tokens' times.
     """
 
     async def create_chat_token(**_: object) -> Mapping[str, object]:
-        return harness.token(clock.wall()).reply()
+        return harness.make_token(clock.wall()).reply()
 
     async def open_client(_: str) -> CreateChatToken:
         return create_chat_token
@@ -69,22 +69,24 @@ def local_session(clock: Clock) -> AioSession:
 
 @contextmanager
 def an_hour_ahead(clock: Clock) -> Iterator[None]:
-    """Let a clock run an hour ahead: what is cached meanwhile outlives every measurement.
+    """Let a clock run an hour ahead: tokens cached in the block outlive the benchmark.
 
-    Afterwards it is the host's clock again, and as fast.
+    Afterwards it is the host's clock again, at no extra cost.
     """
     with mock.patch.multiple(
-        clock, monotonic=lambda: time.monotonic() + _HOUR, wall=lambda: time.time() + _HOUR
+        clock,
+        monotonic=lambda: time.monotonic() + _HOUR_SECONDS,
+        wall=lambda: time.time() + _HOUR_SECONDS,
     ):
         yield
 
 
 @asynccontextmanager
-async def filled_service(requests: Sequence[TokenRequest]) -> AsyncIterator[AsyncTokenService]:
-    """Open a service that has a token for every request."""
+async def open_filled_service(requests: Sequence[TokenRequest]) -> AsyncIterator[AsyncTokenService]:
+    """Open a service with a cached token for every request."""
     clock = Clock()
     async with AsyncTokenService(
-        session=local_session(clock),
+        session=make_local_session(clock),
         endpoint_url="http://127.0.0.1",
         quota=Quota(rate=_UNLIMITED, burst=_UNLIMITED),
         cache=CachePolicy(max_tokens=2 * len(requests)),
@@ -101,7 +103,7 @@ async def _fill(call: Callable[[Any], Awaitable[object]], users: Sequence[object
 
 
 class Origin:
-    """What the caches are filled from; it counts."""
+    """Mints tokens to fill the caches, and counts them."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -109,10 +111,10 @@ class Origin:
     async def issue(self, request: TokenRequest) -> object:
         """Mint for a request."""
         self.calls += 1
-        return harness.token(time.time())
+        return harness.make_token(time.time())
 
     def create_chat_token(self) -> Callable[..., Awaitable[object]]:
-        """Return a function that mints for keyword arguments; a new one, as some get marks."""
+        """Return a new function that mints: some caches set attributes on it."""
 
         async def create_chat_token(
             *,
@@ -121,44 +123,46 @@ class Origin:
             capabilities: Sequence[str],
         ) -> object:
             self.calls += 1
-            return harness.token(time.time())
+            return harness.make_token(time.time())
 
         return create_chat_token
 
 
-# Each of these wraps a function by the means that its documentation gives first, for an hour and so
-# many entries.
+# Each of these wraps a function in the way that the library documents first, for an hour and a
+# number of entries.
 
 Wrapper = Callable[[Callable[..., Any], int], Callable[..., Any]]
 
 
 def _by_async_lru(function: Callable[..., Any], size: int) -> Callable[..., Any]:
-    return alru_cache(maxsize=size, ttl=_HOUR)(function)
+    return alru_cache(maxsize=size, ttl=_HOUR_SECONDS)(function)
 
 
 def _by_cachetools_async(function: Callable[..., Any], size: int) -> Callable[..., Any]:
-    wrapped: Callable[..., Any] = harness.peer("cachetools_async").cached(TTLCache(size, _HOUR))(
+    wrapped: Callable[..., Any] = harness.import_peer("cachetools_async").cached(
+        TTLCache(size, _HOUR_SECONDS)
+    )(function)
+    return wrapped
+
+
+def _by_aiocache(function: Callable[..., Any], size: int) -> Callable[..., Any]:
+    # aiocache has no limit of entries.
+    wrapped: Callable[..., Any] = harness.import_peer("aiocache").cached(ttl=int(_HOUR_SECONDS))(
         function
     )
     return wrapped
 
 
-def _by_aiocache(function: Callable[..., Any], size: int) -> Callable[..., Any]:
-    # It has no bound.
-    wrapped: Callable[..., Any] = harness.peer("aiocache").cached(ttl=int(_HOUR))(function)
-    return wrapped
-
-
 def _by_cashews(function: Callable[..., Any], size: int) -> Callable[..., Any]:
-    cache = harness.peer("cashews").Cache()
+    cache = harness.import_peer("cashews").Cache()
     cache.setup(f"mem://?size={size}")
     key = "{roomIdentifier}:{userId}:{capabilities}"
-    wrapped: Callable[..., Any] = cache(ttl=int(_HOUR), key=key)(function)
+    wrapped: Callable[..., Any] = cache(ttl=int(_HOUR_SECONDS), key=key)(function)
     return wrapped
 
 
 def _by_theine(function: Callable[..., Any], size: int) -> Callable[..., Any]:
-    memoize = harness.peer("theine").Memoize(size, timedelta(seconds=_HOUR))
+    memoize = harness.import_peer("theine").Memoize(size, timedelta(seconds=_HOUR_SECONDS))
     wrapped: Callable[..., Any] = memoize(function)
     return wrapped
 
@@ -170,7 +174,7 @@ PEERS: Mapping[str, tuple[str, Wrapper]] = {
     "aiocache, keywords": ("aiocache", _by_aiocache),
     "cashews, keywords": ("cashews", _by_cashews),
 }
-"""Module and wrapper of each."""
+"""The module and the wrapper of each."""
 
 
 Ask = Callable[[], Awaitable[None]]
@@ -178,37 +182,37 @@ Ask = Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
-async def contestants(size: int) -> AsyncIterator[dict[str, tuple[Ask, Ask]]]:
+async def open_contestants(size: int) -> AsyncIterator[dict[str, tuple[Ask, Ask]]]:
     """Open the contestants, each with a token for every user.
 
     Args:
-        size: how many users.
+        size: the number of users.
 
     Yields:
-        For each a way to ask for all, and one to ask for a few of them.
+        By contestant, a function that asks for all users and one that asks for a few of them.
     """
     requests = [TokenRequest(harness.ROOM, f"user-{n}", CAPABILITIES) for n in range(size)]
     origin = Origin()
-    table = {each.identity: harness.token(time.time()) for each in requests}
-    timed: TTLCache[Any, object] = TTLCache(2 * size, _HOUR)
+    table = {each.identity: harness.make_token(time.time()) for each in requests}
+    timed: TTLCache[Any, object] = TTLCache(2 * size, _HOUR_SECONDS)
     timed.update(table)
     by_request = _by_async_lru(origin.issue, 2 * size)
     by_keywords = {
         name: wrap(origin.create_chat_token(), 2 * size)
         for name, (module, wrap) in PEERS.items()
-        if harness.peer(module)
+        if harness.import_peer(module)
     }
-    async with filled_service(requests) as service:
+    async with open_filled_service(requests) as service:
         await _fill(by_request, requests)
         for call in by_keywords.values():
             await _fill(partial(_call_by_keywords, call), requests)
         filled = origin.calls
-        # From here on in another order: neighbours in memory must not be neighbours in time.
+        # Shuffled: users who are neighbours in memory must not be asked for one after the other.
         random.shuffle(requests)
 
-        def asking(users: Sequence[TokenRequest]) -> dict[str, Ask]:
+        def asks_for(users: Sequence[TokenRequest]) -> dict[str, Ask]:
             keys = [each.identity for each in users]
-            keywords = [_keywords(each) for each in users]
+            keywords = [_make_keywords(each) for each in users]
             return {
                 "dict, ready key": partial(_look_up, table, keys),
                 "cachetools TTLCache, ready key": partial(_look_up, timed, keys),
@@ -221,7 +225,7 @@ async def contestants(size: int) -> AsyncIterator[dict[str, tuple[Ask, Ask]]]:
                 },
             }
 
-        everybody, few = asking(requests), asking(requests[:_FEW])
+        everybody, few = asks_for(requests), asks_for(requests[:_FEW_USERS])
         yield {name: (everybody[name], few[name]) for name in everybody}
         misses = (service.stats().requests - size, origin.calls - filled)
         if any(misses):
@@ -229,10 +233,10 @@ async def contestants(size: int) -> AsyncIterator[dict[str, tuple[Ask, Ask]]]:
 
 
 def _call_by_keywords(call: Callable[..., Any], request: TokenRequest) -> Any:
-    return call(**_keywords(request))
+    return call(**_make_keywords(request))
 
 
-def _keywords(request: TokenRequest) -> Keywords:
+def _make_keywords(request: TokenRequest) -> Keywords:
     return {
         "roomIdentifier": request.room,
         "userId": request.user,
@@ -240,7 +244,7 @@ def _keywords(request: TokenRequest) -> Keywords:
     }
 
 
-# A loop for each: a common one would measure the call that tells them apart.
+# Three loops of their own: a common loop would add the cost of a call.
 
 
 async def _look_up(table: Mapping[Any, object], keys: Sequence[Any]) -> None:
@@ -260,13 +264,13 @@ async def _ask_by_keywords(
         await call(**keywords)
 
 
-async def microseconds(ask: Ask, users: int, hits: int) -> float:
-    """Return what one hit takes.
+async def measure_microseconds(ask: Ask, users: int, hits: int) -> float:
+    """Return the time of one hit.
 
     Args:
         ask: asks once for every user.
-        users: how many that are.
-        hits: how many to time at least.
+        users: the number of users.
+        hits: the least number of hits to time.
     """
     times = max(1, hits // users)
     started = time.perf_counter()
@@ -276,32 +280,32 @@ async def microseconds(ask: Ask, users: int, hits: int) -> float:
 
 
 Case = tuple[int, str]
-"""So many entries, and a contestant."""
+"""A number of entries, and a contestant."""
 Cost = tuple[float, float]
-"""Of a hit among all, and among few, in microseconds."""
+"""Microseconds of a hit if all users are asked for, and if a few are."""
 
 
 async def measure(options: argparse.Namespace) -> dict[Case, list[Cost]]:
-    """Measure all contestants with so many users, in turns."""
+    """Measure all contestants with each number of entries, in turns."""
     async with AsyncExitStack() as stack:
         ways: dict[Case, tuple[Ask, Ask]] = {}
         for size in options.entries:
-            opened = await stack.enter_async_context(contestants(size))
+            opened = await stack.enter_async_context(open_contestants(size))
             ways.update({(size, name): asks for name, asks in opened.items()})
         runs: dict[Case, list[Cost]] = {case: [] for case in ways}
         with harness.collector_off():
-            for size, name in harness.rounds(ways, options.repeats):
+            for size, name in harness.take_turns(ways, options.repeats):
                 everybody, few = ways[size, name]
                 cost = (
-                    await microseconds(everybody, size, options.hits),
-                    await microseconds(few, min(size, _FEW), options.hits),
+                    await measure_microseconds(everybody, size, options.hits),
+                    await measure_microseconds(few, min(size, _FEW_USERS), options.hits),
                 )
                 runs[size, name].append(cost)
     return runs
 
 
 def row_of(runs: Mapping[Case, Sequence[Cost]], case: Case) -> harness.Row:
-    """Return the line of a case, with its ratios to others in the same round."""
+    """Return the row of a case, with ratios to other open_contestants in the same round."""
     size, name = case
     least = min(size for size, _ in runs)
     figures = [
@@ -325,8 +329,8 @@ def row_of(runs: Mapping[Case, Sequence[Cost]], case: Case) -> harness.Row:
 
 
 def main() -> int:
-    """Run what the command line asks for."""
-    parser = harness.arguments(__doc__, repeats=9)
+    """Run the benchmark as the command line says."""
+    parser = harness.make_parser(__doc__, repeats=9)
     parser.add_argument(
         "--entries",
         nargs="+",
@@ -338,10 +342,10 @@ def main() -> int:
     parser.add_argument(
         "--hits", type=int, default=20_000, help="in one run at least (default: %(default)s)"
     )
-    options = harness.parsed(parser, entries=[10, 100], hits=100)
+    options = harness.parse_options(parser, entries=[10, 100], hits=100)
     runs = asyncio.run(measure(options))
     rows = [row_of(runs, case) for case in runs]
-    left_out = [name for name, (module, _) in PEERS.items() if not harness.peer(module)]
+    left_out = [name for name, (module, _) in PEERS.items() if not harness.import_peer(module)]
     return harness.report(options, rows, left_out)
 
 

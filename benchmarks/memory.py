@@ -1,8 +1,8 @@
 """The cache's memory, and its longest pause.
 
-``dict``: what a token in the cache takes, against the same tokens in a dictionary with the same
-keys. ``flat``: whether memory stays where it is while many more keys than fit pass through.
-``pause``: the longest single operation while many tokens have expired together.
+``dict``: the memory of a cached token, beside a dictionary with the same keys and tokens. ``flat``:
+how much memory grows while many more keys than fit pass through. ``pause``: the longest single
+operation after many tokens have expired together.
 """
 
 from __future__ import annotations
@@ -24,50 +24,50 @@ from aioivschat._service.cache import Entry, TokenCache
 from aioivschat._service.fences import Fences
 from aioivschat._service.stock import TokenStock
 
-_LIFE = 60.0
+_LIFE_SECONDS = 60.0
 
-RATIO = (harness.Limit("of a dict", at_most=1.21),)
-FLAT = (harness.Limit("growth %", at_most=1.0),)
-PAUSE = (harness.Limit("longest ms", at_most=1.0),)
+DICT_LIMITS = (harness.Limit("of a dict", at_most=1.21),)
+GROWTH_LIMITS = (harness.Limit("growth %", at_most=1.0),)
+PAUSE_LIMITS = (harness.Limit("longest ms", at_most=1.0),)
 
 Operations = Iterable[Callable[[], object]]
-"""Calls of a cache, to be made one after the other."""
+"""Calls of a cache, made one after the other."""
 
 
 class SteppedClock(Clock):
-    """A clock that stands until it is told to go on."""
+    """A clock that stands still until its time is set."""
 
     now = 1_000_000.0
 
     def wall(self) -> float:
-        """Return the seconds it was set to."""
+        """Return the time that was set."""
         return self.now
 
     def monotonic(self) -> float:
-        """Return the seconds it was set to."""
+        """Return the time that was set."""
         return self.now
 
 
-def identity(number: int) -> Identity:
-    """Return the key of one of many users."""
+def make_identity(number: int) -> Identity:
+    """Return the identity of one of many users."""
     return TokenRequest(harness.ROOM, f"user-{number}", ("SEND_MESSAGE",)).identity
 
 
-def entry(owner: Identity, clock: Clock) -> Entry:
-    """Return a token as the service keeps it."""
+def make_entry(owner: Identity, clock: Clock) -> Entry:
+    """Return a token's cache entry."""
     token, end, wall_end = (
-        harness.token(clock.wall()),
-        clock.monotonic() + _LIFE,
-        clock.wall() + _LIFE,
+        harness.make_token(clock.wall()),
+        clock.monotonic() + _LIFE_SECONDS,
+        clock.wall() + _LIFE_SECONDS,
     )
     return Entry(owner, token, end, wall_end, generation=0)
 
 
-# What a token takes.
+# The memory of a token.
 
 
-def bytes_of(fill: Callable[[], object]) -> int:
-    """Return the memory of what a function returns."""
+def measure_bytes(fill: Callable[[], object]) -> int:
+    """Return the memory that a function's result takes."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -79,26 +79,29 @@ def bytes_of(fill: Callable[[], object]) -> int:
         del kept
 
 
-def cache_of(tokens: int) -> TokenCache:
+def fill_cache(tokens: int) -> TokenCache:
     """Return a full cache of delivered tokens."""
     clock = Clock()
     cache = TokenCache(CachePolicy(max_tokens=tokens), clock, Fences())
     for number in range(tokens):
-        key = identity(number)
-        made = entry(key, clock)
+        key = make_identity(number)
+        made = make_entry(key, clock)
         cache.put(key, made)
         made.hand_out()
     return cache
 
 
-def dict_of(tokens: int) -> dict[Identity, ChatToken]:
-    """Return the same tokens, kept without any care."""
-    return {identity(number): harness.token(time.time()) for number in range(tokens)}
+def fill_dict(tokens: int) -> dict[Identity, ChatToken]:
+    """Return as many tokens in a plain dictionary."""
+    return {make_identity(number): harness.make_token(time.time()) for number in range(tokens)}
 
 
-def against_a_dict(tokens: int) -> dict[str, float]:
-    """Compare the two."""
-    ours, theirs = bytes_of(lambda: cache_of(tokens)), bytes_of(lambda: dict_of(tokens))
+def compare_with_dict(tokens: int) -> dict[str, float]:
+    """Compare the cache with a dictionary."""
+    ours, theirs = (
+        measure_bytes(lambda: fill_cache(tokens)),
+        measure_bytes(lambda: fill_dict(tokens)),
+    )
     return {
         "bytes per token": ours / tokens,
         "in a dict": theirs / tokens,
@@ -106,15 +109,15 @@ def against_a_dict(tokens: int) -> dict[str, float]:
     }
 
 
-# Whether it stays flat.
+# The growth of memory.
 
 
-def growth(keys: int, capacity: int) -> dict[str, float]:
-    """Let keys through a small cache and a small stock and watch the memory.
+def measure_growth(keys: int, capacity: int) -> dict[str, float]:
+    """Pass keys through a small cache and a small stock, and measure the memory.
 
     Args:
-        keys: how many distinct ones.
-        capacity: how many each of the two holds.
+        keys: the number of distinct keys.
+        capacity: the tokens that each of the two holds.
     """
     clock = Clock()
     policy = CachePolicy(max_tokens=capacity, max_stock=capacity)
@@ -124,15 +127,15 @@ def growth(keys: int, capacity: int) -> dict[str, float]:
     tracemalloc.start()
     try:
         for number in range(keys):
-            key = identity(number)
-            cache.put(key, entry(key, clock))
-            stock.add(entry(key, clock))
+            key = make_identity(number)
+            cache.put(key, make_entry(key, clock))
+            stock.add(make_entry(key, clock))
             if (number + 1) % (keys // 20) == 0:
                 gc.collect()
                 levels.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    # The first mark is well past the point where the cache is full.
+    # The cache was full long before the first measurement.
     return {
         "MB after warm-up": levels[0] / 1e6,
         "MB at most": max(levels) / 1e6,
@@ -144,7 +147,7 @@ def growth(keys: int, capacity: int) -> dict[str, float]:
 
 
 class Collections:
-    """Watches the collector of cycles: its pauses are not the cache's."""
+    """Measures the garbage collector's pauses, which are not the cache's."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -152,7 +155,7 @@ class Collections:
         self._started = 0.0
 
     def __call__(self, phase: str, _: dict[str, int]) -> None:
-        """Take note of a phase, as :data:`gc.callbacks` are told of it."""
+        """Record the start or the end of a collection; one of :data:`gc.callbacks`."""
         if phase == "start":
             self._started = time.perf_counter()
         else:
@@ -161,7 +164,7 @@ class Collections:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch while the block runs."""
+        """Measure while the block runs."""
         gc.callbacks.append(self)
         try:
             yield
@@ -169,8 +172,8 @@ class Collections:
             gc.callbacks.remove(self)
 
 
-def longest_pause(operations: Operations) -> dict[str, float]:
-    """Time each operation; one that the collector interrupted is not counted.
+def find_longest_pause(operations: Operations) -> dict[str, float]:
+    """Return the longest operation, without those that the garbage collector interrupted.
 
     Args:
         operations: calls of the cache.
@@ -198,11 +201,11 @@ class MassExpiry:
     """Delivered and stocked tokens that have all expired just now.
 
     Args:
-        cache: of the delivered ones; it holds twice as many.
-        stock: of the others, as large.
-        clock: its clock.
-        owners: whose the tokens are, one for each.
-        newcomers: as many who have none.
+        cache: of the delivered tokens; it can hold twice as many.
+        stock: of the stocked tokens, as large.
+        clock: the cache's clock.
+        owners: the identity of each token.
+        newcomers: as many identities without a token.
     """
 
     cache: TokenCache
@@ -218,43 +221,45 @@ class MassExpiry:
         policy = CachePolicy(max_tokens=2 * tokens, max_stock=2 * tokens)
         cache = TokenCache(policy, clock, Fences())
         stock = TokenStock(policy, cache)
-        identities = [identity(number) for number in range(2 * tokens)]
+        identities = [make_identity(number) for number in range(2 * tokens)]
         owners = [identities[number % users] for number in range(tokens)]
         for owner in owners:
-            cache.put(owner, entry(owner, clock))
-            stock.add(entry(owner, clock))
-        clock.now += _LIFE
+            cache.put(owner, make_entry(owner, clock))
+            stock.add(make_entry(owner, clock))
+        clock.now += _LIFE_SECONDS
         return cls(cache, stock, clock, owners, identities[tokens:])
 
 
 def gets(expiry: MassExpiry) -> Operations:
-    """Ask for what has expired."""
+    """Get expired tokens."""
     return [partial(expiry.cache.get, owner) for owner in expiry.owners]
 
 
 def takes(expiry: MassExpiry) -> Operations:
-    """Ask the stock for what has expired."""
+    """Take expired tokens from the stock."""
     return [partial(expiry.stock.take, owner) for owner in expiry.owners]
 
 
 def puts(expiry: MassExpiry) -> Operations:
-    """Deliver to newcomers."""
+    """Cache tokens of newcomers."""
     cache, clock = expiry.cache, expiry.clock
-    return [partial(cache.put, newcomer, entry(newcomer, clock)) for newcomer in expiry.newcomers]
+    return [
+        partial(cache.put, newcomer, make_entry(newcomer, clock)) for newcomer in expiry.newcomers
+    ]
 
 
 def stocks(expiry: MassExpiry) -> Operations:
-    """Stock for newcomers."""
+    """Stock tokens for newcomers."""
     stock, clock = expiry.stock, expiry.clock
-    return [partial(stock.add, entry(newcomer, clock)) for newcomer in expiry.newcomers]
+    return [partial(stock.add, make_entry(newcomer, clock)) for newcomer in expiry.newcomers]
 
 
 def replacements(expiry: MassExpiry) -> Operations:
-    """Let newcomers take the places of owners in a plain dictionary: the least that any cache does.
+    """Replace owners by newcomers in a plain dictionary, the least that any cache does.
 
-    A dictionary lays itself out anew now and then, which is the longest pause of its own.
+    The longest pause of a dictionary is when it resizes.
     """
-    table = {owner: entry(owner, expiry.clock) for owner in expiry.owners}
+    table = {owner: make_entry(owner, expiry.clock) for owner in expiry.owners}
 
     def replace(owner: Identity, newcomer: Identity) -> None:
         table[newcomer] = table.pop(owner)
@@ -268,18 +273,18 @@ class Pause:
     """A kind of operation.
 
     Args:
-        operations: the calls to time.
-        users: how many the tokens belong to; ``None``: each to another.
-        limits: what is promised.
+        operations: makes the calls to time.
+        users: the number of users; ``None`` for as many as tokens.
+        limits: those of its figures.
     """
 
     operations: Callable[[MassExpiry], Operations]
     users: int | None = None
-    limits: Sequence[harness.Limit] = PAUSE
+    limits: Sequence[harness.Limit] = PAUSE_LIMITS
 
     def measure(self, tokens: int) -> dict[str, float]:
-        """Find the longest operation after so many tokens have expired."""
-        return longest_pause(self.operations(MassExpiry.of(tokens, self.users or tokens)))
+        """Return the longest operation after so many tokens have expired."""
+        return find_longest_pause(self.operations(MassExpiry.of(tokens, self.users or tokens)))
 
 
 PAUSES = {
@@ -293,19 +298,19 @@ PAUSES = {
 
 
 def main() -> int:
-    """Run what the command line asks for."""
+    """Run the benchmark as the command line says."""
     options = _options()
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in PAUSES}
-    for name in harness.rounds(PAUSES, options.repeats):
+    for name in harness.take_turns(PAUSES, options.repeats):
         runs[name].append(PAUSES[name].measure(options.expired))
     rows = [
         harness.Row.of(
-            {"part": "dict", "case": "delivered"}, [against_a_dict(options.tokens)], RATIO
+            {"part": "dict", "case": "delivered"}, [compare_with_dict(options.tokens)], DICT_LIMITS
         ),
         harness.Row.of(
             {"part": "flat", "case": "delivered and stock"},
-            [growth(options.keys, options.capacity)],
-            FLAT,
+            [measure_growth(options.keys, options.capacity)],
+            GROWTH_LIMITS,
         ),
         *(
             harness.Row.of({"part": "pause", "case": name}, runs[name], pause.limits)
@@ -316,13 +321,13 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    parser = harness.arguments(__doc__, repeats=7)
+    parser = harness.make_parser(__doc__, repeats=7)
     add = parser.add_argument
     add("--tokens", type=int, default=100_000, help="in the cache and the dictionary")
     add("--keys", type=int, default=1_000_000, help="that pass through")
     add("--capacity", type=int, default=10_000, help="of the cache they pass through")
     add("--expired", type=int, default=12_000, help="tokens that expire together")
-    return harness.parsed(parser, tokens=1000, keys=2000, capacity=100, expired=500)
+    return harness.parse_options(parser, tokens=1000, keys=2000, capacity=100, expired=500)
 
 
 if __name__ == "__main__":

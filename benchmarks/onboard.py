@@ -1,11 +1,10 @@
-"""What the ``onboard`` command costs, and what it survives.
+"""The cost of the ``onboard`` command, and what remains after it is killed.
 
-``cost``: processor time of the whole command, its start included, against that of the same calls
-in a bare loop: as many tasks as the command has calls in flight take turns at a list of requests
-that are ready. ``memory``: the most that it takes for many lines. ``pace``: how long it takes when
-the quota is what limits it. ``kills``: it is killed at random moments and run again until it ends;
-``twice`` are attendees with two lines, ``again`` are tokens that were minted and not written,
-beside what the command says that they are at most.
+``cost``: processor time of the whole command, its start included, against the same calls in a bare
+loop, where as many tasks as the command has calls in flight share a list of requests. ``memory``:
+the most memory for many lines. ``pace``: the time if the quota is the limit. ``kills``: the command
+is killed at random moments and run again until it ends; ``twice`` counts attendees with two lines,
+``again`` tokens that were minted but not written, ``again at most`` what the command reports.
 """
 
 from __future__ import annotations
@@ -30,23 +29,23 @@ from aioivschat import AsyncTokenService, Quota, TokenRequest
 
 CAPABILITIES = ("SEND_MESSAGE",)
 BARE, COMMAND = "bare loop", "onboard"
-COST = (harness.Limit("of bare", at_most=1.3),)
-MEMORY = (harness.Limit("MB at most", at_most=150.0, always=True),)
-NOBODY = harness.Limit("lost", at_most=0.0, always=True)
-PACE = (harness.Limit("of lines / rate", at_most=1.03), NOBODY)
-KILLS = (
-    NOBODY,
+COST_LIMITS = (harness.Limit("of bare", at_most=1.3),)
+MEMORY_LIMITS = (harness.Limit("MB at most", at_most=150.0, always=True),)
+NOBODY_LOST = harness.Limit("lost", at_most=0.0, always=True)
+PACE_LIMITS = (harness.Limit("of lines / rate", at_most=1.03), NOBODY_LOST)
+KILL_LIMITS = (
+    NOBODY_LOST,
     harness.Limit("twice", at_most=0.0, always=True),
     harness.Limit("uncounted", at_most=0.0, always=True),
 )
 
-_RATE = 200.0
-_UNLIMITED = 50_000.0  # more than a process can send
+_RATE_PER_SECOND = 200.0
+_UNLIMITED = 50_000.0  # requests a second, more than a process can send
 _IN_FLIGHT = 400
-_KILLED_WITHIN = 1 / 3  # of the time that a job takes
+_KILLED_WITHIN = 1 / 3  # of a job's time
 
 
-def user(number: int) -> str:
+def make_user_id(number: int) -> str:
     """Return the id of one of many viewers."""
     return f"viewer-{number}"
 
@@ -55,18 +54,18 @@ def write_attendees(path: Path, lines: int) -> None:
     """Write a file of so many attendees."""
     with path.open("w") as file:
         for number in range(lines):
-            row = {"room": harness.ROOM, "user": user(number), "capabilities": CAPABILITIES}
+            row = {"room": harness.ROOM, "user": make_user_id(number), "capabilities": CAPABILITIES}
             file.write(json.dumps(row) + "\n")
 
 
 class Job:
-    """The command on a file, in a folder.
+    """The command on a file of attendees.
 
     Args:
-        folder: where its files are.
+        folder: for the files.
         url: the endpoint.
-        lines: attendees.
-        options: more of the command line.
+        lines: the number of attendees.
+        options: further arguments of the command line.
     """
 
     def __init__(self, folder: Path, url: str, lines: int, *options: str) -> None:
@@ -90,7 +89,7 @@ class Job:
         )
 
     def run(self) -> tuple[str, resource.struct_rusage]:
-        """Run the command to its end; return what it said last, and what it used."""
+        """Run the command to its end; return its messages and the resources that it used."""
         with self.start() as process:
             assert process.stderr is not None
             said = process.stderr.read()
@@ -107,20 +106,23 @@ class Job:
             return Counter(line["user"] for line in lines if "token" in line)
 
     def lost(self) -> int:
-        """Return how many attendees got none."""
+        """Return how many attendees got no token."""
         return self.lines - len(self.attendees())
 
 
-# What it costs.
+# The cost.
 
 
-async def bare_loop(url: str, lines: int) -> float:
+async def measure_bare_loop(url: str, lines: int) -> float:
     """Return the processor time of so many calls."""
     async with AsyncTokenService(
-        session=harness.session(), endpoint_url=url, quota=Quota(rate=_UNLIMITED)
+        session=harness.make_session(), endpoint_url=url, quota=Quota(rate=_UNLIMITED)
     ) as tokens:
         requests = iter(
-            [TokenRequest(harness.ROOM, user(number), CAPABILITIES) for number in range(lines)]
+            [
+                TokenRequest(harness.ROOM, make_user_id(number), CAPABILITIES)
+                for number in range(lines)
+            ]
         )
 
         async def visit() -> None:
@@ -132,7 +134,7 @@ async def bare_loop(url: str, lines: int) -> float:
         return time.process_time() - started
 
 
-def command(url: str, lines: int) -> tuple[float, float]:
+def measure_command(url: str, lines: int) -> tuple[float, float]:
     """Return the processor time of the command, in seconds, and its memory at most, in MB."""
     with tempfile.TemporaryDirectory() as folder:
         fast = ("--rate", f"{_UNLIMITED:.0f}", "--in-flight", str(_IN_FLIGHT))
@@ -144,13 +146,17 @@ def command(url: str, lines: int) -> tuple[float, float]:
         return usage.ru_utime + usage.ru_stime, kibibytes * 1024 / 1e6
 
 
-def costs(url: str, lines: int, repeats: int) -> list[harness.Row]:
-    """Measure both ways, in turns."""
+def measure_costs(url: str, lines: int, repeats: int) -> list[harness.Row]:
+    """Measure the bare loop and the command, in turns."""
     runs: dict[str, list[float]] = {BARE: [], COMMAND: []}
-    for name in harness.rounds(runs, repeats):
-        seconds = command(url, lines)[0] if name == COMMAND else asyncio.run(bare_loop(url, lines))
+    for name in harness.take_turns(runs, repeats):
+        seconds = (
+            measure_command(url, lines)[0]
+            if name == COMMAND
+            else asyncio.run(measure_bare_loop(url, lines))
+        )
         runs[name].append(seconds)
-    limits: Mapping[str, Sequence[harness.Limit]] = {COMMAND: COST}
+    limits: Mapping[str, Sequence[harness.Limit]] = {COMMAND: COST_LIMITS}
     return [
         harness.Row.of(
             {"part": "cost", "case": name},
@@ -164,11 +170,11 @@ def costs(url: str, lines: int, repeats: int) -> list[harness.Row]:
     ]
 
 
-# How long it takes, and what it survives.
+# The time, and the kills.
 
 
-def pace(url: str, lines: int) -> dict[str, float]:
-    """Let the quota limit it; the seconds are those that the command tells."""
+def measure_pace(url: str, lines: int) -> dict[str, float]:
+    """Measure the command's time by its own message, with the quota as the limit."""
     with tempfile.TemporaryDirectory() as folder:
         job = Job(Path(folder), url, lines)
         started = time.monotonic()
@@ -176,7 +182,7 @@ def pace(url: str, lines: int) -> dict[str, float]:
         whole = time.monotonic() - started
         told = re.search(r" failed in ([\d.]+) s", said)
         assert told is not None
-        possible = lines / _RATE
+        possible = lines / _RATE_PER_SECOND
         return {
             "of lines / rate": float(told[1]) / possible,
             "start included": whole / possible,
@@ -184,10 +190,10 @@ def pace(url: str, lines: int) -> dict[str, float]:
         }
 
 
-def kills(server: harness.Server, lines: int, times: int) -> dict[str, float]:
-    """Kill jobs at random moments, so many times over all of them, and let each one end."""
+def measure_kills(server: harness.Server, lines: int, times: int) -> dict[str, float]:
+    """Kill jobs at random moments, ``times`` times in all, and let each job end after its kills."""
     randomly = random.Random(0)
-    longest = _KILLED_WITHIN * lines / _RATE
+    longest = _KILLED_WITHIN * lines / _RATE_PER_SECOND
     lost = twice = again = counted = uncounted = killed = 0
     while killed < times:
         with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +223,7 @@ def kills(server: harness.Server, lines: int, times: int) -> dict[str, float]:
 
 
 def _was_killed(job: Job, seconds: float) -> bool:
-    """Start a run and kill it after so many seconds; tell whether that ended it."""
+    """Start a run and kill it after so many seconds; return whether it still ran by then."""
     with job.start() as process:
         try:
             process.communicate(timeout=seconds)
@@ -228,35 +234,42 @@ def _was_killed(job: Job, seconds: float) -> bool:
 
 
 def main() -> int:
-    """Run what the command line asks for."""
+    """Run the benchmark as the command line says."""
     options = _options()
-    unlimited, quota = ("--quota", "unlimited"), ("--quota", f"bucket:{_RATE:g}:{_RATE:g}")
+    unlimited, quota = (
+        ("--quota", "unlimited"),
+        ("--quota", f"bucket:{_RATE_PER_SECOND:g}:{_RATE_PER_SECOND:g}"),
+    )
     rows = []
-    with harness.server((*harness.EMULATOR, *unlimited)) as server:
-        rows += costs(server.url, options.lines, options.repeats)
-    with harness.server(harness.FAST) as server:
-        _, megabytes = command(server.url, options.many)
+    with harness.run_server((*harness.EMULATOR, *unlimited)) as server:
+        rows += measure_costs(server.url, options.lines, options.repeats)
+    with harness.run_server(harness.FAST_SERVER) as server:
+        _, megabytes = measure_command(server.url, options.many)
         labels = {"part": "memory", "case": f"{options.many} lines"}
-        rows.append(harness.Row.of(labels, [{"MB at most": megabytes}], MEMORY))
+        rows.append(harness.Row.of(labels, [{"MB at most": megabytes}], MEMORY_LIMITS))
     paces = []
     for _ in range(options.repeats):
-        with harness.server((*harness.EMULATOR, *quota)) as server:
-            paces.append(pace(server.url, options.attendees))
-    rows.append(harness.Row.of({"part": "pace", "case": f"{_RATE:g} a second"}, paces, PACE))
-    with harness.server((*harness.EMULATOR, *quota)) as server:
-        survived = kills(server, options.attendees, options.kills)
-    rows.append(harness.Row.of({"part": "kills", "case": "and run again"}, [survived], KILLS))
+        with harness.run_server((*harness.EMULATOR, *quota)) as server:
+            paces.append(measure_pace(server.url, options.attendees))
+    rows.append(
+        harness.Row.of(
+            {"part": "pace", "case": f"{_RATE_PER_SECOND:g} a second"}, paces, PACE_LIMITS
+        )
+    )
+    with harness.run_server((*harness.EMULATOR, *quota)) as server:
+        survived = measure_kills(server, options.attendees, options.kills)
+    rows.append(harness.Row.of({"part": "kills", "case": "and run again"}, [survived], KILL_LIMITS))
     return harness.report(options, rows)
 
 
 def _options() -> argparse.Namespace:
-    parser = harness.arguments(__doc__, repeats=3)
+    parser = harness.make_parser(__doc__, repeats=3)
     add = parser.add_argument
     add("--lines", type=int, default=100_000, help="whose cost is measured")
     add("--many", type=int, default=1_000_000, help="whose memory is measured")
     add("--attendees", type=int, default=2000, help="for whom there is a quota")
     add("--kills", type=int, default=50, help="over as many jobs as it takes")
-    return harness.parsed(parser, lines=200, many=200, attendees=40, kills=2)
+    return harness.parse_options(parser, lines=200, many=200, attendees=40, kills=2)
 
 
 if __name__ == "__main__":

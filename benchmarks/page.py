@@ -1,7 +1,7 @@
-"""Renders what the benchmarks wrote as one page, with plots.
+"""Renders the results of the benchmarks as one page, with plots.
 
-It reads ``*.json`` of a folder and writes ``README.md`` and the plots beside them; the same files
-make the same page. Without matplotlib the page has no plots.
+Reads ``*.json`` of a folder, and writes ``README.md`` and the plots into it; the same results make
+the same page. Without matplotlib the page has no plots.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ STYLE = {
 
 
 SPECIAL = ("aioboto3", "fleet", "outage", "processes")
-"""Variants that are no measure of what matters most."""
-_LONG = 25
+"""Variants that are left out of the main table."""
+_LONG_TABLE_LINES = 25
 
 
 class Results:
-    """What one run of a benchmark wrote.
+    """The results of one run of a benchmark.
 
     Args:
-        path: the file, named for the benchmark, and after a hyphen for what is special about it.
+        path: the file; its name is the benchmark's, and after a hyphen the variant's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,7 +78,7 @@ class Results:
 # Tables.
 
 
-def table(lines: Sequence[Mapping[str, str]]) -> str:
+def make_table(lines: Sequence[Mapping[str, str]]) -> str:
     """Lay lines out as a table of Markdown; a line may lack some columns."""
     names = list(dict.fromkeys(name for line in lines for name in line))
     rows = [
@@ -89,32 +89,32 @@ def table(lines: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def median(figure: Mapping[str, float]) -> str:
-    """Return a figure's median, as short as it can be read."""
-    return harness.short(figure["median"])
+def format_median(figure: Mapping[str, float]) -> str:
+    """Return a figure's median, with four digits."""
+    return harness.format_figure(figure["median"])
 
 
-def results_table(results: Results) -> str:
-    """Return the table of a run: medians, in bold where something is promised of them."""
+def make_results_table(results: Results) -> str:
+    """Return the table of a run: medians, in bold if they have a limit."""
     lines = []
     for row in results.rows:
         promised = {limit["figure"]: limit for limit in row["limits"]}
         line = dict(row["labels"])
         for name, figure in row["figures"].items():
-            kept = name not in promised or kept_by(figure, promised[name])
-            text = median(figure) if kept else f"{median(figure)} (not kept)"
+            kept = name not in promised or is_kept(figure, promised[name])
+            text = format_median(figure) if kept else f"{format_median(figure)} (not kept)"
             line[name] = f"**{text}**" if name in promised else text
         lines.append(line)
-    return table(lines)
+    return make_table(lines)
 
 
-def kept_by(figure: Mapping[str, float], limit: Mapping[str, Any]) -> bool:
-    """Tell whether a figure is within its limit."""
+def is_kept(figure: Mapping[str, float], limit: Mapping[str, Any]) -> bool:
+    """Return whether a figure is within its limit."""
     return harness.Limit(**limit).kept_by(harness.Spread(**figure))
 
 
-def promise(limit: Mapping[str, Any]) -> str:
-    """Say what a limit promises."""
+def describe_limit(limit: Mapping[str, Any]) -> str:
+    """Return a limit in words."""
     least, most = limit.get("at_least"), limit.get("at_most")
     if least == most:
         return f"{least:g}"
@@ -123,13 +123,13 @@ def promise(limit: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """One of the ratios that matter most.
+    """A ratio of the main table.
 
     Args:
-        says: what it is.
-        benchmark: whose.
-        labels: of its row.
-        figure: its name.
+        says: its text there.
+        benchmark: the benchmark that measures the ratio.
+        labels: those of its row.
+        figure: its name in the row.
     """
 
     says: str
@@ -194,8 +194,8 @@ RATIOS = (
 )
 
 
-def main_ratios(runs: Sequence[Results]) -> str:
-    """Return the table of what matters most, a column for each Python."""
+def make_main_table(runs: Sequence[Results]) -> str:
+    """Return the main table, with a column for each Python."""
     columns = {
         each.python: [
             run for run in runs if run.python == each.python and run.variant not in SPECIAL
@@ -212,18 +212,18 @@ def main_ratios(runs: Sequence[Results]) -> str:
                 for row in run.rows:
                     if ratio.labels.items() <= row["labels"].items():
                         limits = [each for each in row["limits"] if each["figure"] == ratio.figure]
-                        line["promised"] = "".join(map(promise, limits))
+                        line["promised"] = "".join(map(describe_limit, limits))
                         if ratio.figure in row["figures"]:
-                            line[python] = median(row["figures"][ratio.figure])
+                            line[python] = format_median(row["figures"][ratio.figure])
         if len(line) > 2:
             lines.append(line)
-    return table(lines)
+    return make_table(lines)
 
 
 # Plots.
 
 
-def _colour(name: str) -> str:
+def _choose_colour(name: str) -> str:
     if name.startswith(("floor", "dict")):
         return FLOOR
     if name == "issue, plain path":
@@ -234,27 +234,31 @@ def _colour(name: str) -> str:
 def _mark_ours(axes: Any) -> None:
     axes.tick_params(axis="y", length=0)
     for label in axes.get_yticklabels():
-        if _colour(label.get_text()) == OURS:
+        if _choose_colour(label.get_text()) == OURS:
             label.set(color=OURS, fontweight="bold")
 
 
-def _whiskers(figures: Sequence[Mapping[str, float]]) -> list[list[float]]:
+def _whisker_lengths(figures: Sequence[Mapping[str, float]]) -> list[list[float]]:
     return [
         [each["median"] - each["least"] for each in figures],
         [each["most"] - each["median"] for each in figures],
     ]
 
 
-def _bars(axes: Any, rows: Iterable[Mapping[str, Any]], figure: str, form: str = "{:.0f}") -> None:
-    """Draw a bar for each contestant, the first one on top, with its value beside it."""
+def _draw_bars(
+    axes: Any, rows: Iterable[Mapping[str, Any]], figure: str, form: str = "{:.0f}"
+) -> None:
+    """Draw a bar and its value for each contestant, the first one on top."""
     kept = list(rows)[::-1]
     names = [row["labels"]["contestant"] for row in kept]
     figures = [row["figures"][figure] for row in kept]
     values = [each["median"] for each in figures]
     places = range(len(names))
-    axes.barh(places, values, color=list(map(_colour, names)), height=0.62)
+    axes.barh(places, values, color=list(map(_choose_colour, names)), height=0.62)
     axes.set_yticks(places, names)
-    axes.errorbar(values, places, xerr=_whiskers(figures), fmt="none", ecolor=INK, elinewidth=0.8)
+    axes.errorbar(
+        values, places, xerr=_whisker_lengths(figures), fmt="none", ecolor=INK, elinewidth=0.8
+    )
     for place, each in enumerate(figures):
         _annotate(axes, form.format(each["median"]), (each["most"], place), (5, 0))
     axes.margins(x=0.12)
@@ -278,13 +282,15 @@ def plot_processor(plt: Any, results: Results) -> Any:
             for row in results.where(loop=loop, in_flight="64", latency="0 ms")
             if "CPU µs" in row["figures"]
         ]
-        _bars(axes, sorted(rows, key=lambda row: -row["figures"]["CPU µs"]["median"]), "CPU µs")
+        _draw_bars(
+            axes, sorted(rows, key=lambda row: -row["figures"]["CPU µs"]["median"]), "CPU µs"
+        )
         axes.set_title(f"{loop}: processor time of a new token, µs")
     return figure
 
 
 def plot_load(plt: Any, results: Results) -> Any:
-    """Draw how many new tokens a second each contestant gets, by the calls in flight."""
+    """Draw each contestant's new tokens a second, by the calls in flight."""
     figure, axes = plt.subplots(figsize=(9, 3.6))
     loop = results.labels("loop")[0]
     loads = results.labels("in flight")
@@ -298,17 +304,17 @@ def plot_load(plt: Any, results: Results) -> Any:
         axes.errorbar(
             [row["labels"]["in flight"] for row in rows],
             values,
-            yerr=_whiskers(figures),
-            color=_colour(name),
+            yerr=_whisker_lengths(figures),
+            color=_choose_colour(name),
             elinewidth=0.8,
-            linewidth=2.2 if _colour(name) == OURS else 1.3,
+            linewidth=2.2 if _choose_colour(name) == OURS else 1.3,
             marker="o",
             markersize=4,
         )
         last.append((values[-1], name))
     level = 0.0
     for value, name in sorted(last):
-        # No label on another: a line of text is as high as a third of the rate.
+        # Labels must not overlap: a line of text is as high as a third of the rate.
         level = max(value, 1.35 * level)
         _annotate(axes, name, (len(loads) - 1, level), (8, 0))
     axes.set_yscale("log")
@@ -320,7 +326,7 @@ def plot_load(plt: Any, results: Results) -> Any:
 
 
 def plot_hits(plt: Any, results: Results) -> Any:
-    """Draw what a hit costs with few and with many entries."""
+    """Draw the cost of a hit with few and with many entries."""
     sizes = results.labels("entries")
     costs = {
         name: [row["figures"]["µs"]["median"] for row in results.where(contestant=name)]
@@ -331,8 +337,8 @@ def plot_hits(plt: Any, results: Results) -> Any:
     areas = [20 + 25 * number for number in range(len(sizes))]
     for place, name in enumerate(names):
         places = [place] * len(sizes)
-        axes.plot(costs[name], places, color=_colour(name), linewidth=2)
-        axes.scatter(costs[name], places, s=areas, color=_colour(name), zorder=3)
+        axes.plot(costs[name], places, color=_choose_colour(name), linewidth=2)
+        axes.scatter(costs[name], places, s=areas, color=_choose_colour(name), zorder=3)
         _annotate(axes, f"{costs[name][0]:.2g}", (min(costs[name]), place), (-7, 0), ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set_xscale("log")
@@ -345,16 +351,16 @@ def plot_hits(plt: Any, results: Results) -> Any:
 
 
 def plot_coalesce(plt: Any, results: Results) -> Any:
-    """Draw what sharing costs each caller."""
+    """Draw the cost of sharing for each caller."""
     figure, axes = plt.subplots(figsize=(9, 2.2))
-    _bars(axes, results.rows, "µs per caller", "{:.1f}")
+    _draw_bars(axes, results.rows, "µs per caller", "{:.1f}")
     callers = f"{results.settings['callers']:,}"
     axes.set_title(f"{callers} equal calls at once: processor time per caller, µs")
     return figure
 
 
 def plot_rush(plt: Any, results: Results) -> Any:
-    """Draw whom the contestants lose, for each shape of the quota."""
+    """Draw how many users get no token, for each shape of the quota."""
     shapes = results.labels("shape")
     names = [name for name in results.labels("contestant") if name != "aioivschat-burst"]
     figure, panels = plt.subplots(
@@ -362,7 +368,7 @@ def plot_rush(plt: Any, results: Results) -> Any:
     )
     for axes, shape in zip(panels[0], shapes, strict=True):
         rows = [row for name in names for row in results.where(contestant=name, shape=shape)]
-        _bars(axes, rows, "failed")
+        _draw_bars(axes, rows, "failed")
         axes.set_title(shape)
     users = results.settings["users"]
     panels[0][0].set_xlim(0, 1.2 * users)
@@ -373,12 +379,12 @@ def plot_rush(plt: Any, results: Results) -> Any:
 Plot = Callable[[Any, Results], Any]
 
 
-def save(plot: Plot, results: Results, path: Path) -> None:
-    """Draw a plot into a file, which depends on the results and nothing else."""
-    matplotlib = harness.peer("matplotlib")
+def save_plot(plot: Plot, results: Results, path: Path) -> None:
+    """Draw a plot into a file; the same results make the same file."""
+    matplotlib = harness.import_peer("matplotlib")
     matplotlib.use("svg")
     with matplotlib.rc_context(STYLE):
-        plt = harness.peer("matplotlib.pyplot")
+        plt = harness.import_peer("matplotlib.pyplot")
         figure = plot(plt, results)
         figure.set_layout_engine("constrained")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
@@ -390,11 +396,11 @@ def save(plot: Plot, results: Results, path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What the page says of a benchmark.
+    """A benchmark's section of the page.
 
     Args:
         title: its heading.
-        plots: what is drawn of the first of its runs, by the file's name.
+        plots: those of the benchmark's first run, by the file's name.
     """
 
     title: str
@@ -425,43 +431,43 @@ What is **bold** has a limit that the project promises.
 """
 
 
-def page(runs: Sequence[Results], with_plots: bool) -> str:
+def make_page(runs: Sequence[Results], with_plots: bool) -> str:
     """Return the page in Markdown.
 
     Args:
-        runs: what there is.
-        with_plots: whether there are plots to show.
+        runs: the results to show.
+        with_plots: whether to show plots.
     """
-    parts = [INTRODUCTION, "## What matters most\n", main_ratios(runs)]
+    parts = [INTRODUCTION, "## What matters most\n", make_main_table(runs)]
     for benchmark, section in SECTIONS.items():
         own = [run for run in runs if run.benchmark == benchmark]
         if not own:
             continue
-        parts += [f"## {section.title}\n", _docstring(benchmark)]
+        parts += [f"## {section.title}\n", _read_docstring(benchmark)]
         if with_plots:
             parts += [f"![{section.title}]({name}.svg)\n" for name in section.plots]
         if benchmark == "cold":
-            parts.append(_speed_of_server(own[0]))
+            parts.append(_describe_server(own[0]))
         for run in own:
-            parts += [f"### {_heading(run)}\n", _folded(results_table(run))]
+            parts += [f"### {_make_heading(run)}\n", _fold_long_table(make_results_table(run))]
             if run.left_out:
                 parts.append(f"Left out, as not installed here: {', '.join(run.left_out)}.\n")
-    return "\n".join([*parts, "## Versions\n", _versions(runs)])
+    return "\n".join([*parts, "## Versions\n", _make_versions_table(runs)])
 
 
-def _folded(text: str) -> str:
-    """Hide a long table until somebody wants to see it."""
-    if text.count("\n") <= _LONG:
+def _fold_long_table(text: str) -> str:
+    """Fold a long table, so that a click shows it."""
+    if text.count("\n") <= _LONG_TABLE_LINES:
         return text
     return f"<details><summary>all figures</summary>\n\n{text}\n</details>\n"
 
 
-def _docstring(benchmark: str) -> str:
+def _read_docstring(benchmark: str) -> str:
     text = ast.get_docstring(ast.parse((HERE / f"{benchmark}.py").read_text())) or ""
     return re.sub(r":(?:class|func|data|mod):", "", text).replace("``", "`") + "\n"
 
 
-def _speed_of_server(run: Results) -> str:
+def _describe_server(run: Results) -> str:
     rows = run.where(contestant="server")
     times = [row["figures"]["of fastest"]["median"] for row in rows]
     rates = [row["figures"]["calls/s"]["median"] for row in rows]
@@ -473,7 +479,7 @@ def _speed_of_server(run: Results) -> str:
     )
 
 
-def _heading(run: Results) -> str:
+def _make_heading(run: Results) -> str:
     settings = {
         name: value for name, value in run.settings.items() if name not in ("contestants", "serve")
     }
@@ -485,11 +491,11 @@ def _heading(run: Results) -> str:
     return f"{run.python}{variant}: {told}"
 
 
-def _versions(runs: Sequence[Results]) -> str:
-    lines = [{"results": f"{_name(run)}", **run.environment} for run in runs]
+def _make_versions_table(runs: Sequence[Results]) -> str:
+    lines = [{"results": f"{_name_run(run)}", **run.environment} for run in runs]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    # Turned on its side: there are more packages than runs.
-    return table(
+    # Transposed: there are more packages than runs.
+    return make_table(
         [
             {"": name} | {line["results"]: line.get(name, "") for line in lines}
             for name in names
@@ -498,16 +504,19 @@ def _versions(runs: Sequence[Results]) -> str:
     )
 
 
-def _name(run: Results) -> str:
+def _name_run(run: Results) -> str:
     return f"{run.benchmark} {run.variant}".strip()
 
 
-MARKS = ("<!-- benchmarks: written by benchmarks/page.py -->\n", "<!-- /benchmarks -->\n")
+TABLE_MARKS = (
+    "<!-- benchmarks: written by benchmarks/page.py -->\n",
+    "<!-- /benchmarks -->\n",
+)
 
 
-def into(text: str, ratios: str) -> str:
-    """Return a text whose part between the marks is the table of what matters most."""
-    start, end = MARKS
+def insert_table(text: str, ratios: str) -> str:
+    """Return a text with the main table between the marks."""
+    start, end = TABLE_MARKS
     before, found, rest = text.partition(start)
     _, closed, after = rest.partition(end)
     if not (found and closed):
@@ -516,16 +525,16 @@ def into(text: str, ratios: str) -> str:
 
 
 def render(folder: Path, plot: Callable[[Plot, Results, Path], None] | None) -> Sequence[Results]:
-    """Write the page and the plots of a folder, and return what it holds.
+    """Write the page and the plots of a folder, and return its results.
 
     Args:
         folder: where the JSON is.
-        plot: draws a plot into a file; ``None``: there are to be none.
+        plot: draws a plot into a file; ``None`` for no plots.
     """
     order = list(SECTIONS)
     found = [Results(path) for path in sorted(folder.glob("*.json"))]
     runs = sorted(found, key=lambda run: (order.index(run.benchmark), run.variant))
-    (folder / "README.md").write_text(page(runs, with_plots=plot is not None))
+    (folder / "README.md").write_text(make_page(runs, with_plots=plot is not None))
     if plot is not None:
         for benchmark, section in SECTIONS.items():
             own = [run for run in runs if run.benchmark == benchmark]
@@ -543,15 +552,18 @@ def main() -> int:
         "folder", type=Path, nargs="?", default=HERE / "results", help="default: %(default)s"
     )
     parser.add_argument(
-        "--readme", type=Path, metavar="FILE", help="also put the table of what matters most there"
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="also put the table of what matters most there",
     )
     options = parser.parse_args()
-    plot = save if harness.peer("matplotlib") else None
+    plot = save_plot if harness.import_peer("matplotlib") else None
     runs = render(options.folder, plot)
     if plot is None:
         print("no plots, as matplotlib is not installed", file=sys.stderr)
     if options.readme is not None:
-        options.readme.write_text(into(options.readme.read_text(), main_ratios(runs)))
+        options.readme.write_text(insert_table(options.readme.read_text(), make_main_table(runs)))
     return 0
 
 

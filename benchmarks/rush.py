@@ -1,9 +1,9 @@
 """A rush: thousands of distinct users at once against the quota of 200 tokens a second.
 
-How AWS shapes its quota is not published, so every contestant meets several shapes of it. With
-``--processes`` the users come through as many processes, which know nothing of each other or,
-with the contestant ``aioivschat-shared``, share a Valkey or Redis on this host; with ``--outage``
-that one is killed on the way and comes back empty.
+The shape of the quota at AWS is not published, so every contestant runs against several shapes.
+With ``--processes`` the users come through as many processes, which know nothing of each other or,
+with the contestant ``aioivschat-shared``, share a Valkey or Redis on this host. With ``--outage``
+that engine is killed during the rush and starts again empty.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ RATE = 200
 BURST = 200
 SHAPES = (f"bucket:{RATE}:{BURST}", f"bucket:{RATE}:20", f"fixed:{RATE}", f"sliding:{RATE}")
 
-ALONE = (
+ALONE_LIMITS = (
     harness.Limit("failed", at_most=0, always=True),
     harness.Limit("of ideal", at_most=1.03),
     harness.Limit("throttled %", at_most=0.5),
     harness.Limit("rank", at_least=0.99),
 )
-TOGETHER = (
+TOGETHER_LIMITS = (
     harness.Limit("failed", at_most=0, always=True),
     harness.Limit("of ideal", at_most=1.15),
     harness.Limit("least share", at_least=0.5),
 )
-AS_A_FLEET = (
+FLEET_LIMITS = (
     harness.Limit("failed", at_most=0, always=True),
     harness.Limit("of ideal", at_most=1.05),
     harness.Limit("throttled %", at_most=1.0),
     harness.Limit("least share", at_least=0.8),
     harness.Limit("largest share", at_most=1.2),
 )
-THROUGH_AN_OUTAGE = (
+OUTAGE_LIMITS = (
     harness.Limit("failed", at_most=0, always=True),
     harness.Limit("of ideal", at_most=1.25),
     harness.Limit("busiest second", at_most=1.1 * RATE),
@@ -61,56 +61,58 @@ Issue = Callable[[str, str], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
-    """Where the servers are.
+class Servers:
+    """The URLs of the servers.
 
     Args:
         url: the emulator's.
-        engine: the URL of what the processes share.
+        engine: that of the Valkey or Redis that processes share.
     """
 
     url: str
     engine: str
 
 
-class Requests:
-    """An observer that notes when requests were sent."""
+class SendTimes:
+    """An observer that records when requests were sent."""
 
     def __init__(self) -> None:
         self.sent: list[float] = []
 
     def __call__(self, event: Event, /) -> None:
-        """Note it once the request has ended, which tells how long it took."""
+        """Record when a request was sent, once it has ended: its event says how long it took."""
         if isinstance(event, Minted | AttemptFailed):
             self.sent.append(time.monotonic() - event.seconds)
 
 
 @asynccontextmanager
 async def with_service(
-    where: Where, requests: Requests, quota: Quota, shared: bool = False
+    servers: Servers, send_times: SendTimes, quota: Quota, shared: bool = False
 ) -> AsyncIterator[Issue]:
-    """Issue through the library, with its defaults but for the quota."""
+    """Issue through the library, with defaults for all but the quota."""
     tier = (
-        harness.peer("aioivschat.redis").RedisTier(where.engine, keys=[bytes(32)])
+        harness.import_peer("aioivschat.redis").RedisTier(servers.engine, keys=[bytes(32)])
         if shared
         else None
     )
     async with AsyncTokenService(
-        session=harness.session(),
-        endpoint_url=where.url,
+        session=harness.make_session(),
+        endpoint_url=servers.url,
         quota=quota,
         shared=tier,
-        observers=(requests,),
+        observers=(send_times,),
     ) as service:
         yield lambda room, user: service.issue(TokenRequest(room, user))
 
 
 @asynccontextmanager
-async def with_client(where: Where, requests: Requests, attempts: int = 3) -> AsyncIterator[Issue]:
-    """Issue through a bare client and its own retries, as most backends do today."""
-    config = AioConfig(retries={"mode": "standard", "total_max_attempts": attempts})
-    async with harness.session().create_client(
-        "ivschat", region_name=harness.REGION, endpoint_url=where.url, config=config
+async def with_client(
+    servers: Servers, send_times: SendTimes, max_requests: int = 3
+) -> AsyncIterator[Issue]:
+    """Issue through a bare client with its own retries."""
+    config = AioConfig(retries={"mode": "standard", "total_max_attempts": max_requests})
+    async with harness.make_session().create_client(
+        "ivschat", region_name=harness.REGION, endpoint_url=servers.url, config=config
     ) as client:
         yield lambda room, user: client.create_chat_token(roomIdentifier=room, userId=user)
 
@@ -120,21 +122,21 @@ Permit = Callable[[], Awaitable[object]]
 
 
 @asynccontextmanager
-async def paced(
-    where: Where, requests: Requests, pacer: Callable[[], Permit]
+async def with_paced_client(
+    servers: Servers, send_times: SendTimes, pacer: Callable[[], Permit]
 ) -> AsyncIterator[Issue]:
-    """Issue through a bare client that a library paces, which makes retries superfluous.
+    """Issue through a bare client without retries, paced by a library.
 
     Args:
-        where: the servers.
-        requests: is told nothing.
-        pacer: makes what to wait for; within the loop.
+        servers: the servers.
+        send_times: stays empty.
+        pacer: makes the function that waits for a permit; called on the running loop.
     """
     permit = pacer()
-    async with with_client(where, requests, attempts=1) as bare:
+    async with with_client(servers, send_times, max_requests=1) as bare:
 
         async def issue(room: str, user: str) -> object:
-            # The warm-up's room has a quota of its own.
+            # The account of the warm-up's room has a quota of its own.
             if room != harness.WARM_UP_ROOM:
                 await permit()
             return await bare(room, user)
@@ -143,20 +145,20 @@ async def paced(
 
 
 def _by_aiolimiter() -> Permit:
-    acquire: Permit = harness.peer("aiolimiter").AsyncLimiter(RATE, 1).acquire
+    acquire: Permit = harness.import_peer("aiolimiter").AsyncLimiter(RATE, 1).acquire
     return acquire
 
 
 def _by_pyrate_limiter() -> Permit:
-    pyrate_limiter = harness.peer("pyrate_limiter")
+    pyrate_limiter = harness.import_peer("pyrate_limiter")
     rate = pyrate_limiter.Rate(RATE, pyrate_limiter.Duration.SECOND)
     acquire: Permit = partial(pyrate_limiter.Limiter(rate).try_acquire_async, "ivschat")
     return acquire
 
 
 def _by_throttled() -> Permit:
-    throttled = harness.peer("throttled.asyncio")
-    # It gives up after its timeout, which is to be no sooner than the last one's turn.
+    throttled = harness.import_peer("throttled.asyncio")
+    # A timeout after which the last user has got a permit.
     pacer = throttled.Throttled(key="ivschat", quota=f"{RATE}/s burst {RATE}", timeout=60)
     limit: Permit = pacer.limit
     return limit
@@ -164,31 +166,31 @@ def _by_throttled() -> Permit:
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A way to get tokens.
+    """A client that gets tokens.
 
     Args:
-        open: opens it.
-        known_burst: how much of the quota it knows to be there at once.
-        shapes: the shapes of the quota that it is made for.
-        promising: whether the limits are meant for it.
-        needs: the package it takes, if that is optional.
+        open: opens the client.
+        known_burst: the requests at once that it is configured to send.
+        shapes: the shapes of the quota that it is configured for.
+        has_limits: whether the project promises limits for it.
+        needs: the optional package that it needs, if any.
         shared: whether its processes share the quota.
     """
 
-    open: Callable[[Where, Requests], AbstractAsyncContextManager[Issue]]
+    open: Callable[[Servers, SendTimes], AbstractAsyncContextManager[Issue]]
     known_burst: int = 0
     shapes: Sequence[str] = SHAPES
-    promising: bool = True
+    has_limits: bool = True
     needs: str | None = None
     shared: bool = False
 
     @property
-    def is_there(self) -> bool:
-        """Whether it can be run."""
-        return self.needs is None or harness.peer(self.needs) is not None
+    def is_installed(self) -> bool:
+        """Whether the client can be run."""
+        return self.needs is None or harness.import_peer(self.needs) is not None
 
     def ideal(self, users: int) -> float:
-        """Return the seconds that the quota alone would take, for all it is told of it."""
+        """Return the least seconds that the configured quota allows."""
         return (users - self.known_burst) / RATE
 
 
@@ -202,31 +204,33 @@ CONTESTANTS = {
     "aioivschat-shared": Contestant(
         partial(with_service, quota=Quota(), shared=True), needs="redis", shared=True
     ),
-    "aiobotocore-standard": Contestant(with_client, promising=False),
+    "aiobotocore-standard": Contestant(with_client, has_limits=False),
     "aiolimiter": Contestant(
-        partial(paced, pacer=_by_aiolimiter), promising=False, needs="aiolimiter"
+        partial(with_paced_client, pacer=_by_aiolimiter), has_limits=False, needs="aiolimiter"
     ),
     "pyrate-limiter": Contestant(
-        partial(paced, pacer=_by_pyrate_limiter), promising=False, needs="pyrate_limiter"
+        partial(with_paced_client, pacer=_by_pyrate_limiter),
+        has_limits=False,
+        needs="pyrate_limiter",
     ),
     "throttled-py": Contestant(
-        partial(paced, pacer=_by_throttled), promising=False, needs="throttled"
+        partial(with_paced_client, pacer=_by_throttled), has_limits=False, needs="throttled"
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One user's experience, in seconds of the clock that all processes of a host share."""
+    """When one user asked and was answered, on the monotonic clock that all processes share."""
 
-    came: float
-    left: float
+    asked: float
+    answered: float
     failed: bool
 
     @property
     def wait(self) -> float:
-        """The seconds it took."""
-        return self.left - self.came
+        """The seconds that the user waited."""
+        return self.answered - self.asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +238,8 @@ class Crowd:
     """What happened in one process.
 
     Args:
-        visits: in the order of arrival.
-        sent: when its requests were sent, as far as it can tell.
+        visits: those of its users, in the order in which they asked.
+        sent: when its requests were sent; empty if the contestant does not say.
     """
 
     visits: Sequence[Visit]
@@ -244,39 +248,39 @@ class Crowd:
 
 async def visit(issue: Issue, user: int) -> Visit:
     """Get one user a token."""
-    came = time.monotonic()
+    asked = time.monotonic()
     try:
         await issue(harness.ROOM, f"user-{user}")
     except Exception:
-        return Visit(came, time.monotonic(), failed=True)
-    return Visit(came, time.monotonic(), failed=False)
+        return Visit(asked, time.monotonic(), failed=True)
+    return Visit(asked, time.monotonic(), failed=False)
 
 
 async def rush(
-    contestant: str, where: Where, users: Sequence[int], doors: Callable[[], object]
+    contestant: str, servers: Servers, users: Sequence[int], wait_for_doors: Callable[[], object]
 ) -> Crowd:
-    """Let all users in at once.
+    """Let all users ask at once.
 
     Args:
-        contestant: the name of the way.
-        where: the servers.
+        contestant: its name.
+        servers: the servers.
         users: their numbers.
-        doors: returns when they open, after the warm-up.
+        wait_for_doors: returns when the rush begins; called after the warm-up.
     """
-    requests = Requests()
-    async with CONTESTANTS[contestant].open(where, requests) as issue:
+    send_times = SendTimes()
+    async with CONTESTANTS[contestant].open(servers, send_times) as issue:
         await issue(harness.WARM_UP_ROOM, f"first-{users[0]}")
-        requests.sent.clear()
-        doors()
+        send_times.sent.clear()
+        wait_for_doors()
         visits = await asyncio.gather(*(visit(issue, user) for user in users))
-    return Crowd(visits, requests.sent)
+    return Crowd(visits, send_times.sent)
 
 
-def rush_of_one(
-    contestant: str, where: Where, users: int, opened: Callable[[], object]
+def rush_from_here(
+    contestant: str, servers: Servers, users: int, opened: Callable[[], object]
 ) -> list[Crowd]:
-    """Rush from this process alone; ``opened`` is called when the doors open."""
-    return [asyncio.run(rush(contestant, where, range(users), opened))]
+    """Rush from this process alone; ``opened`` is called when the rush begins."""
+    return [asyncio.run(rush(contestant, servers, range(users), opened))]
 
 
 _barrier: Barrier
@@ -287,13 +291,13 @@ def _share_barrier(barrier: Barrier) -> None:
     _barrier = barrier
 
 
-def _rush_of_worker(contestant: str, where: Where, users: Sequence[int]) -> Crowd:
-    # A minute is for a worker that died: the others must not wait for it for ever.
-    return asyncio.run(rush(contestant, where, users, doors=lambda: _barrier.wait(60)))
+def _rush_from_worker(contestant: str, servers: Servers, users: Sequence[int]) -> Crowd:
+    # A timeout, as a worker that died never comes to the barrier.
+    return asyncio.run(rush(contestant, servers, users, wait_for_doors=lambda: _barrier.wait(60)))
 
 
-def rush_of_many(
-    contestant: str, where: Where, users: int, processes: int, opened: Callable[[], object]
+def rush_from_processes(
+    contestant: str, servers: Servers, users: int, processes: int, opened: Callable[[], object]
 ) -> list[Crowd]:
     """Rush from several processes, started together; ``opened`` is called when they start."""
     context = multiprocessing.get_context("spawn")
@@ -302,27 +306,27 @@ def rush_of_many(
     with ProcessPoolExecutor(
         processes, context, initializer=_share_barrier, initargs=(barrier,)
     ) as executor:
-        rushing = [executor.submit(_rush_of_worker, contestant, where, part) for part in parts]
-        # If it breaks, the results tell why.
+        rushing = [executor.submit(_rush_from_worker, contestant, servers, part) for part in parts]
+        # If the barrier breaks, result() raises the reason.
         with suppress(threading.BrokenBarrierError):
             barrier.wait(60)
             opened()
         return [worker.result() for worker in rushing]
 
 
-def figures(
+def make_figures(
     crowds: Sequence[Crowd], ideal: float, counts: Mapping[str, int], script_calls: int
 ) -> dict[str, float]:
-    """Return what one rush came to.
+    """Return the figures of one rush.
 
     Args:
         crowds: what happened in each process.
-        ideal: the seconds that it would take at best.
-        counts: what the server saw.
-        script_calls: how many the engine saw; 0 if it was not used.
+        ideal: the least seconds that the quota allows.
+        counts: those of the server.
+        script_calls: how many scripts the engine ran; 0 if it was not used.
     """
     visits = [visit for crowd in crowds for visit in crowd.visits]
-    seconds = max(visit.left for visit in visits) - min(visit.came for visit in visits)
+    seconds = max(visit.answered for visit in visits) - min(visit.asked for visit in visits)
     result = {
         "failed": float(sum(visit.failed for visit in visits)),
         "seconds": seconds,
@@ -331,34 +335,34 @@ def figures(
     }
     sent = sorted(moment for crowd in crowds for moment in crowd.sent)
     if sent:
-        result["busiest second"] = _busiest_second(sent)
+        result["busiest second"] = _find_busiest_second(sent)
     if script_calls:
         result["script calls/s"] = script_calls / seconds
     if len(crowds) == 1:
-        return {**result, "rank": _rank_correlation(crowds[0].visits)}
-    shares = _shares([crowd.visits for crowd in crowds])
+        return {**result, "rank": _correlate_ranks(crowds[0].visits)}
+    shares = _compute_shares([crowd.visits for crowd in crowds])
     return {**result, "least share": min(shares), "largest share": max(shares)}
 
 
-def _busiest_second(sent: Sequence[float]) -> float:
-    """Return the largest number of requests in any second, of moments in order."""
+def _find_busiest_second(sent: Sequence[float]) -> float:
+    """Return the largest number of requests in any second; ``sent`` is in order."""
     return float(max(bisect_left(sent, moment + 1) - at for at, moment in enumerate(sent)))
 
 
-def _rank_correlation(visits: Sequence[Visit]) -> float:
-    """Correlate the order of arrival with the order of waits (Spearman): 1 if nobody overtakes."""
+def _correlate_ranks(visits: Sequence[Visit]) -> float:
+    """Correlate the order of asking with the order of waits (Spearman): 1 if nobody overtakes."""
     served = [visit for visit in visits if not visit.failed]
     arrivals = range(len(served))
     by_wait = sorted(arrivals, key=lambda arrival: served[arrival].wait)
-    # The place of the n-th in the order is the inverse of the order itself; ties do not occur.
+    # Ranks are the inverse permutation, which has the same correlation; there are no ties.
     return correlation(by_wait, arrivals) if len(served) > 1 else 0.0
 
 
-def _shares(crowds: Sequence[Sequence[Visit]]) -> list[float]:
-    """Return what each process got while all still wanted something; 1 is its fair share."""
-    first_end = min(max(visit.left for visit in crowd) for crowd in crowds)
+def _compute_shares(crowds: Sequence[Sequence[Visit]]) -> list[float]:
+    """Return each process's share of the tokens while all processes wait; 1 is a fair share."""
+    first_end = min(max(visit.answered for visit in crowd) for crowd in crowds)
     served = [
-        sum(visit.left <= first_end and not visit.failed for visit in crowd) for crowd in crowds
+        sum(visit.answered <= first_end and not visit.failed for visit in crowd) for crowd in crowds
     ]
     fair = fmean(served)
     return [count / fair for count in served]
@@ -368,7 +372,7 @@ def run_once(
     server: harness.Server, engine: harness.Engine, options: argparse.Namespace, case: Case
 ) -> dict[str, float]:
     """Rush once with one contestant against one shape."""
-    contestant, where = CONTESTANTS[case.name], Where(server.url, engine.url)
+    contestant, servers = CONTESTANTS[case.name], Servers(server.url, engine.url)
     server.prepare(case.shape, options.latency)
     if contestant.shared:
         engine.restart()
@@ -380,17 +384,17 @@ def run_once(
             threading.Timer(back, engine.start).start()
 
     if case.processes == 1:
-        crowds = rush_of_one(case.name, where, options.users, opened)
+        crowds = rush_from_here(case.name, servers, options.users, opened)
     else:
-        crowds = rush_of_many(case.name, where, options.users, case.processes, opened)
-    # One that was killed has forgotten what it saw.
+        crowds = rush_from_processes(case.name, servers, options.users, case.processes, opened)
+    # An engine that was killed has lost its counts.
     calls = engine.script_calls() if contestant.shared and not options.outage else 0
-    return figures(crowds, contestant.ideal(options.users), server.counts(), calls)
+    return make_figures(crowds, contestant.ideal(options.users), server.counts(), calls)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is run.
+    """One rush.
 
     Args:
         name: the contestant's.
@@ -403,30 +407,30 @@ class Case:
     processes: int
 
     def limits(self, outage: bool) -> Sequence[harness.Limit]:
-        """Return what is promised."""
+        """Return the limits of the contestant in this case."""
         contestant = CONTESTANTS[self.name]
-        if not contestant.promising:
+        if not contestant.has_limits:
             return ()
         if contestant.shared:
-            fleet = THROUGH_AN_OUTAGE if outage else AS_A_FLEET
-            # A process alone has no shares.
+            fleet = OUTAGE_LIMITS if outage else FLEET_LIMITS
+            # A single process has no shares.
             return [each for each in fleet if self.processes > 1 or "share" not in each.figure]
-        return ALONE if self.processes == 1 else TOGETHER
+        return ALONE_LIMITS if self.processes == 1 else TOGETHER_LIMITS
 
 
 def main() -> int:
-    """Run what the command line asks for."""
+    """Run the benchmark as the command line says."""
     options = _options()
     cases = [
         Case(name, shape, processes)
         for processes in options.processes
         for shape in options.shapes
         for name in options.contestants
-        if CONTESTANTS[name].is_there and shape in CONTESTANTS[name].shapes
+        if CONTESTANTS[name].is_installed and shape in CONTESTANTS[name].shapes
     ]
     runs: dict[Case, list[dict[str, float]]] = {case: [] for case in cases}
-    with harness.server() as server, harness.engine() as engine:
-        for case in harness.rounds(cases, options.repeats):
+    with harness.run_server() as server, harness.open_engine() as engine:
+        for case in harness.take_turns(cases, options.repeats):
             runs[case].append(run_once(server, engine, options, case))
     rows = [
         harness.Row.of(
@@ -436,12 +440,12 @@ def main() -> int:
         )
         for case, results in runs.items()
     ]
-    left_out = [name for name in options.contestants if not CONTESTANTS[name].is_there]
+    left_out = [name for name in options.contestants if not CONTESTANTS[name].is_installed]
     return harness.report(options, rows, left_out)
 
 
 def _options() -> argparse.Namespace:
-    parser = harness.arguments(__doc__, repeats=3)
+    parser = harness.make_parser(__doc__, repeats=3)
     add = parser.add_argument
     add("--users", type=int, default=2000, help="how many come (default: %(default)s)")
     add(
@@ -476,7 +480,7 @@ def _options() -> argparse.Namespace:
         metavar=("GONE", "BACK"),
         help="seconds after which the engine is killed, and started again",
     )
-    return harness.parsed(parser, users=20)
+    return harness.parse_options(parser, users=20)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""How long it takes until a program can begin: the library's import, and the command's help.
+"""How long a program takes to start: the library's import, and the command's help.
 
-Whole processes are timed, from their start to their end, and each is compared with the process of
-the same round that does the least it could do.
+Whole processes are timed, from start to end. Each is compared with a base, the least that such a
+program could do, in the same round.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 import harness
 
-IMPORT = (harness.Limit("of base", at_most=1.3),)
-HELP = (harness.Limit("of base", at_most=1.5),)
+IMPORT_LIMITS = (harness.Limit("of base", at_most=1.3),)
+HELP_LIMITS = (harness.Limit("of base", at_most=1.5),)
 
-_EMPTY = "from argparse import ArgumentParser; ArgumentParser().parse_args(['--help'])"
+_PARSE_HELP = "from argparse import ArgumentParser; ArgumentParser().parse_args(['--help'])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class Program:
     """A program to start.
 
     Args:
-        code: what it is to do.
-        base: the program that does the least; ``None``: it is one itself.
-        limits: what is promised.
+        code: the program's code.
+        base: the name of the program to compare with; ``None`` for one that is a base itself.
+        limits: those of its figures.
     """
 
     code: str
@@ -35,7 +35,7 @@ class Program:
     limits: Sequence[harness.Limit] = ()
 
     def run(self) -> float:
-        """Return the milliseconds from its start to its end."""
+        """Run the program, and return the milliseconds from its start to its end."""
         started = time.perf_counter()
         subprocess.run([sys.executable, "-c", self.code], stdout=subprocess.DEVNULL, check=True)
         return 1e3 * (time.perf_counter() - started)
@@ -44,27 +44,29 @@ class Program:
 PROGRAMS: Mapping[str, Program] = {
     "python": Program("pass"),
     "import aiobotocore": Program("import aiobotocore.session"),
-    # Names are loaded at their first use, so the import alone would say nothing.
+    # The package loads a name at its first use: importing the package alone would load little.
     "import aioivschat": Program(
-        "from aioivschat import AsyncTokenService", "import aiobotocore", IMPORT
+        "from aioivschat import AsyncTokenService", "import aiobotocore", IMPORT_LIMITS
     ),
-    "argparse --help": Program(_EMPTY),
+    "argparse --help": Program(_PARSE_HELP),
     "aioivschat --help": Program(
-        "from aioivschat.cli import main; main(['--help'])", "argparse --help", HELP
+        "from aioivschat.cli import main; main(['--help'])", "argparse --help", HELP_LIMITS
     ),
     "aioivschat onboard --help": Program(
-        "from aioivschat.cli import main; main(['onboard', '--help'])", "argparse --help", HELP
+        "from aioivschat.cli import main; main(['onboard', '--help'])",
+        "argparse --help",
+        HELP_LIMITS,
     ),
 }
 
 
 def main() -> int:
-    """Run what the command line asks for."""
-    options = harness.parsed(harness.arguments(__doc__, repeats=41))
+    """Run the benchmark as the command line says."""
+    options = harness.parse_options(harness.make_parser(__doc__, repeats=41))
     for program in PROGRAMS.values():
-        program.run()  # which compiles what has not been compiled yet
+        program.run()  # compiles modules that are not compiled yet
     runs: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    for name in harness.rounds(PROGRAMS, options.repeats):
+    for name in harness.take_turns(PROGRAMS, options.repeats):
         runs[name].append(PROGRAMS[name].run())
     rows = []
     for name, program in PROGRAMS.items():
