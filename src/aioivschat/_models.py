@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
+from itertools import combinations
 from types import MappingProxyType
 from typing import Any
 
@@ -364,15 +365,12 @@ def _is_capability(name: object) -> bool:
     return isinstance(name, str) and name in Capability.__members__
 
 
-def _capability_sets() -> dict[frozenset[str], frozenset[Capability]]:
-    sets: list[frozenset[Capability]] = [frozenset()]
-    for capability in Capability:
-        sets += [chosen | {capability} for chosen in sets]
-    return {chosen: chosen for chosen in sets}
-
-
 # All eight: a hundred thousand cached requests share these objects, and a check is one look-up.
-_CAPABILITY_SETS = _capability_sets()
+_CAPABILITY_SETS: dict[frozenset[str], frozenset[Capability]] = {
+    chosen: chosen
+    for size in range(len(Capability) + 1)
+    for chosen in map(frozenset, combinations(Capability, size))
+}
 CAPABILITY_NAMES = {chosen: sorted(map(str, chosen)) for chosen in _CAPABILITY_SETS}
 """The names of each set of capabilities, sorted."""
 

@@ -100,7 +100,7 @@ class ClientPool:
         del endpoint_url  # out of tracebacks that show locals: it may hold a password
         if self._endpoint_url is not None:
             _check_endpoint("endpoint_url", self._endpoint_url)
-        self._create_client = _client_factory(session)
+        self._create_client: Callable[..., Any] = _client_factory(session)
         self._policy = policy
         self._clock = clock
         self._on_open = on_open
@@ -199,20 +199,16 @@ class ClientPool:
         )
 
 
-def _client_factory(session: Any) -> Callable[..., Any]:
+def _client_factory(session: Any) -> Any:
     if session is None:
         session = get_session()
-    create_client: Callable[..., Any]
     if isinstance(session, AioSession):
-        create_client = session.create_client
-        return create_client
+        return session.create_client
     # An aioboto3.Session, known by what it wraps: its package is an extra.
     if isinstance(getattr(session, "_session", None), AioSession):
-        create_client = session.client
-        return create_client
-    raise InvalidConfiguration(
-        "session", "an AioSession, an aioboto3.Session or None", type(session).__qualname__
-    )
+        return session.client
+    limit = "an AioSession, an aioboto3.Session or None"
+    raise InvalidConfiguration("session", limit, type(session).__qualname__)
 
 
 def _check_endpoint(option: str, url: str) -> None:

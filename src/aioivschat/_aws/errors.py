@@ -127,7 +127,7 @@ def connection_failure_name(error: Exception) -> str:
 
 def answer_date(metadata: Mapping[str, Any]) -> datetime | None:
     """Return the ``Date`` of an answer by its ``ResponseMetadata``, aware, if it has one."""
-    return _parse_http_date(_http_headers(metadata).get("date", ""))
+    return _parse_http_date(_header(metadata, "date"))
 
 
 def _error_without_body(answer: Mapping[str, Any]) -> botocore_errors.ClientError:
@@ -170,9 +170,8 @@ def _mixed_class(kind: type[AwsError], theirs: type[Exception]) -> type[AwsError
     return mixed
 
 
-def _http_headers(metadata: Mapping[str, Any]) -> Mapping[str, str]:
-    headers: Mapping[str, str] = metadata.get("HTTPHeaders") or {}
-    return headers
+def _header(metadata: Mapping[str, Any], name: str) -> str:
+    return str((metadata.get("HTTPHeaders") or {}).get(name, ""))
 
 
 # Answers of the same second have the same date.
@@ -187,7 +186,7 @@ def _parse_http_date(text: str) -> datetime | None:
 
 def _parse_retry_after(metadata: Mapping[str, Any]) -> float | None:
     """Return the seconds that ``Retry-After`` asks for: a number, or a date."""
-    text = _http_headers(metadata).get("retry-after", "").strip()
+    text = _header(metadata, "retry-after").strip()
     if text.isascii() and text.isdigit():
         return min(float(text), _RETRY_AFTER_MAX_SECONDS)
     until, answered = _parse_http_date(text), answer_date(metadata)

@@ -336,7 +336,8 @@ class _RequestPattern(Unpickled):
         Raises:
             _CannotPrepare: the pattern would not reproduce the request.
         """
-        sent = {name: _as_text(value) for name, value in request.headers.items()}
+        headers = request.headers.items()
+        sent = {name: v.decode() if isinstance(v, bytes) else v for name, v in headers}
         by_lower = {name.lower(): name for name in sent}
         unknown = by_lower.keys() - _CONSTANT_HEADERS - _VARYING_HEADERS.keys() - _COMPUTED_HEADERS
         if unknown:
@@ -540,7 +541,3 @@ def _is_harmless(handler: Any) -> bool:
 
 def _is_of_botocore(module: str) -> bool:
     return module.partition(".")[0] in ("aiobotocore", "botocore")
-
-
-def _as_text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
