@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from aioivschat._service.limiter import Limiter, LocalLimiter, Quota, Reservation
     from aioivschat._service.prewarming import Prewarmed
     from aioivschat._service.retry import RetryPolicy
-    from aioivschat._service.service import AsyncTokenService, Stats
+    from aioivschat._service.service import AsyncTokenService
+    from aioivschat._service.stats import Stats
     from aioivschat.errors import (
         AccessDenied,
         AwsError,

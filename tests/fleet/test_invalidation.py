@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aioivschat import Event, Invalidated, SharedState, TokenRequest
+from aioivschat._service.fleet_minting import FleetMinter
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.redis import RedisTier
 from aioivschat.redis._tokens import RedisTokens
@@ -143,7 +144,8 @@ async def test_what_was_missed_is_asked_for_until_the_engine_tells(
         here.invalidate(user="alice")
         await until(lambda: bool(client.exists("{aioivschat}:log")))
         await _listening(server, 2)
-        tokens = there._minter.tokens
+        assert isinstance(there._minter, FleetMinter)
+        tokens = there._minter._tokens
         assert isinstance(tokens, RedisTokens)
         await until(lambda: tokens._invalidations._gaps > 0)
         assert there.ready(REQUEST) is not None

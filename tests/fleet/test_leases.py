@@ -41,9 +41,10 @@ async def open_tokens(engine_server: EngineServer) -> AsyncIterator[OpenTokens]:
     def make() -> RedisTokens:
         tier = RedisTier(engine_server.url, keys=[SEALING_KEY], timeout=5.0)
         tiers.append(tier)
-        tier.open(Clock(), 5.0, lambda room, user: None, lambda state, reason: None)
-        assert tier.tokens is not None
-        return tier.tokens
+        tokens = tier.bind(Clock(), 5.0, lambda room, user: None, lambda state, reason: None)
+        assert tokens is not None
+        tier.open()
+        return tokens
 
     yield make
     for tier in tiers:
@@ -83,8 +84,9 @@ from fleet.test_leases import ATTEMPT, SEALING_KEY, _token
 
 async def main():
     tier = RedisTier(sys.argv[1], keys=[SEALING_KEY], timeout=5.0)
-    tier.open(Clock(), 5.0, lambda room, user: None, lambda state, reason: None)
-    flight = tier.tokens.flight(ATTEMPT, ATTEMPT)
+    tokens = tier.bind(Clock(), 5.0, lambda room, user: None, lambda state, reason: None)
+    tier.open()
+    flight = tokens.flight(ATTEMPT, ATTEMPT)
     assert await flight.claim(lease=0.2) is None
     print("claimed", flush=True)
     sys.stdin.readline()

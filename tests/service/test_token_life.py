@@ -9,6 +9,7 @@ import pytest
 
 from aioivschat import (
     CachePolicy,
+    Clock,
     Event,
     InvalidConfiguration,
     MalformedResponse,
@@ -210,6 +211,6 @@ async def test_a_reply_tells_the_times_by_awss_clock(
 ) -> None:
     """A reply holds the times that AWS gave, whatever the host's clock says."""
     emulator.configure(clock_skew=300.0)
-    tokens = open_service()
+    tokens, clock = open_service(), Clock()
     reply: dict[str, Any] = await tokens.create_chat_token(roomIdentifier=ROOM, userId="u")
-    assert 350 < reply["tokenExpirationTime"].timestamp() - tokens._clock.wall() <= 360
+    assert 350 < reply["tokenExpirationTime"].timestamp() - clock.wall() <= 360

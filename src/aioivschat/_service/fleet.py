@@ -13,7 +13,7 @@ from typing import Protocol
 from aioivschat._clock import Clock
 from aioivschat._events import SharedState
 from aioivschat._models import ChatToken, Identity, SharingKey
-from aioivschat._service.limiter import Limiter, Quota
+from aioivschat._service.limiter import Limiter, LocalLimiter, Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +116,14 @@ class SharedTokens(Protocol):
 class SharedTier(Protocol):
     """What a fleet shares."""
 
-    @property
-    def tokens(self) -> SharedTokens | None:
-        """The tokens; ``None``: the fleet shares its quota only."""
-
-    def open(
+    def bind(
         self,
         clock: Clock,
         min_remaining: float,
         invalidated: Callable[[str | None, str | None], None],
         changed: Callable[[SharedState, str], None],
-    ) -> None:
-        """Begin, on the running event loop.
+    ) -> SharedTokens | None:
+        """Serve one service; called when it is made.
 
         Args:
             clock: where the time comes from.
@@ -135,9 +131,15 @@ class SharedTier(Protocol):
             invalidated: called with room and user when another process invalidated.
             changed: called with the new state and the reason, in words that hold no secret.
 
+        Returns:
+            The fleet's tokens; ``None``: the fleet shares its quota only.
+
         Raises:
             InvalidConfiguration: it serves another service already.
         """
+
+    def open(self) -> None:
+        """Begin to listen, on the running event loop; called when the service is first used."""
 
     def limiter(
         self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]
@@ -146,3 +148,29 @@ class SharedTier(Protocol):
 
     async def aclose(self) -> None:
         """End it; what others wait for here is given back."""
+
+
+class OneProcess:
+    """The tier of a service that shares nothing.
+
+    Args:
+        clock: where the time comes from.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def bind(self, *_: object) -> None:
+        """Share no tokens."""
+
+    def open(self) -> None:
+        """Listen to nobody."""
+
+    def limiter(
+        self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]
+    ) -> Limiter:
+        """Return a limiter of this process."""
+        return LocalLimiter(quota, self._clock, on_rate)
+
+    async def aclose(self) -> None:
+        """Nothing to end."""

@@ -1,19 +1,17 @@
 """``AsyncTokenService``: the one place where the parts meet.
 
-A call goes straight down, once: validate, cache or stock, single flight and admission here, and
-from there on in ``_minting``: limiter, client, retry, parse and check, cache, the caller.
+A call goes straight down, once: the service checks its arguments, `issuing` looks for a token that
+is there or for a flight that brings one, `minting` waits for a permit and sends the request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import warnings
 from asyncio import get_running_loop
-from collections.abc import AsyncIterable, Awaitable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from enum import Enum
+from collections.abc import AsyncIterable, Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Self
 
@@ -21,16 +19,12 @@ from aioivschat._aws.clients import ClientPool, PoolPolicy
 from aioivschat._clock import Clock
 from aioivschat._events import (
     ClientOpened,
-    Delivered,
     Invalidated,
-    Joined,
     NotPrepared,
     Observer,
     Observers,
-    RateChanged,
     SharedChanged,
     SharedState,
-    Source,
 )
 from aioivschat._models import (
     KEY_MAX_CHARACTERS,
@@ -43,73 +37,22 @@ from aioivschat._models import (
     TokenRequest,
     unchecked_identity,
 )
+from aioivschat._service.admission import Admission
 from aioivschat._service.cache import CachePolicy, TokenCache
 from aioivschat._service.fences import Fences
-from aioivschat._service.fleet import SharedTier
-from aioivschat._service.limiter import Limiter, LocalLimiter, Quota
-from aioivschat._service.minting import NEVER, Mint, Minter
+from aioivschat._service.fleet import OneProcess, SharedTier
+from aioivschat._service.fleet_minting import FleetMinter
+from aioivschat._service.issuing import Issuer
+from aioivschat._service.lifecycle import Lifecycle, State
+from aioivschat._service.limiter import Quota
+from aioivschat._service.limiters import Limiters
+from aioivschat._service.minting import Minter
+from aioivschat._service.pending import PendingRequests
 from aioivschat._service.prewarming import Prewarmed, Prewarmer
 from aioivschat._service.retry import Retrier, RetryPolicy
-from aioivschat._service.singleflight import FlightStopped
+from aioivschat._service.stats import Counters, Stats
 from aioivschat._service.stock import StockSweeper, TokenStock
-from aioivschat.errors import (
-    ChatTokenError,
-    DeadlineExceeded,
-    Exceptions,
-    InvalidRequest,
-    ServiceClosed,
-    WrongLoop,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counters since the service was made, and the state of the moment.
-
-    Args:
-        requests: requests sent to AWS.
-        minted: tokens that AWS gave.
-        throttled: requests that AWS throttled.
-        failed: requests that failed otherwise.
-        cached: calls served with a token that was handed out before.
-        stock: calls served with a token that nobody had been given.
-        joined: calls that joined a flight under way.
-        shed: calls refused at once, as they could not be served in time.
-        shared: tokens that came from the fleet instead of from AWS.
-        rejected: values of the fleet that could not be opened, and were not used.
-        stocked: tokens that went into the stock.
-        expired_unused: stocked tokens that were dropped before anybody was given them.
-        flights: flights under way.
-        waiting: reservations that wait for a permit.
-        tokens_held: delivered tokens held.
-        stock_held: undelivered tokens held.
-    """
-
-    requests: int
-    minted: int
-    throttled: int
-    failed: int
-    cached: int
-    stock: int
-    joined: int
-    shed: int
-    shared: int
-    rejected: int
-    stocked: int
-    expired_unused: int
-    flights: int
-    waiting: int
-    tokens_held: int
-    stock_held: int
-
-
-_NOWHERE = object()
-
-
-class _State(Enum):
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
+from aioivschat.errors import Exceptions, InvalidRequest
 
 
 class AsyncTokenService:
@@ -153,74 +96,91 @@ class AsyncTokenService:
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        self._state = _State.CLOSED  # until everything below has worked
-        self._clock = clock or Clock()
+        clock = clock or Clock()
         self._observers = Observers(observers)
-        self._quota = quota
-        self._min_remaining = cache.min_remaining
+        self._tier = shared or OneProcess(clock)
         self._fences = Fences()
-        self._cache = TokenCache(cache, self._clock, self._fences)
+        self._counters = Counters()
+        self._limiters = Limiters(quota, self._tier, self._observers)
+        self._cache = TokenCache(cache, clock, self._fences)
         self._stock = TokenStock(cache, self._cache)
-        self._stock_sweeper = StockSweeper(self._stock, self._clock, self._observers)
-        self._limiters: dict[tuple[str, str], Limiter] = {}
+        self._stock_sweeper = StockSweeper(self._stock, clock, self._observers)
         try:
             self._pool = ClientPool(
                 session,
                 endpoint_url,
                 pool,
-                self._clock,
-                self._client_opened,
-                # No method of ours: a client that outlives the service must not hold it.
+                clock,
+                # No methods of ours: a client that outlives the service must not hold it.
+                partial(_tell_opened, self._observers),
                 partial(_tell_not_prepared, self._observers),
             )
         finally:
             del endpoint_url  # out of tracebacks that show locals: it may hold a password
-        self._minter = Minter(
-            self._pool,
-            self._cache,
-            self._stock,
-            self._fences,
-            Retrier(retry, self._clock, rng or random.Random()),  # noqa: S311 (no secret)
-            self._clock,
-            self._observers,
+        tokens = self._tier.bind(clock, cache.min_remaining, self._forget, self._tell_shared)
+        lifecycle = Lifecycle(on_first_use=self._tier.open)
+        admission = Admission(clock, self._counters, self._observers)
+        make_minter = Minter if tokens is None else partial(FleetMinter, tokens)
+        self._minter = make_minter(
+            lifecycle=lifecycle,
+            pool=self._pool,
+            cache=self._cache,
+            stock=self._stock,
+            fences=self._fences,
+            admission=admission,
+            retrier=Retrier(retry, clock, rng or random.Random()),  # noqa: S311 (no secret)
+            counters=self._counters,
+            clock=clock,
+            observers=self._observers,
             on_stocked=self._stock_sweeper.schedule_sweep,
         )
-        self._flights = self._minter.flights
-        self._counters = self._minter.counters
-        self._shared = shared
-        self._prewarmer = Prewarmer(
-            self._minter,
-            self._pool,
-            self._stock,
-            self._fences,
-            self._clock,
-            cache.min_remaining,
-            pool.max_connections,
+        self._pending = PendingRequests(self._fences)
+        self._issuer = Issuer(
+            lifecycle=lifecycle,
+            limiters=self._limiters,
+            pool=self._pool,
+            cache=self._cache,
+            stock=self._stock,
+            fences=self._fences,
+            admission=admission,
+            minter=self._minter,
+            pending=self._pending,
+            counters=self._counters,
+            clock=clock,
+            observers=self._observers,
         )
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-        self._home: object = _NOWHERE  # the loop, while the service is open
+        self._prewarmer = Prewarmer(
+            limiters=self._limiters,
+            minter=self._minter,
+            pending=self._pending,
+            pool=self._pool,
+            stock=self._stock,
+            clock=clock,
+            min_remaining=cache.min_remaining,
+            max_connections=pool.max_connections,
+        )
         self._closing: asyncio.Task[None] | None = None
-        self._state = _State.OPEN
+        self._lifecycle = lifecycle  # last: without it, the service has not been made
 
     async def __aenter__(self) -> Self:
-        self._check_usable()
+        self._lifecycle.check_open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     def __del__(self) -> None:
-        if self._state is not _State.CLOSED and self._loop is not None and len(self._pool):
+        made = hasattr(self, "_lifecycle")
+        if made and self._lifecycle.is_used and len(self._pool) and not self._is_closed:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
-        if not hasattr(self, "_flights"):  # a traceback of its making may show it
+        if not hasattr(self, "_lifecycle"):  # a traceback of its making may show it
             return "<AsyncTokenService, not made>"
         return (
-            f"<AsyncTokenService {self._state.value}, {len(self._flights)} flights, "
-            f"{self._waiting} waiting, {len(self._cache)} tokens, "
-            f"{len(self._stock)} in stock>"
+            f"<AsyncTokenService {self._lifecycle.state.value}, "
+            f"{len(self._minter.flights)} flights, {self._limiters.waiting} waiting, "
+            f"{len(self._cache)} tokens, {len(self._stock)} in stock>"
         )
 
     async def create_chat_token(
@@ -259,35 +219,37 @@ class AsyncTokenService:
         Raises:
             ChatTokenError: as :meth:`issue` does.
         """
+        entry = None
         try:
-            # What is asked most often, and by the shortest way: a token that is held already.
-            entry = None
-            if idempotency_key is None and not fresh and self._home is get_running_loop():
+            # What is asked most often, and by the shortest way: a token that was delivered.
+            is_plain = idempotency_key is None and not fresh
+            if is_plain and self._lifecycle.loop_while_open is get_running_loop():
                 try:
                     identity = unchecked_identity(
                         roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
                     )
                     if identity is not None:
-                        entry = self._cache.get(identity)
+                        entry = self._issuer.find_delivered(identity)
                 except TypeError:
                     pass  # the checks below tell what is wrong with them
             if entry is not None:
-                if self._observers:
-                    self._observers.tell(Delivered(roomIdentifier, Source.CACHE, 0.0))
                 return entry.reply()
             request = TokenRequest(
                 roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
             )
-            key = self._enter(request, idempotency_key, fresh)
+            issuing = self.issue(
+                request,
+                idempotency_key=idempotency_key,
+                fresh=fresh,
+                timeout=timeout,
+                priority=priority,
+            )
         finally:
             # A traceback that shows locals must not show these.
             identity = None
             del roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
             del idempotency_key
-        token = self._ready(request, key)
-        if token is None:
-            token = await self._wait(timeout, request, key, priority)
-        return token.reply()
+        return (await issuing).reply()
 
     async def issue(
         self,
@@ -325,20 +287,19 @@ class AsyncTokenService:
             botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
         """
         # As in `create_chat_token`.
-        if idempotency_key is None and not fresh and self._home is get_running_loop():
-            entry = self._cache.get(request.identity)
+        is_plain = idempotency_key is None and not fresh
+        if is_plain and self._lifecycle.loop_while_open is get_running_loop():
+            entry = self._issuer.find_delivered(request.identity)
             if entry is not None:
-                if self._observers:
-                    self._observers.tell(Delivered(request.room, Source.CACHE, 0.0))
-                again = entry.token
-                return again if again.reused else entry.hand_out()
+                return entry.hand_out()
+        self._lifecycle.check_open()
         try:
-            key = self._enter(request, idempotency_key, fresh)
+            key = _sharing_key(request, idempotency_key, fresh)
         finally:
             del idempotency_key  # out of tracebacks that show locals
-        token = self._ready(request, key)
+        token = self._issuer.take_available(request, key)
         if token is None:
-            token = await self._wait(timeout, request, key, priority)
+            token = await self._issuer.wait_for_token(request, key, priority, timeout)
         return token
 
     def ready(
@@ -361,11 +322,12 @@ class AsyncTokenService:
             ServiceClosed: the service is closing or closed.
             WrongLoop: the service was opened on another event loop or in another process.
         """
+        self._lifecycle.check_open()
         try:
-            key = self._enter(request, idempotency_key, fresh)
+            key = _sharing_key(request, idempotency_key, fresh)
         finally:
             del idempotency_key  # out of tracebacks that show locals
-        return self._ready(request, key)
+        return self._issuer.take_available(request, key)
 
     async def prewarm(
         self,
@@ -400,11 +362,10 @@ class AsyncTokenService:
             ServiceClosed: the service is closing or closed.
             WrongLoop: the service was opened on another event loop or in another process.
         """
-        self._check_usable()
-        prewarmed = await self._prewarmer.run(requests, self._limiter, doors, budget)
-        if self._minter.tokens is not None:
-            await self._minter.tokens.settled()
-        self._check_usable()
+        self._lifecycle.check_open()
+        prewarmed = await self._prewarmer.run(requests, doors, budget)
+        await self._minter.settle()
+        self._lifecycle.check_open()
         return prewarmed
 
     def invalidate(self, *, room: str | None = None, user: str | None = None) -> None:
@@ -431,10 +392,7 @@ class AsyncTokenService:
             if room is not None:
                 RoomArn.parse(room)
             self._forget(room, user)
-            if self._shared is not None:
-                self._check_usable()
-                if self._minter.tokens is not None:
-                    self._minter.tokens.invalidate(room, user)
+            self._minter.announce_invalidation(room, user)
         finally:
             del room, user  # out of tracebacks that show locals
 
@@ -449,7 +407,7 @@ class AsyncTokenService:
             InvalidRequest: the room is not a room's ARN.
         """
         try:
-            return self._limiter(RoomArn.parse(room)).predicted_wait(priority, room)
+            return self._limiters.get_or_make(RoomArn.parse(room)).predicted_wait(priority, room)
         finally:
             del room  # out of tracebacks that show locals: it may be anything
 
@@ -458,10 +416,10 @@ class AsyncTokenService:
         return Stats(
             **asdict(self._counters),
             cached=self._cache.hits,
-            rejected=self._minter.tokens.rejected if self._minter.tokens is not None else 0,
+            rejected=self._minter.rejected,
             expired_unused=self._stock.expired_unused,
-            flights=len(self._flights),
-            waiting=self._waiting,
+            flights=len(self._minter.flights),
+            waiting=self._limiters.waiting,
             tokens_held=len(self._cache),
             stock_held=len(self._stock),
         )
@@ -478,230 +436,64 @@ class AsyncTokenService:
         Raises:
             WrongLoop: the service was opened on another event loop or in another process.
         """
-        if self._state is _State.CLOSED:
+        lifecycle = self._lifecycle
+        if self._is_closed:
             return
-        if self._loop is None:  # it was never used
-            self._state = _State.CLOSED
+        if not lifecycle.is_used:
+            lifecycle.end()
             return
-        self._check_home()
+        lifecycle.check_loop()
         if self._closing is None:
-            self._state = _State.CLOSING
-            self._home = _NOWHERE
-            self._minter.closing = True
+            lifecycle.begin_closing()
             self._prewarmer.stop()
             self._closing = asyncio.create_task(self._close(grace))
         # Whoever is cancelled while closing leaves the closing to go on.
         await asyncio.shield(self._closing)
 
-    # What a call needs from top to bottom.
+    async def _close(self, grace: float) -> None:
+        await self._minter.land_flights(grace)
+        self._stock_sweeper.close()
+        await self._pool.aclose()
+        await self._tier.aclose()
+        self._cache.clear()
+        self._stock.clear()
+        self._lifecycle.end()
 
-    def _enter(
-        self, request: TokenRequest, idempotency_key: str | None, fresh: bool
-    ) -> SharingKey | None:
-        """Return what calls must agree on to share a token; ``None``: they never do."""
-        try:
-            # Whatever is not the loop of an open service is looked at more closely.
-            if self._home is not get_running_loop():
-                self._check_usable()
-            if idempotency_key is None:
-                return None if fresh else request.identity
-            if fresh:
-                raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
-            is_text = isinstance(idempotency_key, str)
-            if not is_text or not 1 <= len(idempotency_key) <= KEY_MAX_CHARACTERS:
-                limit = f"1 to {KEY_MAX_CHARACTERS} characters"
-                raise InvalidRequest("idempotency_key", limit, "other")
-            return Attempt((request.identity, idempotency_key))
-        finally:
-            del idempotency_key  # out of tracebacks that show locals
-
-    def _ready(self, request: TokenRequest, key: SharingKey | None) -> ChatToken | None:
-        """Return a token that is there already."""
-        entry = self._cache.get(key) if key is not None else None
-        if entry is None:
-            return self._from_stock(request, key)
-        if self._observers:
-            self._observers.tell(Delivered(request.room, Source.CACHE, 0.0))
-        return entry.hand_out()
-
-    def _from_stock(self, request: TokenRequest, key: SharingKey | None) -> ChatToken | None:
-        entry = self._stock.take(request.identity)
-        if entry is None:
-            return None
-        self._counters.stock += 1
-        if key is not None:
-            self._cache.put(key, entry)
-        if self._observers:
-            self._observers.tell(Delivered(request.room, Source.STOCK, 0.0))
-        return entry.hand_out()
-
-    def _wait(
-        self,
-        timeout: float | None,
-        request: TokenRequest,
-        key: SharingKey | None,
-        priority: Priority,
-    ) -> Awaitable[ChatToken]:
-        if timeout is None:
-            return self._wait_for_token(request, key, NEVER, priority)
-        return self._wait_within(timeout, request, key, priority)
-
-    async def _wait_within(
-        self, timeout: float, request: TokenRequest, key: SharingKey | None, priority: Priority
-    ) -> ChatToken:
-        if not timeout > 0:
-            raise InvalidRequest("timeout", "above 0 s, or None", f"{timeout}")
-        deadline = self._clock.monotonic() + timeout
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._wait_for_token(request, key, deadline, priority)
-        except TimeoutError as error:
-            if isinstance(error, ChatTokenError):
-                raise
-        raise DeadlineExceeded(timeout)
-
-    async def _wait_for_token(
-        self, request: TokenRequest, key: SharingKey | None, deadline: float, priority: Priority
-    ) -> ChatToken:
-        started = self._clock.monotonic()
-        arn = RoomArn.parse(request.room)
-        while True:
-            flight = self._flights.find(key) if key is not None else None
-            # A permit is worth nothing until there is a client to use it.
-            if not self._pool.is_open(arn.region) or (flight is not None and flight.leaving):
-                await self._pool.open(arn.region)
-                if flight is not None and flight.leaving:
-                    await flight.ended()
-                # Either may have taken a while.
-                self._check_usable()
-                token = self._ready(request, key)
-                if token is not None:
-                    return token
-                continue
-            flight = self._board(flight, request, arn, key, deadline, priority)
-            try:
-                token = await self._flights.join(flight, self._minter.hand_out)
-            except FlightStopped:
-                raise ServiceClosed from None
-            # None: the host slept between the answer and now, and the token died of it.
-            if token is not None:
-                if self._observers:
-                    waited = self._clock.monotonic() - started
-                    self._observers.tell(Delivered(request.room, flight.source, waited))
-                return token
-            # It may be closing by now, and would not wait for a flight that starts after that.
-            self._check_usable()
-
-    def _board(
-        self,
-        flight: Mint | None,
-        request: TokenRequest,
-        arn: RoomArn,
-        key: SharingKey | None,
-        deadline: float,
-        priority: Priority,
-    ) -> Mint:
-        """Find a place on the flight of the key, on one of prewarming's, or on a new one."""
-        if flight is not None and self._fences.is_fenced(flight.generation, request.identity):
-            flight = None
-        if flight is not None:
-            self._minter.admit(request, flight.reservation.expected, deadline)
-            self._counters.joined += 1
-            if self._observers:
-                self._observers.tell(Joined(request.room))
-            flight.welcome(priority, deadline)
-            return flight
-        limiter = self._limiter(arn)
-        flight = self._prewarmer.take_over(request.identity)
-        if flight is None:
-            # A token of the fleet needs no permit, so there the question comes first.
-            admit = self._minter.tokens is None
-            if admit:
-                self._minter.admit_new(request, limiter, priority, deadline)
-            flight = self._minter.new_flight(request, limiter, priority, deadline, reserve=admit)
-            self._prewarmer.make_way(request.identity, limiter)
-        else:
-            flight.welcome(priority, deadline)
-        if self._minter.tokens is not None:
-            flight.shared = self._minter.tokens.flight(request.identity, key)
-        if key is not None:
-            self._flights.share(flight, key)
-        return flight
-
-    def _changed(self, state: SharedState, reason: str) -> None:
-        if self._observers:
-            self._observers.tell(SharedChanged(state, reason))
+    @property
+    def _is_closed(self) -> bool:
+        return self._lifecycle.state is State.CLOSED
 
     def _forget(self, room: str | None, user: str | None) -> None:
         self._fences.add(room, user)
         if self._observers:
             self._observers.tell(Invalidated(room, user is not None))
 
-    # The house.
-
-    def _limiter(self, arn: RoomArn) -> Limiter:
-        place = arn.account, arn.region
-        limiter = self._limiters.get(place)
-        if limiter is None:
-            quota = self._quota if isinstance(self._quota, Quota) else self._quota.get(place)
-            quota = quota or Quota()
-
-            def changed(rate: float) -> None:
-                self._observers.tell(RateChanged(*place, rate))
-
-            if self._shared is None:
-                limiter = LocalLimiter(quota, self._clock, changed)
-            else:
-                self._check_usable()  # the tier is opened with the service
-                limiter = self._shared.limiter(*place, quota, changed)
-            self._limiters[place] = limiter
-        return limiter
-
-    @property
-    def _waiting(self) -> int:
-        return sum(limiter.waiting for limiter in self._limiters.values())
-
-    def _client_opened(self, region: str, seconds: float) -> None:
+    def _tell_shared(self, state: SharedState, reason: str) -> None:
         if self._observers:
-            self._observers.tell(ClientOpened(region, seconds))
+            self._observers.tell(SharedChanged(state, reason))
 
-    def _check_usable(self) -> None:
-        if self._state is not _State.OPEN:
-            raise ServiceClosed
-        self._check_home()
-        self._home = self._loop
 
-    def _check_home(self) -> None:
-        if self._loop is None:
-            if self._shared is not None:
-                self._shared.open(self._clock, self._min_remaining, self._forget, self._changed)
-                self._minter.tokens = self._shared.tokens
-            self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
-        elif self._pid != os.getpid():
-            raise WrongLoop("process")
-        elif self._loop is not asyncio.get_running_loop():
-            raise WrongLoop("event loop")
+def _sharing_key(
+    request: TokenRequest, idempotency_key: str | None, fresh: bool
+) -> SharingKey | None:
+    """Return what calls must agree on to share a token; ``None``: they never do."""
+    try:
+        if idempotency_key is None:
+            return None if fresh else request.identity
+        if fresh:
+            raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
+        is_text = isinstance(idempotency_key, str)
+        if not is_text or not 1 <= len(idempotency_key) <= KEY_MAX_CHARACTERS:
+            limit = f"1 to {KEY_MAX_CHARACTERS} characters"
+            raise InvalidRequest("idempotency_key", limit, "other")
+        return Attempt((request.identity, idempotency_key))
+    finally:
+        del idempotency_key  # out of tracebacks that show locals
 
-    async def _close(self, grace: float) -> None:
-        for flight in self._flights:
-            if not flight.committed:
-                flight.stop()
-        try:
-            async with asyncio.timeout(grace):
-                for flight in self._flights:
-                    await flight.ended()
-        except TimeoutError:
-            for flight in self._flights:
-                flight.stop()
-            for flight in self._flights:
-                await flight.ended()
-        self._stock_sweeper.close()
-        await self._pool.aclose()
-        if self._shared is not None:
-            await self._shared.aclose()
-        self._cache.clear()
-        self._stock.clear()
-        self._state = _State.CLOSED
+
+def _tell_opened(observers: Observers, region: str, seconds: float) -> None:
+    if observers:
+        observers.tell(ClientOpened(region, seconds))
 
 
 def _tell_not_prepared(observers: Observers, region: str, reason: str) -> None:

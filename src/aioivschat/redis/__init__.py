@@ -90,19 +90,14 @@ class RedisTier:
             return "<RedisTier, not made>"
         return f"<RedisTier {self._namespace!r}, {self._engine.state}>"
 
-    @property
-    def tokens(self) -> RedisTokens | None:
-        """The tokens; ``None``: the fleet shares its quota only."""
-        return self._tokens
-
-    def open(
+    def bind(
         self,
         clock: Clock,
         min_remaining: float,
         invalidated: Callable[[str | None, str | None], None],
         changed: Callable[[SharedState, str], None],
-    ) -> None:
-        """Begin, on the running event loop; called by the service.
+    ) -> RedisTokens | None:
+        """Serve one service; called when it is made.
 
         Args:
             clock: where the time comes from.
@@ -110,18 +105,26 @@ class RedisTier:
             invalidated: called with room and user when another process invalidated.
             changed: called with the new state and the reason.
 
+        Returns:
+            The fleet's tokens; ``None``: the fleet shares its quota only.
+
         Raises:
             InvalidConfiguration: it serves another service already.
         """
         require(self._clock is None, "shared", "a tier of this service alone", "one in use")
         self._clock, self._changed = clock, changed
-        if self._sealer is None:
+        if self._sealer is not None:
+            self._tokens = RedisTokens(
+                self._engine, self._sealer, self._namespace, clock, min_remaining, invalidated
+            )
+        return self._tokens
+
+    def open(self) -> None:
+        """Begin to listen, on the running event loop; called when the service is first used."""
+        if self._tokens is None:
             _log.warning("%s: the fleet shares its quota, and not its tokens", _NO_KEY)
-            return
-        self._tokens = RedisTokens(
-            self._engine, self._sealer, self._namespace, clock, min_remaining, invalidated
-        )
-        self._tokens.start_listening()
+        else:
+            self._tokens.start_listening()
 
     def limiter(
         self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]
@@ -134,7 +137,7 @@ class RedisTier:
             quota: what is allowed to the fleet as a whole.
             on_rate: called with the fleet's new rate when what was learnt changes it.
         """
-        assert self._clock is not None, "the service opens the tier first"  # noqa: S101 (its own)
+        assert self._clock is not None, "the service binds the tier first"  # noqa: S101 (its own)
         # Nothing of the sealing keys is in the name: changing them must not split the quota.
         name = f"{self._namespace}:{account}:{region}"
         limiter = SharedLimiter(

@@ -62,11 +62,14 @@ async def tokens(
 ) -> AsyncIterator[RedisTokens]:
     """The tokens of a fleet as one process sees them."""
     tier = RedisTier(engine_server.url, keys=[SEALING_KEY], timeout=5.0)
-    tier.open(Clock(), 5.0, lambda *what: invalidated.append(what), lambda state, reason: None)
-    assert tier.tokens is not None
+    tokens = tier.bind(
+        Clock(), 5.0, lambda *what: invalidated.append(what), lambda state, reason: None
+    )
+    tier.open()
+    assert tokens is not None
     # The first answer brings the engine's time.
-    await tier.tokens.flight(OTHER.identity, None).claim(lease=1.0)
-    yield tier.tokens
+    await tokens.flight(OTHER.identity, None).claim(lease=1.0)
+    yield tokens
     await tier.aclose()
 
 

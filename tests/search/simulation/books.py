@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from aioivschat import TokenRequest
-from aioivschat._service.limiter import LocalLimiter
+from aioivschat._service.fleet import OneProcess
+from aioivschat._service.limiter import Limiter, LocalLimiter
 from search.simulation.programs import Issue, Ready
 from search.simulation.upstream import Who
 
@@ -72,6 +74,17 @@ class CountedLimiter(LocalLimiter):
     def _spend_permit(self) -> None:
         super()._spend_permit()
         self.spent += 1
+
+
+class CountingTier(OneProcess):
+    """Shares nothing with anybody, and uses limiters that count."""
+
+    def __init__(self, limiters: Mapping[tuple[str, str], CountedLimiter]) -> None:
+        self._limiters = limiters
+
+    def limiter(self, account: str, region: str, *_: object) -> Limiter:
+        """Return the limiter of an account and region."""
+        return self._limiters[account, region]
 
 
 class Window:

@@ -37,11 +37,20 @@ from aioivschat import (
     ValidationFailed,
 )
 from aioivschat._models import TOKEN_LIFE_SECONDS, Identity, RoomArn
-from aioivschat._service.minting import Mint
+from aioivschat._service.minting import TokenFlight
 from aioivschat.emulator._faults import Fault, FaultKind
 from aioivschat.emulator._model import Emulator
 from aioivschat.planning._virtual_time import EPOCH
-from search.simulation.books import ROUNDING, Bucket, Call, CountedLimiter, Token, Window, who
+from search.simulation.books import (
+    ROUNDING,
+    Bucket,
+    Call,
+    CountedLimiter,
+    CountingTier,
+    Token,
+    Window,
+    who,
+)
 from search.simulation.loop import ShuffledLoop
 from search.simulation.programs import (
     ROOMS,
@@ -144,7 +153,14 @@ class World:
             self._model, self._clock, setting.read_timeout, setting.opening, self._on_send
         )
         quota = Quota(setting.rate, setting.burst, setting.max_waiting)
+        self._limiters: dict[tuple[str, str], CountedLimiter] = {}
+        for room in ROOMS:
+            arn = RoomArn.parse(room)
+            key = arn.account, arn.region
+            if key not in self._limiters:
+                self._limiters[key] = CountedLimiter(quota, self._clock, self._on_rate)
         self.service = AsyncTokenService(
+            shared=CountingTier(self._limiters),
             session=self._upstream.session(),
             endpoint_url="http://127.0.0.1",
             quota=quota,
@@ -155,22 +171,14 @@ class World:
             clock=self._clock,
             rng=rng,
         )
-        # In their places before the service makes its own.
-        self._limiters: dict[tuple[str, str], CountedLimiter] = {}
-        for room in ROOMS:
-            arn = RoomArn.parse(room)
-            place = arn.account, arn.region
-            if place not in self._limiters:
-                self._limiters[place] = CountedLimiter(quota, self._clock, self._on_rate)
-        self.service._limiters.update(self._limiters)
         self._quotas = {
             place: Window(setting.rate)
             if setting.burst is None
             else Bucket(setting.rate, setting.burst)
             for place in self._limiters
         }
-        self._take_over = self.service._prewarmer.take_over
-        self.service._prewarmer.take_over = self._watched_take_over  # type: ignore[method-assign]
+        self._take_over = self.service._pending.take_over
+        self.service._pending.take_over = self._watched_take_over  # type: ignore[method-assign]
         loop.after_turn = self._check
 
     async def run(self) -> None:
@@ -225,13 +233,14 @@ class World:
                 self._invalidations.append((room, user))
                 self._fenced += [
                     flight
-                    for flight in service._flights
-                    if room in (None, flight.request.room) and user in (None, flight.request.user)
+                    for flight in service._minter.flights
+                    if room in (None, flight.call.request.room)
+                    and user in (None, flight.call.request.user)
                 ]
                 self.reached["flight invalidated"] += len(self._fenced)
                 service.invalidate(room=room, user=user)
             case Close():
-                if len(service._flights):
+                if len(service._minter.flights):
                     self.reached["closed with flights under way"] += 1
                 self._closing.append(self._start(self._close(step.grace)))
                 await asyncio.sleep(0)
@@ -382,14 +391,17 @@ class World:
             raise Broken(complaints[0])
         keys = [
             flight.key
-            for flight in self.service._flights
+            for flight in self.service._minter.flights
             if flight.key is not None and flight not in self._fenced and not flight.done
         ]
         if len(keys) != len(set(keys)):
             raise Broken("two live flights for one key")
-        if any(flight.leaving for flight in self.service._flights):
+        if any(flight.leaving for flight in self.service._minter.flights):
             self.reached["flight being cancelled"] += 1
-        if any(flight.sent > self.program.setting.max_attempts for flight in self.service._flights):
+        if any(
+            flight.sent > self.program.setting.max_attempts
+            for flight in self.service._minter.flights
+        ):
             raise Broken("more is tried for one token than may be")
         sent = self._upstream.sent
         counts, stats = self._model.counts(), self.service._counters
@@ -534,7 +546,7 @@ class World:
         if source is not None:
             self.reached[f"from {source}"] += 1
 
-    def _watched_take_over(self, identity: Identity) -> Mint | None:
+    def _watched_take_over(self, identity: Identity) -> TokenFlight | None:
         flight = self._take_over(identity)
         self.reached["flight of prewarming taken over"] += flight is not None
         return flight

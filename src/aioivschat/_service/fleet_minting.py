@@ -1,0 +1,161 @@
+"""Mints for a fleet: claims a token there first, and publishes what was minted afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aioivschat._events import Source
+from aioivschat._models import Priority
+from aioivschat._service.admission import Call
+from aioivschat._service.cache import Entry
+from aioivschat._service.fleet import Busy, Fenced, Held, SharedFlight, SharedTokens
+from aioivschat._service.limiter import Limiter
+from aioivschat._service.minting import Minter, TokenFlight
+
+_LEASE_MARGIN_SECONDS = 10.0
+"""How long beyond the expected wait nobody else of a fleet may mint for the same key: a request
+with some retries. Whoever takes longer has lost nothing but a request."""
+
+
+class _NoReservationYet:
+    """The reservation of a flight that may find its token in the fleet, and need no permit."""
+
+    expected = float("-inf")
+
+    async def granted(self) -> None:
+        """Nothing to wait for."""
+
+    def promote(self, priority: Priority) -> None:
+        """Nothing to promote."""
+
+    def release(self) -> None:
+        """Nothing to give back."""
+
+
+_NO_RESERVATION_YET = _NoReservationYet()
+
+
+class FleetMinter(Minter):
+    """Mints the tokens of flights for a whole fleet.
+
+    Args:
+        tokens: those of the fleet.
+        options: as for `Minter`.
+    """
+
+    stock_is_shared = True
+
+    def __init__(self, tokens: SharedTokens, **options: Any) -> None:
+        super().__init__(**options)
+        self._tokens = tokens
+
+    @property
+    def rejected(self) -> int:
+        """How many values of the fleet could not be opened."""
+        return self._tokens.rejected
+
+    def make_flight(self, call: Call, limiter: Limiter) -> TokenFlight:
+        """Return a flight for a caller; whether it needs a permit, its claim will tell."""
+        generation, now = self._fences.generation, self._clock.monotonic()
+        shared = self._tokens.flight(call.identity, call.key)
+        return TokenFlight(call, limiter, _NO_RESERVATION_YET, generation, now, shared)
+
+    def hand_over(self, flight: TokenFlight, call: Call) -> None:
+        """Give a flight for the stock to a caller, for whom it will be published."""
+        super().hand_over(flight, call)
+        flight.adopt(self._tokens.flight(call.identity, call.key))
+
+    def announce_invalidation(self, room: str | None, user: str | None) -> None:
+        """Let every process forget the tokens of a room, of a user, or of a user in a room."""
+        self._lifecycle.check_open()
+        self._tokens.invalidate(room, user)
+
+    async def settle(self) -> None:
+        """Wait until the fleet has all that it was given, or cannot be reached."""
+        await self._tokens.settled()
+
+    async def _bring_token(self, flight: TokenFlight) -> Entry:
+        try:
+            while True:
+                entry = await self._claim(flight)
+                if entry is None:
+                    entry = await self._mint(flight)
+                elif entry.handed_out:
+                    self._deliver(flight, entry)
+                    return entry
+                # A call may have taken a flight of prewarming over since.
+                if flight.shared is None or flight.key is None or not flight.callers:
+                    return entry
+                published = await self._publish(flight, flight.shared, entry)
+                if published is not None:
+                    return published
+                flight.committed = False
+                flight.reservation = _NO_RESERVATION_YET
+                await flight.shared.landed()
+        finally:
+            if flight.shared is not None:
+                flight.shared.close()
+
+    async def _claim(self, flight: TokenFlight) -> Entry | None:
+        """Ask the fleet for a token; without one, take a place in the queue to mint it."""
+        shared, limiter = flight.shared, flight.limiter
+        # A flight for the stock is there to mint, and has its place.
+        if shared is None or flight.reservation is not _NO_RESERVATION_YET:
+            return None
+        while True:
+            asked = self._clock.monotonic()
+            # Committed while the claim runs: cancelling could drop a claimed token.
+            flight.committed = True
+            wait = limiter.predicted_wait(flight.call.priority, flight.call.request.room)
+            answer = await shared.claim(wait + _LEASE_MARGIN_SECONDS)
+            if isinstance(answer, Held):
+                return self._entry_of(flight, answer, asked)
+            flight.committed = False
+            if not flight.callers or not self._lifecycle.is_open:
+                flight.stop()
+            # `stop()` cancelled this very task: CancelledError is raised at this await.
+            await (shared.landed() if isinstance(answer, Busy) else asyncio.sleep(0))
+            if answer is None:
+                self._admission.check_queue(flight.call, limiter)
+                flight.reserve()
+                return None
+
+    async def _publish(
+        self, flight: TokenFlight, shared: SharedFlight, entry: Entry
+    ) -> Entry | None:
+        """Make a token the attempt's in the whole fleet; ``None``: another process is at it."""
+        asked = self._clock.monotonic()
+        life, age = entry.monotonic_end - asked, asked - flight.started
+        answer = await shared.publish(entry.token, life, age)
+        if answer is None or isinstance(answer, Fenced):
+            flight.published = True
+            if answer is None:
+                self._deliver(flight, entry)
+            return entry
+        # Another process was faster: its token is the attempt's, and this one is nobody's.
+        self._put_into_stock(flight, entry)
+        if not isinstance(answer, Held):
+            return None
+        entry = self._entry_of(flight, answer, asked)
+        self._deliver(flight, entry)
+        return entry
+
+    def _entry_of(self, flight: TokenFlight, held: Held, asked: float) -> Entry:
+        """Take a token of the fleet, whose life counts from the moment it was asked for."""
+        self._counters.shared += 1
+        flight.source = Source.SHARED
+        end = asked + held.life
+        wall_end = self._clock.wall() + end - self._clock.monotonic()
+        return Entry(flight.call.identity, held.token, end, wall_end, flight.generation)
+
+    def _put_into_stock(self, flight: TokenFlight, entry: Entry) -> None:
+        now = self._clock.monotonic()
+        self._tokens.stock(
+            flight.call.identity,
+            entry.token,
+            life=entry.monotonic_end - now,
+            age=now - flight.started,
+            refused=lambda: self._stock.restock(entry),
+        )
+        self._note_stocked(flight)
