@@ -146,7 +146,7 @@ def test_onboarding_the_example_on_the_emulator(run: Run, workplace: Path) -> No
 
 
 def test_quiet_leaves_only_the_notice(run: Run) -> None:
-    """That the tokens are not real is always said."""
+    """With ``--quiet`` only the notice stays that the tokens are not real."""
     done = run("onboard", "-", "--quiet", *FAST, stdin=rows(3))
     assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)
 
@@ -155,7 +155,7 @@ def test_quiet_leaves_only_the_notice(run: Run) -> None:
 def test_bad_rows_are_reported_and_all_others_done(
     run: Run, emulator: ThreadedEmulatorServer
 ) -> None:
-    """Status 2, one request for each good row and none for a bad one."""
+    """Bad rows make the status 2; each good row costs one request, a bad one none."""
     text = (
         "\N{BYTE ORDER MARK}room,user,attributes\n"
         f"{ROOM},canary-1,\n"
@@ -180,7 +180,7 @@ def test_bad_rows_are_reported_and_all_others_done(
 
 
 def test_refused_rows_fail_on_their_own(run: Run, emulator: ThreadedEmulatorServer) -> None:
-    """What AWS says about one row is its outcome, and the status is 2."""
+    """A row that AWS refuses has the error as its outcome, and the status is 2."""
     emulator.emulator.configure(any_room=False)
     done = run("onboard", "-", "--endpoint-url", emulator.url, stdin=rows(2))
     assert done.returncode == 2
@@ -190,7 +190,7 @@ def test_refused_rows_fail_on_their_own(run: Run, emulator: ThreadedEmulatorServ
 def test_neither_tokens_nor_users_are_on_standard_error(
     run: Run, emulator: ThreadedEmulatorServer
 ) -> None:
-    """Whatever goes well or wrong."""
+    """Standard error holds no token, no user id and no traceback, whatever fails."""
     emulator.emulator.configure(any_room=False)
     endpoint = ("--endpoint-url", emulator.url)
     done = [
@@ -212,7 +212,7 @@ def test_neither_tokens_nor_users_are_on_standard_error(
 
 
 def test_json_lines_and_a_room_for_all(run: Run) -> None:
-    """Told by the extension, by the first character, or by the option."""
+    """First character or ``--format`` tell CSV from JSON lines; ``--room`` fills in rooms."""
     done = [
         run("onboard", "-", "--room", ROOM, *FAST, stdin=' {"user": "canary-1"}\n'),
         run("onboard", "-", "--format", "jsonl", "--room", ROOM, stdin='{"user": "canary-1"}'),
@@ -227,7 +227,7 @@ def test_json_lines_and_a_room_for_all(run: Run) -> None:
 def test_tokens_come_while_standard_input_is_open(
     environment: dict[str, str], workplace: Path
 ) -> None:
-    """A pipe that blocks freezes nothing: each row is answered before the next is written."""
+    """Each row from a pipe is answered before the next is written."""
     arguments = ["onboard", "-", "--room", ROOM]
     with started(arguments, environment, workplace) as process:
         assert process.stdin is not None
@@ -243,7 +243,7 @@ def test_tokens_come_while_standard_input_is_open(
 
 @pytest.mark.fault(29)
 def test_output_is_its_owners_only_and_is_not_overwritten(run: Run, workplace: Path) -> None:
-    """A second run needs ``--force``, and asks for no token without."""
+    """Without ``--force`` a second run on the same output is refused; the file has mode 600."""
     onboard = ("onboard", "-", "--output", "tokens.jsonl", *FAST)
     output = workplace / "tokens.jsonl"
     done = run(*onboard, stdin=rows(3), umask=0)
@@ -261,7 +261,7 @@ def test_output_is_its_owners_only_and_is_not_overwritten(run: Run, workplace: P
 
 @pytest.mark.fault(29)
 def test_output_through_a_link_is_refused(run: Run, workplace: Path) -> None:
-    """By force too."""
+    """An output that is a symbolic link is refused, with ``--force`` too."""
     (workplace / "tokens.jsonl").symlink_to("elsewhere")
     done = run("onboard", "-", "--output", "tokens.jsonl", "--force", stdin=rows(3))
     assert done.returncode == 1
@@ -274,7 +274,7 @@ def test_output_through_a_link_is_refused(run: Run, workplace: Path) -> None:
 def test_no_file_is_written_that_a_spreadsheet_would_open(
     run: Run, emulator: ThreadedEmulatorServer, workplace: Path, name: str
 ) -> None:
-    """JSON lines under the name of CSV: a user id could become a cell that is run."""
+    """Outputs named like a spreadsheet are refused: a user id could become a cell that is run."""
     attendees = json.dumps({"room": ROOM, "user": "canary,=1+1,"})
     endpoint = ("--endpoint-url", emulator.url)
     done = run("onboard", "-", *endpoint, "--output", name, stdin=attendees)
@@ -284,7 +284,7 @@ def test_no_file_is_written_that_a_spreadsheet_would_open(
 
 
 def test_output_with_failed_rows_is_complete(run: Run, workplace: Path) -> None:
-    """Errors are in it, by line."""
+    """An output file holds the errors of failed rows as well."""
     done = run("onboard", "-", "--output", "tokens.jsonl", *FAST, stdin=rows(2) + "ragged\n")
     assert done.returncode == 2
     assert len(outcomes((workplace / "tokens.jsonl").read_text())) == 3
@@ -301,7 +301,7 @@ def test_a_signal_leaves_no_file(
     number: signal.Signals,
     status: int,
 ) -> None:
-    """In the middle of the job; without a traceback."""
+    """A signal in the middle of a job leaves no output file and no traceback."""
     attendees = workplace / "attendees.csv"
     attendees.write_text(rows(500))
     arguments = ["onboard", "attendees.csv", "--output", "tokens.jsonl", "--rate", "10"]
@@ -319,7 +319,7 @@ def test_a_signal_leaves_no_file(
 def test_an_interrupt_ends_a_wait_for_input(
     environment: dict[str, str], workplace: Path, source: str
 ) -> None:
-    """The thread that reads it holds nothing up."""
+    """An interrupt ends the command while its thread is blocked reading a pipe."""
     os.mkfifo(workplace / "fifo")
     with started(["onboard", source, "--room", ROOM], environment, workplace) as process:
         assert process.stderr is not None
@@ -334,7 +334,7 @@ def test_an_interrupt_ends_a_wait_for_input(
 def test_an_interrupt_ends_a_wait_for_whoever_reads_the_output(
     environment: dict[str, str], workplace: Path, emulator: ThreadedEmulatorServer
 ) -> None:
-    """A consumer that stopped reading stops the requests, and holds nothing up either."""
+    """A full pipe stops the requests, and an interrupt ends the command that waits for it."""
     attendees = workplace / "attendees.csv"
     attendees.write_text(rows(2000))
     arguments = ["onboard", "attendees.csv", "--endpoint-url", emulator.url, "--rate", "5000"]
@@ -369,7 +369,7 @@ def test_a_full_disk_leaves_no_file(run: Run, environment: dict[str, str], workp
 
 @pytest.mark.fault(29)
 def test_a_full_disk_under_standard_output_is_a_failure(run: Run) -> None:
-    """As ``cat`` and others have it."""
+    """A full disk under standard output is status 1 with the reason, as for ``cat``."""
     with Path("/dev/full").open("wb") as full:
         done = run("onboard", "-", *FAST, stdin=rows(3), stdout=full)
     assert done.returncode == 1
@@ -379,7 +379,7 @@ def test_a_full_disk_under_standard_output_is_a_failure(run: Run) -> None:
 def test_closed_standard_output_ends_the_job_quietly(
     environment: dict[str, str], workplace: Path
 ) -> None:
-    """As in ``aioivschat onboard … | head -1``."""
+    """A reader that closes the pipe, as ``head -1`` does, ends the job without a message."""
     (workplace / "attendees.csv").write_text(rows(2000))
     arguments = ["onboard", "attendees.csv", *FAST]
     with started(arguments, environment, workplace) as process:
@@ -398,7 +398,7 @@ def test_closed_standard_output_ends_the_job_quietly(
 def test_a_stream_that_is_closed_from_the_start_confuses_nothing(
     environment: dict[str, str], workplace: Path, closed: str, status: int, written: int
 ) -> None:
-    """No message goes among the tokens, and no token elsewhere."""
+    """If a standard stream is closed from the start, no message is among the tokens."""
     (workplace / "attendees.csv").write_text(rows(3))
     source = "-" if closed == "<&-" else "attendees.csv"
     done = subprocess.run(
@@ -435,7 +435,7 @@ COLUMNS = {"environment": {"COLUMNS": "120", "TERM": "xterm"}}
 
 
 def test_a_terminal_shows_progress(run: Run, workplace: Path) -> None:
-    """What is done, what failed, the pace against the quota; and the summary at the end."""
+    """A terminal shows what is done, what failed and the pace; the summary comes last."""
     (workplace / "attendees.csv").write_text(rows(60) + "ragged\n")
     status, shown = terminal(run, "onboard", "attendees.csv", "--rate", "100", **COLUMNS)
     assert status == 2
@@ -445,19 +445,19 @@ def test_a_terminal_shows_progress(run: Run, workplace: Path) -> None:
 
 
 def test_progress_of_a_pipe_has_no_total(run: Run) -> None:
-    """Nobody knows how many will come."""
+    """Progress shows ``?`` for the total of a pipe."""
     _, shown = terminal(run, "onboard", "-", "--rate", "100", stdin=rows(60), **COLUMNS)
     assert re.search(r"\d+ of \? ", shown)
 
 
 def test_quiet_shows_no_progress(run: Run) -> None:
-    """On a terminal too."""
+    """With ``--quiet`` a terminal shows no progress."""
     _, shown = terminal(run, "onboard", "-", "--quiet", *FAST, stdin=rows(3), **COLUMNS)
     assert len(shown.splitlines()) == 1
 
 
 def test_the_command_works_without_rich(environment: dict[str, str], workplace: Path) -> None:
-    """Only the bar is missing."""
+    """Without rich, ``onboard`` shows no bar and works as otherwise."""
     without = (
         "import sys; sys.modules['rich'] = None\nimport aioivschat.cli as cli; sys.exit(cli.main())"
     )
@@ -480,7 +480,7 @@ def test_the_command_works_without_rich(environment: dict[str, str], workplace: 
 
 
 def test_issue_prints_one_line(run: Run) -> None:
-    """With what the attendee needs."""
+    """``issue`` prints one JSON line with the token and its times."""
     arguments = ["issue", "--room", ROOM, "--user", "canary", "--session-minutes", "30"]
     arguments += ["--capability", "SEND_MESSAGE", "--capability", "DELETE_MESSAGE"]
     done = run(*arguments, "--attribute", "displayName=Viewer 1", "--attribute", "formula=1=1")
@@ -492,7 +492,7 @@ def test_issue_prints_one_line(run: Run) -> None:
 
 
 def test_the_emulator_needs_and_reads_no_configuration(run: Run, workplace: Path) -> None:
-    """Neither the user's profile nor endpoint nor proxy is used for it."""
+    """The emulator's requests use neither the user's profile nor endpoint nor proxy."""
     (workplace / "config").write_text("[default\ngarbage")
     elsewhere = {
         "AWS_PROFILE": "missing",
@@ -507,7 +507,7 @@ def test_the_emulator_needs_and_reads_no_configuration(run: Run, workplace: Path
 def test_a_profile_gives_the_credentials(
     run: Run, environment: dict[str, str], emulator: ThreadedEmulatorServer
 ) -> None:
-    """On an endpoint, as on AWS."""
+    """``--profile`` chooses the credentials, and a missing profile is one line."""
     aws = Path(environment["HOME"]) / ".aws"
     aws.mkdir()
     (aws / "credentials").write_text(
@@ -543,14 +543,14 @@ def test_a_profile_gives_the_credentials(
     ],
 )
 def test_wrong_use_is_status_2(run: Run, arguments: list[str], reason: str) -> None:
-    """The reason is the last line, and nothing was done."""
+    """Wrong use does nothing and gives its reason in the last line."""
     done = run(*arguments, stdin=rows(1))
     assert (done.returncode, done.stdout) == (2, "")
     assert reason in done.stderr.splitlines()[-1]
 
 
 def test_other_failures_are_status_1_and_one_line(run: Run, emulator: Any) -> None:
-    """A missing file, missing credentials, an endpoint where nobody listens."""
+    """A missing file, missing credentials or an unreachable endpoint: status 1 and one line."""
     nothing = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
     endpoint = ("--endpoint-url", emulator.url)
     issue = ("issue", "--room", ROOM, "--user", "canary")
@@ -570,7 +570,7 @@ def test_other_failures_are_status_1_and_one_line(run: Run, emulator: Any) -> No
 
 
 def test_version_and_help(run: Run) -> None:
-    """Help explains the file, gives an example and says what a token's life asks for."""
+    """``--help`` explains the file, gives an example and names a token's life."""
     assert run("--version").stdout.startswith("aioivschat ")
     text = run("onboard", "--help").stdout
     for told in ("session_minutes", "example:", "A token lives one minute", "exit status:"):

@@ -61,7 +61,7 @@ def on_a_terminal(*arguments: str, environment: dict[str, str]) -> str:
 
 
 def test_a_plan_is_a_table_and_a_chart(tmp_path: Path) -> None:
-    """With what people ask first, and three quantities over time."""
+    """A plan shows the waits, what would help, and three quantities over time."""
     done = run("--attendees", "1000", "--arrivals", "uniform:2", "--prewarm", "1", place=tmp_path)
     assert (0, "") == (done.returncode, done.stderr)
     for told in (
@@ -86,7 +86,7 @@ def test_a_plan_is_a_table_and_a_chart(tmp_path: Path) -> None:
 
 
 def test_json_is_one_object(tmp_path: Path) -> None:
-    """The event as it was understood, and the plan."""
+    """``--json`` prints the event with all its options, and the plan."""
     done = run(
         *("--attendees", "500", "--arrivals", "ramp:2", "--rate", "100", "--burst", "20"),
         *("--regions", "2", "--rooms", "3", "--session-minutes", "30", "--reconnects", "2"),
@@ -113,7 +113,7 @@ def test_json_is_one_object(tmp_path: Path) -> None:
 
 
 def test_arrivals_come_from_a_file(tmp_path: Path) -> None:
-    """As many as it holds, or scaled to so many; a spreadsheet's BOM does no harm."""
+    """Arrivals of a file are scaled to ``--attendees``; a spreadsheet's BOM does no harm."""
     (tmp_path / "last.csv").write_text("\ufeffsecond,arrivals\n0,30\n3,70\n", encoding="utf-8")
     for arguments, attendees in ((), 100), (("--attendees", "50"), 50):
         done = run("--arrivals", "last.csv", "--json", *arguments, place=tmp_path)
@@ -129,7 +129,7 @@ def test_arrivals_come_from_a_file(tmp_path: Path) -> None:
     ("kind", "beginning"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("SVG", b"<?xml")]
 )
 def test_a_picture_is_drawn(tmp_path: Path, kind: str, beginning: bytes) -> None:
-    """In either format, in place of an older one."""
+    """``--plot`` writes SVG or PNG, in place of an older file."""
     picture = tmp_path / f"plan.{kind}"
     picture.write_text("older")
     done = run("--attendees", "300", "--prewarm", "1", "--plot", picture.name, place=tmp_path)
@@ -138,7 +138,7 @@ def test_a_picture_is_drawn(tmp_path: Path, kind: str, beginning: bytes) -> None
 
 
 def test_a_picture_shows_the_four_curves(tmp_path: Path) -> None:
-    """Arrivals, admitted and waiting against the quota, each by its name."""
+    """A picture names arrived, admitted, waiting, minted and the quota."""
     run("--attendees", "300", "--plot", "plan.svg", place=tmp_path)
     text = (tmp_path / "plan.svg").read_text()
     for name in ("arrived", "admitted", "waiting", "tokens minted", "quota, 200 a second"):
@@ -146,7 +146,7 @@ def test_a_picture_shows_the_four_curves(tmp_path: Path) -> None:
 
 
 def test_a_picture_needs_matplotlib(tmp_path: Path) -> None:
-    """What to install is told before anything is planned; without a picture nothing is missing."""
+    """``--plot`` without matplotlib is refused before planning, with what to install."""
     done = run("--attendees", "10", "--plot", "a.svg", place=tmp_path, without=["matplotlib"])
     assert (2, "") == (done.returncode, done.stdout)
     assert "pip install 'aioivschat[plot]'" in done.stderr
@@ -154,7 +154,7 @@ def test_a_picture_needs_matplotlib(tmp_path: Path) -> None:
 
 
 def test_a_terminal_gets_colours_and_its_own_width() -> None:
-    """Unless it wants none; and without rich the same in black and white."""
+    """A terminal gets colours and charts of its width; ``NO_COLOR`` turns colours off."""
     width = {"COLUMNS": "60", "LINES": "40", "NO_COLOR": ""}
     os.environ.pop("NO_COLOR", None)
     coloured = {key: value for key, value in width.items() if key != "NO_COLOR"}
@@ -167,7 +167,7 @@ def test_a_terminal_gets_colours_and_its_own_width() -> None:
 
 
 def test_it_does_without_rich(tmp_path: Path) -> None:
-    """Table and chart are the same."""
+    """Table and chart are the same without rich."""
     arguments = ("--attendees", "400")
     assert (
         run(*arguments, place=tmp_path).stdout
@@ -176,14 +176,14 @@ def test_it_does_without_rich(tmp_path: Path) -> None:
 
 
 def test_a_terminal_without_unicode_gets_a_chart_too(tmp_path: Path) -> None:
-    """Of signs that it has."""
+    """An ASCII terminal gets a chart of ASCII characters."""
     done = run("--attendees", "400", place=tmp_path, environment={"PYTHONIOENCODING": "ascii"})
     assert done.stdout.isascii()
     assert "####" in done.stdout
 
 
 def test_what_cannot_last_is_said(tmp_path: Path) -> None:
-    """More connections than AWS allows, and more renewals than the quota carries."""
+    """A plan warns of too many connections, and of more renewals than the quota carries."""
     done = run(
         *("--arrivals", "crowd.csv", "--renew", "token", "--rate", "20000"),
         place=_with_crowd(tmp_path, 51_000),
@@ -195,7 +195,7 @@ def test_what_cannot_last_is_said(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_a_plan(tmp_path: Path) -> None:
-    """Without a word."""
+    """An interrupt ends a plan without output, with status 130."""
     os.mkfifo(tmp_path / "slow.csv")
     with subprocess.Popen(
         [*COMMAND, "--arrivals", "slow.csv"],
@@ -235,7 +235,7 @@ def _with_crowd(place: Path, attendees: int) -> Path:
     ],
 )
 def test_wrong_use_is_status_2(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
-    """And one line tells what was wrong."""
+    """Wrong use of ``plan`` is status 2, with the reason and no traceback."""
     (tmp_path / "bad.csv").write_text("0,5\nmany,7\n")
     (tmp_path / "binary.csv").write_bytes(b"0,5\n\xff\x00\xfe,7\n")
     done = run(*arguments, place=tmp_path)
@@ -248,7 +248,7 @@ def test_wrong_use_is_status_2(tmp_path: Path, arguments: tuple[str, ...], told:
 def test_a_file_that_cannot_be_used_is_a_failure(
     tmp_path: Path, arguments: tuple[str, str]
 ) -> None:
-    """It is named."""
+    """A file that cannot be read or written is named, with status 1."""
     done = run("--attendees", "9", *arguments, place=tmp_path)
     assert (1, "") == (done.returncode, done.stdout)
     assert f"aioivschat: {arguments[1]}: No such file or directory" in done.stderr

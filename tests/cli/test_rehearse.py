@@ -90,7 +90,7 @@ def with_terminal(
 def test_the_plan_stands_beside_what_was_measured(
     environment: dict[str, str], emulator: ThreadedEmulatorServer
 ) -> None:
-    """On an emulator of its own by default; what is not waiting is exactly as planned."""
+    """A rehearsal runs on an emulator of its own, and shows plan and measurement side by side."""
     done = run("--attendees", "300", *MANY, environment=environment)
     assert 0 == done.returncode, done.stderr
     table = {
@@ -106,7 +106,7 @@ def test_the_plan_stands_beside_what_was_measured(
 
 
 def test_json_holds_both(environment: dict[str, str], tmp_path: Path) -> None:
-    """In the shape of a plan; and a picture is drawn beside it."""
+    """``--json`` holds plan and measurement in one shape, and ``--plot`` draws both."""
     done = run(
         *("--attendees", "200", "--arrivals", "uniform:1", "--prewarm", "1", "--json"),
         *("--plot", "r.svg", *MANY),
@@ -127,7 +127,7 @@ def test_json_holds_both(environment: dict[str, str], tmp_path: Path) -> None:
 def test_an_endpoint_serves_the_crowd(
     environment: dict[str, str], emulator: ThreadedEmulatorServer
 ) -> None:
-    """One token for each, one more per region beforehand; throttles are counted and cost nobody."""
+    """Each viewer costs a token, each region one more; throttles are counted and cost nobody."""
     emulator.emulator.fail_next(Fault(FaultKind.SLOW), Fault(FaultKind.SLOW))  # the first two
     emulator.emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, times=3))
     done = run(
@@ -146,7 +146,7 @@ def test_an_endpoint_serves_the_crowd(
 def test_real_quota_is_not_spent_unasked(
     environment: dict[str, str], emulator: ThreadedEmulatorServer, target: tuple[str, ...]
 ) -> None:
-    """Where nobody can be asked, --yes is needed."""
+    """Where nobody can be asked, spending real quota needs ``--yes``."""
     done = run("--attendees", "50", "--room", ROOM, *target, environment=environment)
     assert (2, "") == (done.returncode, done.stdout)
     assert "say --yes" in done.stderr
@@ -163,7 +163,7 @@ def test_somebody_at_a_terminal_is_asked(
     status: int,
     requests: int,
 ) -> None:
-    """With what it will cost; anything but yes is no."""
+    """At a terminal the cost is named, and any answer but yes means no."""
     arguments = ("--attendees", "50", "--room", ROOM, "--aws")
     found, _, shown = with_terminal(*arguments, environment=environment, answer=answer)
     assert "asks for 50 tokens" in shown
@@ -173,7 +173,7 @@ def test_somebody_at_a_terminal_is_asked(
 def test_with_yes_nobody_is_asked(
     environment: dict[str, str], emulator: ThreadedEmulatorServer
 ) -> None:
-    """And --aws means the endpoint that boto3 would use."""
+    """With ``--yes`` nobody is asked; ``--aws`` uses the endpoint that boto3 would use."""
     arguments = ("--attendees", "50", "--room", ROOM, "--aws", "--yes", *MANY)
     assert 0 == run(*arguments, environment=environment).returncode
     assert 51 == emulator.emulator.counts().requests
@@ -192,14 +192,14 @@ def test_with_yes_nobody_is_asked(
 def test_wrong_use_is_status_2(
     environment: dict[str, str], arguments: tuple[str, ...], told: str
 ) -> None:
-    """Before anything is asked for."""
+    """Wrong use of ``rehearse`` is refused before anything is asked for."""
     done = run(*arguments, environment=environment)
     assert (2, "") == (done.returncode, done.stdout)
     assert told in done.stderr
 
 
 def test_a_terminal_shows_how_it_goes(environment: dict[str, str]) -> None:
-    """Who is in, who waits, the pace against the quota, throttles and the p95 so far."""
+    """A terminal shows who is in, who waits, the pace, throttles and the p95 so far."""
     status, printed, shown = with_terminal(
         "--attendees", "150", "--rate", "50", "--prewarm", "1", environment=environment
     )
@@ -210,13 +210,13 @@ def test_a_terminal_shows_how_it_goes(environment: dict[str, str]) -> None:
 
 
 def test_quiet_shows_no_progress(environment: dict[str, str]) -> None:
-    """On a terminal too."""
+    """With ``--quiet`` a terminal shows no live view of a rehearsal."""
     _, _, shown = with_terminal("--attendees", "20", "--quiet", *MANY, environment=environment)
     assert 1 == len(shown.splitlines())
 
 
 def test_it_does_without_rich(environment: dict[str, str]) -> None:
-    """Only the live view is missing, which is said."""
+    """Without rich a rehearsal works, and says that the live view is missing."""
     script = (
         "import sys; sys.modules['rich'] = None; import aioivschat.cli as c; sys.exit(c.main())"
     )
@@ -240,7 +240,7 @@ def test_it_does_without_rich(environment: dict[str, str]) -> None:
 def test_an_interrupt_shows_what_was_measured(
     environment: dict[str, str], emulator: ThreadedEmulatorServer, shape: tuple[str, ...]
 ) -> None:
-    """And the plan up to the same moment."""
+    """An interrupted rehearsal is shown with the plan up to the same second."""
     arguments = ("--attendees", "5000", "--endpoint-url", emulator.url, "--room", ROOM, *shape)
     with subprocess.Popen(
         [*COMMAND, *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
@@ -269,7 +269,7 @@ def test_an_interrupt_shows_what_was_measured(
 def test_a_signal_to_terminate_ends_it_at_once(
     environment: dict[str, str], emulator: ThreadedEmulatorServer
 ) -> None:
-    """With the signal's status, and nothing half written."""
+    """SIGTERM ends a rehearsal with the signal's status and prints nothing."""
     arguments = ("--attendees", "5000", "--endpoint-url", emulator.url, "--room", ROOM)
     with subprocess.Popen(
         [*COMMAND, *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
@@ -288,7 +288,7 @@ def test_a_signal_to_terminate_ends_it_at_once(
 def test_a_room_that_is_not_there_is_a_failure(
     environment: dict[str, str], emulator: ThreadedEmulatorServer
 ) -> None:
-    """The crowd is not even asked."""
+    """A missing room fails the rehearsal at its first request."""
     emulator.emulator.configure(any_room=False)
     arguments = ("--attendees", "50", "--endpoint-url", emulator.url, "--room", ROOM)
     done = run(*arguments, environment=environment)
@@ -300,7 +300,7 @@ def test_a_room_that_is_not_there_is_a_failure(
 async def test_who_gets_no_token_is_counted(
     ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService
 ) -> None:
-    """By the name of the error's class; all others get in."""
+    """Viewers who get no token are counted by their error's class; all others get in."""
     service = open_service()
     event = LiveEvent(20, Arrivals("uniform", 0.2), quota=Quota(rate=2_000), reconnects=0)
     doors = Doors(event, service, [ROOM])
@@ -315,7 +315,7 @@ async def test_who_gets_no_token_is_counted(
 
 
 async def test_clients_come_back_while_the_doors_are_open(open_service: OpenService) -> None:
-    """A viewer whose connection is lost, or who renews, asks again: each for a token of its own."""
+    """A viewer who reconnects or renews asks again, each time for a token of its own."""
     service: AsyncTokenService = open_service()
     event = LiveEvent(
         30,
@@ -336,7 +336,7 @@ async def test_clients_come_back_while_the_doors_are_open(open_service: OpenServ
 
 
 async def test_before_the_doors_nobody_is_in(open_service: OpenService) -> None:
-    """A moment can be asked for at any time."""
+    """Progress can be asked for before the event begins."""
     doors = Doors(LiveEvent(5, prewarm=1), open_service(), [ROOM])
     moment = doors.moment()
     assert (-1, 0, 0, 0, 0, 0.0) == (

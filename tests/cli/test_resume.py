@@ -128,7 +128,7 @@ def minted_twice_at_most(said: str) -> int:
     ("kills", "stream"), [(1, ()), (4, ("--stream",))], ids=["whole", "stream"]
 )
 def test_a_killed_job_goes_on(job: Job, kills: int, stream: tuple[str, ...]) -> None:
-    """However often: each attendee has one line; what was minted twice is counted."""
+    """However often a job is killed, each attendee has one line; double mints are counted."""
     randomly = random.Random(1)
     # Some tokens are on their way whenever the end comes.
     job.emulator.configure(latency=0.1)
@@ -145,7 +145,7 @@ def test_a_killed_job_goes_on(job: Job, kills: int, stream: tuple[str, ...]) -> 
 
 @pytest.mark.fault(29)
 def test_the_checkpoint_holds_no_secret_and_is_its_owners_only(job: Job) -> None:
-    """Neither a token nor a user's id; and neither while it is written nor afterwards."""
+    """A checkpoint holds no token and no user id, and has mode 600 at all times."""
     job.kill_when(lambda: job.size() > 10_000, *TO_FILE, *SLOW, umask=0)
     for _ in range(2):
         assert 0o600 == stat.S_IMODE(job.checkpoint.stat().st_mode)
@@ -160,7 +160,7 @@ def test_the_checkpoint_holds_no_secret_and_is_its_owners_only(job: Job) -> None
 
 
 def test_a_job_that_is_done_asks_for_nothing_again(job: Job) -> None:
-    """A run more is success, and changes nothing."""
+    """Running a finished job again succeeds, asks for nothing and changes nothing."""
     assert 0 == job.run(*TO_FILE, *FAST)[0]
     before = job.output.read_bytes()
     status, _, said = job.run(*TO_FILE, *FAST)
@@ -169,7 +169,7 @@ def test_a_job_that_is_done_asks_for_nothing_again(job: Job) -> None:
 
 
 def test_failed_rows_are_done_as_well(job: Job) -> None:
-    """They keep their one line, and the job its status."""
+    """A resumed job keeps the one line of each failed row, and status 2."""
     job.input.write_text(rows(20) + "ragged\n")
     for _ in range(2):
         status, _, said = job.run(*TO_FILE, *FAST)
@@ -178,7 +178,7 @@ def test_failed_rows_are_done_as_well(job: Job) -> None:
 
 
 def test_rows_that_were_added_at_the_end_are_done(job: Job) -> None:
-    """And those that come again are told as such: who was done is known."""
+    """Rows added to the input are done; an attendee repeated there is reported as such."""
     assert 0 == job.run(*TO_FILE, "--stream", *FAST)[0]
     job.input.write_text(rows(302) + f"{ROOM},canary-7\n")
     assert 2 == job.run(*TO_FILE, "--stream", *FAST)[0]
@@ -198,7 +198,7 @@ def test_rows_that_were_added_at_the_end_are_done(job: Job) -> None:
     ids=["inserted", "replaced", "removed", "cut off", "empty"],
 )
 def test_another_input_is_refused_before_anything_is_asked_for(job: Job, changed: str) -> None:
-    """Lines would mean other people: some would be lost and others have two tokens."""
+    """A changed input is refused: its lines would mean other attendees."""
     job.kill_when(lambda: len(job.checkpoint_lines("done")) > 0, *TO_FILE, "--rate", "200")
     sent = job.emulator.counts().requests
     job.input.write_text(changed)
@@ -208,7 +208,7 @@ def test_another_input_is_refused_before_anything_is_asked_for(job: Job, changed
 
 
 def test_another_room_for_all_is_another_input(job: Job) -> None:
-    """What a row means is a part of it."""
+    """Another ``--room`` makes the input another one, as it decides what rows mean."""
     job.input.write_text("user\ncanary-1\n")
     assert 0 == job.run(*TO_FILE, "--room", ROOM)[0]
     status, _, said = job.run(*TO_FILE, "--room", ROOM.replace("Lobby", "Stage"))
@@ -217,7 +217,7 @@ def test_another_room_for_all_is_another_input(job: Job) -> None:
 
 @pytest.mark.fault(29)
 def test_a_torn_last_line_is_written_anew(job: Job) -> None:
-    """Of the output and of the checkpoint: neither half a line nor a missing one is left."""
+    """A torn last line of output or checkpoint is cut off and written again."""
     job.kill_when(lambda: job.size() > 20_000, *TO_FILE, *SLOW, "--stream")
     whole = job.output.read_bytes()
     whole = whole[: whole.rindex(b"\n") + 1]
@@ -232,7 +232,7 @@ def test_a_torn_last_line_is_written_anew(job: Job) -> None:
 
 
 def test_an_output_that_is_not_the_jobs_is_refused(job: Job) -> None:
-    """One that is missing, shorter, or somebody else's, stays as it is."""
+    """An output that is missing, shortened or foreign is refused and left as it is."""
     job.kill_when(lambda: len(job.checkpoint_lines("done")) > 0, *TO_FILE, *SLOW, "--stream")
     kept, sent = job.output.read_bytes(), job.emulator.counts().requests
     foreign = kept + b"somebody's\n"
@@ -252,7 +252,7 @@ def test_an_output_that_is_not_the_jobs_is_refused(job: Job) -> None:
 
 @pytest.mark.parametrize("content", [b"room,user\n", b"{}\n", b"not a line"])
 def test_another_file_is_not_taken_for_a_checkpoint(job: Job, content: bytes) -> None:
-    """A typing error costs no file."""
+    """A file that is no checkpoint is refused and left as it is."""
     job.checkpoint.write_bytes(content)
     job.checkpoint.chmod(0o644)
     status, _, said = job.run(*TO_FILE, *FAST)
@@ -263,7 +263,7 @@ def test_another_file_is_not_taken_for_a_checkpoint(job: Job, content: bytes) ->
 
 
 def test_a_checkpoint_is_of_one_kind_of_output(job: Job) -> None:
-    """What was written to one place is not looked for in another."""
+    """A checkpoint of a job with an output file is refused for standard output."""
     assert 0 == job.run(*TO_FILE, *FAST)[0]
     status, out, said = job.run(*FAST)
     assert (1, "") == (status, out)
@@ -272,7 +272,7 @@ def test_a_checkpoint_is_of_one_kind_of_output(job: Job) -> None:
 
 @pytest.mark.fault(29)
 def test_neither_checkpoint_nor_output_goes_through_a_link(job: Job) -> None:
-    """In the first run and in a later one."""
+    """Neither checkpoint nor output is followed through a link, in any run."""
     elsewhere = job.folder / "elsewhere"
     job.checkpoint.symlink_to(elsewhere)
     status, _, said = job.run(*TO_FILE, *FAST)
@@ -305,7 +305,7 @@ def test_one_run_at_a_time(job: Job) -> None:
 
 @pytest.mark.fault(29)
 def test_an_interrupt_is_an_end_like_others(job: Job) -> None:
-    """The status is 130, no token is out of the file's sight, and the next run goes on."""
+    """An interrupted job exits with 130, leaves whole lines, and can be resumed."""
     with job.start(*TO_FILE, *SLOW) as process:
         while job.size() < 20_000:
             time.sleep(0.01)
@@ -338,7 +338,7 @@ def test_a_full_disk_is_an_end_like_others(job: Job, stream: tuple[str, ...]) ->
 
 
 def test_standard_output_goes_on_too(job: Job) -> None:
-    """Nobody is lost, and who comes again is one of the last few lines before a kill."""
+    """On standard output nobody is lost, and only the last few lines before a kill come twice."""
     first = job.kill_when(lambda: len(job.checkpoint_lines("done")) > 20, *SLOW)
     status, second, _ = job.run(*FAST)
     lines = first.splitlines(keepends=True)
@@ -349,7 +349,7 @@ def test_standard_output_goes_on_too(job: Job) -> None:
 
 
 def test_standard_input_goes_on_if_it_is_the_same(job: Job) -> None:
-    """It is read from its start again."""
+    """A job from standard input resumes if the same input comes from its start."""
     text = job.input.read_text()
     job.kill_when(lambda: job.size() > 10_000, "-", *TO_FILE, *SLOW, stdin=_pipe_of(text))
     assert 2 == job.run("-", *TO_FILE, *FAST, stdin=text.replace("canary-3\n", "x\n"))[0]
@@ -366,7 +366,7 @@ def _pipe_of(text: str) -> int:
 
 
 def test_an_output_of_before_is_not_replaced_unasked(job: Job) -> None:
-    """Where the job begins; and by force only there."""
+    """An older file is replaced only by ``--force``, and only where the job begins."""
     job.output.write_text("older\n")
     assert 1 == job.run(*TO_FILE, *FAST)[0]
     assert "older\n" == job.output.read_text()

@@ -35,7 +35,7 @@ MAIN_JOB, TEST_RUN = (block.strip() for block in _blocks("bash"))
 
 
 def test_every_block_is_run_by_some_test() -> None:
-    """No example escapes the tests below."""
+    """No example of the README escapes the tests of this file."""
     assert len(_blocks("python")) == len(PROGRAMS) + len(TESTS) + len(APPS)
     assert all(line.startswith("$ ") for block in _blocks("console") for line in block.splitlines())
 
@@ -45,7 +45,7 @@ def test_every_block_is_run_by_some_test() -> None:
 def test_a_program_of_the_readme_runs(
     ivschat_emulator: ThreadedEmulatorServer, program: str
 ) -> None:
-    """As a script of its own, with warnings as errors, against a local IVS Chat."""
+    """A program of the README runs against an emulator, with warnings as errors."""
     if "NO_ROOM" in program:
         ivschat_emulator.emulator.configure(any_room=False)
     result = subprocess.run(
@@ -60,7 +60,7 @@ def test_a_program_of_the_readme_runs(
 @pytest.mark.usefixtures("ivschat_env")
 @pytest.mark.parametrize("source", APPS, ids=["aiohttp", "fastapi"])
 async def test_an_application_of_the_readme_serves_tokens(source: str) -> None:
-    """Mounted as shown: a token for a user, and none for nobody; the browsers' module beside it."""
+    """An application of the README gives only a user a token, and serves the module."""
     names: dict[str, Any] = {"__name__": "example"}
     exec(compile(source, "README.md", "exec"), names)
     app = names["app"]
@@ -76,7 +76,7 @@ async def test_an_application_of_the_readme_serves_tokens(source: str) -> None:
 
 
 def test_the_test_of_the_readme_passes(pytester: pytest.Pytester) -> None:
-    """With the plugin's fixtures and nothing else."""
+    """The README's test passes with the plugin's fixtures and nothing else."""
     (block,) = TESTS
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
     pytester.makepyfile(block)
@@ -86,7 +86,7 @@ def test_the_test_of_the_readme_passes(pytester: pytest.Pytester) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_readme_runs(command: str) -> None:
-    """On the embedded emulator, with the command of this environment."""
+    """A command of the README prints a token of the embedded emulator."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
@@ -100,7 +100,7 @@ def test_a_command_of_the_readme_runs(command: str) -> None:
 
 
 def test_the_commands_of_onboarding_run(tmp_path: Path) -> None:
-    """One after the other in an empty folder, with the command of this environment."""
+    """The commands of docs/onboard.md run one after the other in an empty folder."""
     blocks = _blocks("console", ONBOARD)
     assert len(blocks) == ONBOARD.count("```") / 2
     lines = [line for block in blocks for line in block.splitlines()]
@@ -119,12 +119,12 @@ def test_the_commands_of_onboarding_run(tmp_path: Path) -> None:
 
 
 def test_ci_runs_the_very_command_of_the_readme() -> None:
-    """A newcomer and continuous integration do the same."""
+    """Continuous integration runs the README's test command."""
     assert TEST_RUN in (ROOT / ".ci" / "run").read_text().splitlines()
 
 
 def test_the_main_job_of_the_readme_works_on_the_example(tmp_path: Path) -> None:
-    """The part after the installation, on the first attendees to be quick."""
+    """The README's onboarding command works on the first attendees of the example."""
     command = MAIN_JOB.split("&&")[-1].strip()
     assert ".venv/bin/aioivschat onboard examples/attendees.csv" in command
     attendees = (ROOT / "examples" / "attendees.csv").read_text().splitlines()[:41]

@@ -31,7 +31,7 @@ def _blocks(language: str) -> list[str]:
 def test_the_program_of_the_docs_shares_through_the_engine(
     engine_server: EngineServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a script of its own, with warnings as errors; what it minted is there, sealed."""
+    """The program of docs/fleet.md runs without a warning; its token is sealed in the engine."""
     monkeypatch.setenv("ENGINE_URL", engine_server.url)
     monkeypatch.setenv("SEALING_KEY", SEALING_KEY.hex())
     (program,) = _blocks("python")
@@ -47,7 +47,7 @@ def test_the_program_of_the_docs_shares_through_the_engine(
 def test_the_command_of_the_docs_runs(
     engine_server: EngineServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the command of this environment."""
+    """The command of docs/fleet.md finds the engine fit."""
     monkeypatch.setenv("ENGINE_URL", engine_server.url)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     (block,) = _blocks("console")
@@ -60,7 +60,7 @@ def test_the_command_of_the_docs_runs(
 async def test_the_rights_of_the_docs_are_enough(
     open_service: OpenService, engine_server: EngineServer
 ) -> None:
-    """For everything that a fleet does, and for the check; nobody else's key can be touched."""
+    """The rights of docs/fleet.md allow all that a fleet and the check do, and no foreign key."""
     (rule,) = [line for line in DOCS.splitlines() if line.startswith("ACL SETUSER")]
     with engine_server.client() as client:
         client.execute_command(*rule.replace("PASSWORD", "pw").split())

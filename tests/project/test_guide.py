@@ -29,7 +29,7 @@ COMMANDS = _blocks("console")
 
 
 def test_every_block_is_run_by_some_test() -> None:
-    """One command in each block of commands, and one program."""
+    """The guide has one program, and one command in each block of commands."""
     assert len(re.findall(r"^```\w", GUIDE, flags=re.MULTILINE)) == len(COMMANDS) + 1
     assert all(block.startswith("$ ") and block.count("$ ") == 1 for block in COMMANDS)
 
@@ -37,7 +37,7 @@ def test_every_block_is_run_by_some_test() -> None:
 @pytest.mark.usefixtures("ivschat_env")
 @pytest.mark.parametrize("block", COMMANDS, ids=range(1, len(COMMANDS) + 1))
 def test_a_command_of_the_guide_says_what_is_shown(tmp_path: Path, block: str) -> None:
-    """In this order, with other lines between them; AWS is a local emulator."""
+    """A command's output has the lines that the guide shows, in their order."""
     command, *shown = block.removeprefix("$ ").splitlines()
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     done = subprocess.run(
@@ -61,7 +61,7 @@ def test_a_command_of_the_guide_says_what_is_shown(tmp_path: Path, block: str) -
 
 @pytest.mark.usefixtures("ivschat_env")
 def test_the_program_of_the_guide_runs(ivschat_emulator: ThreadedEmulatorServer) -> None:
-    """With warnings as errors; one token is for both its viewer and the prewarming."""
+    """The guide's program runs without a warning and prewarms its viewers."""
     (program,) = _blocks("python")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False
@@ -71,7 +71,7 @@ def test_the_program_of_the_guide_runs(ivschat_emulator: ThreadedEmulatorServer)
 
 
 def test_the_guide_names_every_member_of_the_json() -> None:
-    """Of a plan, down to the last."""
+    """The guide names every member of a plan's JSON."""
     shape = json.loads(json.dumps(plan_as_json(plan(LiveEvent(10)))))
 
     def names(value: object) -> set[str]:
