@@ -175,7 +175,7 @@ class AwsError(ChatTokenError, ClientError):
         operation_name: ``CreateChatToken``.
     """
 
-    response: Any  # botocore's parsed answer; typed by the stubs as a TypedDict of theirs
+    response: Any  # botocore's parsed answer, a TypedDict of the stubs
     operation_name: str
 
     def __init__(self, response: Any, operation_name: str = "CreateChatToken") -> None:

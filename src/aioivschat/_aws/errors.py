@@ -96,7 +96,7 @@ def translate_error(
     """Return what to raise instead of an error of botocore, aiohttp or the parser.
 
     Args:
-        error: theirs.
+        error: the foreign error.
         request: what was asked for.
         answer: what :func:`note_answer` noted, if anything came.
     """
@@ -159,14 +159,14 @@ def _to_aws_error(error: botocore_errors.ClientError, request: TokenRequest) -> 
     return translated
 
 
-def _mixed_class(kind: type[AwsError], theirs: type[Exception]) -> type[AwsError]:
+def _mixed_class(kind: type[AwsError], foreign: type[Exception]) -> type[AwsError]:
     """Return a class that is caught as ours and as the session's own, such as
     ``client.exceptions.ResourceNotFoundException``."""
-    if theirs is botocore_errors.ClientError:
+    if foreign is botocore_errors.ClientError:
         return kind
-    mixed = _mixed_classes.get((kind, theirs))
+    mixed = _mixed_classes.get((kind, foreign))
     if mixed is None:
-        mixed = _mixed_classes[kind, theirs] = type(kind.__name__, (kind, theirs), {})
+        mixed = _mixed_classes[kind, foreign] = type(kind.__name__, (kind, foreign), {})
     return mixed
 
 

@@ -200,7 +200,7 @@ class PreparedCalls:
     def _skipped_parts(self) -> tuple[object, ...]:
         """Return the parts of aiobotocore that the prepared way skips and others may replace.
 
-        They are the same objects each time unless somebody did.
+        They are the same objects each time unless one was replaced.
         """
         client = self._client
         return (
@@ -212,11 +212,7 @@ class PreparedCalls:
         )
 
     def _check_skippable(self, request: Any) -> None:
-        """Check that nobody depends on the skipped parts, and that no proxy is in between.
-
-        Raises:
-            _CannotPrepare: somebody does, or one is.
-        """
+        """Raise _CannotPrepare if somebody depends on the skipped parts or a proxy is used."""
         create, call, send, _ = self._skipped
         if not (_is_botocores_own(create) and _is_botocores_own(call)):
             raise _CannotPrepare("its calls are intercepted")
