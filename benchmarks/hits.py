@@ -29,7 +29,7 @@ from cachetools import TTLCache
 
 import harness
 from aioivschat import AsyncTokenService, CachePolicy, Clock, Quota, TokenRequest
-from aioivschat.planning._virtual_time import CreateChatToken, session_here
+from aioivschat.planning._virtual_time import CreateChatToken, in_process_session
 
 CAPABILITIES = ("SEND_MESSAGE",)
 BY_REQUEST, BY_KEYWORDS = "async-lru, request", "async-lru, keywords"
@@ -64,7 +64,7 @@ def make_local_session(clock: Clock) -> AioSession:
     async def open_client(_: str) -> CreateChatToken:
         return create_chat_token
 
-    return session_here(open_client)
+    return in_process_session(open_client)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from aioivschat import (
     TokenRequest,
 )
 from aioivschat.emulator import Emulator, Fault, FaultKind, ThreadedEmulatorServer
-from aioivschat.planning._virtual_time import CreateChatToken, session_here
+from aioivschat.planning._virtual_time import CreateChatToken, in_process_session
 from support.services import ROOM, OpenService, local_session, outcomes
 from support.virtual import VirtualClock, virtual_time
 
@@ -228,7 +228,7 @@ async def test_a_client_that_takes_its_time_to_open_is_opened_once() -> None:
         return create_chat_token
 
     async with AsyncTokenService(
-        session=session_here(open_client),
+        session=in_process_session(open_client),
         endpoint_url="http://127.0.0.1",
         pool=PoolPolicy(prepared=False),
         clock=clock,

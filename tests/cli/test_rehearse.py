@@ -19,7 +19,8 @@ import pytest
 
 from aioivschat import AsyncTokenService, Quota
 from aioivschat.emulator import Emulator, Fault, FaultKind, QuotaShape, ThreadedEmulatorServer
-from aioivschat.planning import Arrivals, Doors, LiveEvent, Renewal
+from aioivschat.planning import Arrivals, LiveEvent, Renewal
+from aioivschat.planning._crowd import CrowdRun
 from support.services import OpenService, until
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Main"
@@ -117,10 +118,10 @@ def test_json_holds_both(environment: dict[str, str], tmp_path: Path) -> None:
     assert ["version", "event", "plan", "measured", "interrupted"] == list(shape)
     assert (1, False, 200) == (shape["version"], shape["interrupted"], shape["event"]["attendees"])
     assert list(shape["plan"]) == list(shape["measured"])
-    for course in (shape["plan"], shape["measured"]):
-        assert 200 == course["admitted"] == sum(course["timeline"]["admitted"])
-        assert 200 == course["prewarmed"]
-        assert -1 == course["timeline"]["start"]
+    for outcome in (shape["plan"], shape["measured"]):
+        assert 200 == outcome["admitted"] == sum(outcome["timeline"]["admitted"])
+        assert 200 == outcome["prewarmed"]
+        assert -1 == outcome["timeline"]["start"]
     assert "<!-- plan: admitted -->" in (tmp_path / "r.svg").read_text()
 
 
@@ -303,15 +304,15 @@ async def test_who_gets_no_token_is_counted(
     """Viewers who get no token are counted by their error's class; all others get in."""
     service = open_service()
     event = LiveEvent(20, Arrivals("uniform", 0.2), quota=Quota(rate=2_000), reconnects=0)
-    doors = Doors(event, service, [ROOM])
-    holding = asyncio.create_task(doors.hold())
-    await until(lambda: doors.moment().admitted > 3)
+    crowd = CrowdRun(event, service, [ROOM])
+    running = asyncio.create_task(crowd.run())
+    await until(lambda: crowd.progress().admitted > 3)
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.ACCESS_DENIED, times=2))
-    await holding
-    course = doors.course()
-    assert {"AccessDenied": 2} == course.failed
-    assert (18, 20) == (course.admitted, course.arrived)
-    assert (0, 2) == (doors.moment().waiting, doors.moment().failed)
+    await running
+    outcome = crowd.outcome()
+    assert {"AccessDenied": 2} == outcome.failed
+    assert (18, 20) == (outcome.admitted, outcome.arrived)
+    assert (0, 2) == (crowd.progress().waiting, crowd.progress().failed)
 
 
 async def test_clients_come_back_while_the_doors_are_open(open_service: OpenService) -> None:
@@ -324,27 +325,27 @@ async def test_clients_come_back_while_the_doors_are_open(open_service: OpenServ
         reconnects=3_600,
         renewal=Renewal.TOKEN,
     )
-    doors = Doors(event, service, [ROOM, OTHER])
-    await doors.hold()
+    crowd = CrowdRun(event, service, [ROOM, OTHER])
+    await crowd.run()
     await until(lambda: service.stats().flights == 0)
-    course, stats = doors.course(), service.stats()
-    assert course.returned > 0
+    outcome, stats = crowd.outcome(), service.stats()
+    assert outcome.returned > 0
     # Two clients were opened beforehand, with a token each. Who was still coming back at the end
     # has left a token in the stock.
-    assert 30 + 2 + course.returned == stats.minted - stats.stocked + stats.stock
-    assert stats.minted == sum(course.timeline.tokens) + 2
+    assert 30 + 2 + outcome.returned == stats.minted - stats.stocked + stats.stock
+    assert stats.minted == sum(outcome.timeline.tokens) + 2
 
 
 async def test_before_the_doors_nobody_is_in(open_service: OpenService) -> None:
     """Progress can be asked for before the event begins."""
-    doors = Doors(LiveEvent(5, prewarm=1), open_service(), [ROOM])
-    moment = doors.moment()
+    crowd = CrowdRun(LiveEvent(5, prewarm=1), open_service(), [ROOM])
+    progress = crowd.progress()
     assert (-1, 0, 0, 0, 0, 0.0) == (
-        moment.seconds,
-        moment.arrived,
-        moment.admitted,
-        moment.waiting,
-        moment.rate,
-        moment.p95,
+        progress.seconds,
+        progress.arrived,
+        progress.admitted,
+        progress.waiting,
+        progress.rate,
+        progress.p95,
     )
-    assert doors.course().waits is None
+    assert crowd.outcome().waits is None

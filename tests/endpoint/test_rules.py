@@ -38,8 +38,8 @@ from aioivschat._endpoint.exchange import BODY_MAX_BYTES, Received
 from aioivschat._endpoint.rate_limits import RateLimits
 from aioivschat.aiohttp import Ask, EndpointPolicy, Share
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
-from aioivschat.planning._crowd import percentile
-from aioivschat.planning._plan import _minting_here
+from aioivschat.planning._outcomes import percentile
+from aioivschat.planning._plan import minting_session
 from support.endpoint_servers import (
     GENEROUS,
     Answer,
@@ -709,7 +709,7 @@ async def _p99(flood: int) -> tuple[float, int]:
             waits.append(loop.time() - begun)
 
     async with AsyncTokenService(
-        session=_minting_here(clock, 0.02),
+        session=minting_session(clock, 0.02),
         endpoint_url="http://127.0.0.1",
         pool=PoolPolicy(prepared=False),
         clock=clock,

@@ -117,16 +117,16 @@ def test_an_event_that_cannot_be_is_refused(option: str, values: list[Any]) -> N
 
 def test_a_crowd_is_let_in_at_the_services_own_pace() -> None:
     """First come first served, without a token that the limiter would not have allowed."""
-    course = simulate(LiveEvent(2_000, latency=0.05))
-    assert (2_000, 2_000, {}) == (course.arrived, course.admitted, course.failed)
-    assert course.waits is not None
-    assert 2_000 / PACE == pytest.approx(course.finished, abs=0.06)
-    assert 1_000 / PACE == pytest.approx(course.waits.p50, abs=0.06)
-    assert 1_900 / PACE == pytest.approx(course.waits.p95, abs=0.06)
-    assert course.finished == course.waits.last == course.waits.longest
-    assert max(course.timeline.tokens) <= 200
+    outcome = simulate(LiveEvent(2_000, latency=0.05))
+    assert (2_000, 2_000, {}) == (outcome.arrived, outcome.admitted, outcome.failed)
+    assert outcome.waits is not None
+    assert 2_000 / PACE == pytest.approx(outcome.finished, abs=0.06)
+    assert 1_000 / PACE == pytest.approx(outcome.waits.p50, abs=0.06)
+    assert 1_900 / PACE == pytest.approx(outcome.waits.p95, abs=0.06)
+    assert outcome.finished == outcome.waits.last == outcome.waits.longest
+    assert max(outcome.timeline.tokens) <= 200
     # Those who wait longer than 10 s come last.
-    assert course.late == sum(course.timeline.admitted[10:])
+    assert outcome.late == sum(outcome.timeline.admitted[10:])
 
 
 def test_a_plan_is_the_same_each_time_and_waits_for_nothing() -> None:
@@ -139,20 +139,20 @@ def test_a_plan_is_the_same_each_time_and_waits_for_nothing() -> None:
 
 def test_nobody_waits_where_the_quota_suffices() -> None:
     """Only for the answer."""
-    course = simulate(LiveEvent(500, Arrivals("uniform", 10), latency=0.03))
-    assert course.waits is not None
-    assert 0.03 == pytest.approx(course.waits.longest, abs=0.001)
-    assert 0 == course.late
+    outcome = simulate(LiveEvent(500, Arrivals("uniform", 10), latency=0.03))
+    assert outcome.waits is not None
+    assert 0.03 == pytest.approx(outcome.waits.longest, abs=0.001)
+    assert 0 == outcome.late
 
 
 def test_the_timeline_adds_up() -> None:
     """Each viewer comes once, gets in once and waits in between; each token is in its second."""
-    course = simulate(LiveEvent(1_000, Arrivals("ramp", 3), prewarm=2, reconnects=0))
-    timeline = course.timeline
+    outcome = simulate(LiveEvent(1_000, Arrivals("ramp", 3), prewarm=2, reconnects=0))
+    timeline = outcome.timeline
     assert -2 == timeline.start
     assert [1_000, 1_000] == [sum(timeline.arrived), sum(timeline.admitted)]
-    assert 1_000 == sum(timeline.tokens) - course.unused
-    assert course.prewarmed == sum(timeline.tokens[:2])
+    assert 1_000 == sum(timeline.tokens) - outcome.unused
+    assert outcome.prewarmed == sum(timeline.tokens[:2])
     assert (0, 0) == (timeline.arrived[0], timeline.waiting[-1])
     assert min(timeline.waiting) == 0
     lengths = {
@@ -163,42 +163,42 @@ def test_the_timeline_adds_up() -> None:
 
 def test_prewarmed_tokens_wait_for_their_viewers() -> None:
     """As many as the quota gives beforehand are in within the first second."""
-    course = simulate(LiveEvent(3_000, prewarm=10))
-    assert 10 * PACE == pytest.approx(course.prewarmed, rel=0.02)
-    assert course.first_second >= course.prewarmed
-    assert 3_000 / PACE - 10 == pytest.approx(course.finished, abs=0.5)
+    outcome = simulate(LiveEvent(3_000, prewarm=10))
+    assert 10 * PACE == pytest.approx(outcome.prewarmed, rel=0.02)
+    assert outcome.first_second >= outcome.prewarmed
+    assert 3_000 / PACE - 10 == pytest.approx(outcome.finished, abs=0.5)
 
 
 def test_nothing_is_minted_ahead_for_who_comes_too_late() -> None:
     """A token that would have died before its viewer comes is none of the prewarmed ones."""
-    course = simulate(LiveEvent(600, Arrivals("uniform", 600), prewarm=5, reconnects=0))
+    outcome = simulate(LiveEvent(600, Arrivals("uniform", 600), prewarm=5, reconnects=0))
     # One comes a second, and the last of those would need to live for 55 s.
-    assert course.prewarmed <= 56
-    assert 0 == course.unused
+    assert outcome.prewarmed <= 56
+    assert 0 == outcome.unused
 
 
 def test_rooms_in_two_regions_have_a_quota_each() -> None:
     """Half of the crowd is at each, so all is over in half of the time."""
-    course = simulate(LiveEvent(2_000, regions=2, rooms=4))
-    assert 1_000 / PACE == pytest.approx(course.finished, abs=0.06)
+    outcome = simulate(LiveEvent(2_000, regions=2, rooms=4))
+    assert 1_000 / PACE == pytest.approx(outcome.finished, abs=0.06)
 
 
 def test_who_is_refused_is_counted() -> None:
     """More than may wait are overloaded at once, as they would be for real."""
-    course = simulate(LiveEvent(500, quota=Quota(max_waiting=100)))
-    assert ["Overloaded"] == list(course.failed)
-    assert 500 == course.admitted + course.failed["Overloaded"]
-    assert 0 == course.timeline.waiting[-1]
+    outcome = simulate(LiveEvent(500, quota=Quota(max_waiting=100)))
+    assert ["Overloaded"] == list(outcome.failed)
+    assert 500 == outcome.admitted + outcome.failed["Overloaded"]
+    assert 0 == outcome.timeline.waiting[-1]
 
 
 def test_a_simulation_can_be_stopped() -> None:
     """Then it tells of those who were in, and who still waits."""
-    course = simulate(LiveEvent(2_000, patience=1.0), until=4.0)
-    assert 4 * PACE == pytest.approx(course.admitted, abs=20)
-    assert 2_000 == course.arrived
+    outcome = simulate(LiveEvent(2_000, patience=1.0), until=4.0)
+    assert 4 * PACE == pytest.approx(outcome.admitted, abs=20)
+    assert 2_000 == outcome.arrived
     # Those who were in within a second were not late.
-    assert 2_000 - course.first_second == pytest.approx(course.late, abs=2)
-    assert 4 == len(course.timeline.waiting)
+    assert 2_000 - outcome.first_second == pytest.approx(outcome.late, abs=2)
+    assert 4 == len(outcome.timeline.waiting)
 
 
 @pytest.mark.parametrize(
@@ -216,11 +216,11 @@ def test_what_comes_afterwards_is_what_a_simulation_of_hours_finds(
         reconnects=6.0,
         renewal=renewal,
     )
-    course = simulate(event)
-    expected = afterwards(event, course)
+    outcome = simulate(event)
+    expected = afterwards(event, outcome)
     # The last one comes when all is over.
     a_second = (expected.reconnects + expected.renewals) * (viewers - 1) / viewers
-    assert a_second == pytest.approx(course.returned / last, rel=0.04)
+    assert a_second == pytest.approx(outcome.returned / last, rel=0.04)
     assert expected.fits
     assert {Renewal.SESSION: 540.0, Renewal.TOKEN: 30.0}[renewal] == expected.renewed_after
 
@@ -276,13 +276,13 @@ def test_gains_are_those_of_the_event_with_the_change() -> None:
     made = plan(LiveEvent(10_000))
     assert ["one more region", "prewarming 50 s ahead"] == [gain.change for gain in made.gains]
     for gain in made.gains:
-        course = simulate(gain.event)
-        assert course.waits is not None
+        outcome = simulate(gain.event)
+        assert outcome.waits is not None
         assert gain.waits is not None
         for member in ("p50", "p95", "last"):
-            expected = getattr(course.waits, member)
+            expected = getattr(outcome.waits, member)
             assert pytest.approx(expected, abs=0.3) == getattr(gain.waits, member)
-        assert pytest.approx(course.late, abs=40) == gain.late
+        assert pytest.approx(outcome.late, abs=40) == gain.late
 
 
 def test_only_what_can_be_changed_is_suggested() -> None:
@@ -357,5 +357,5 @@ def test_the_garbage_collector_is_left_as_it_was(leave: Callable[[], None]) -> N
 
 async def test_a_coroutine_plans_in_a_thread() -> None:
     """The plan has a loop of its own."""
-    course = await asyncio.to_thread(simulate, LiveEvent(10))
-    assert 10 == course.admitted
+    outcome = await asyncio.to_thread(simulate, LiveEvent(10))
+    assert 10 == outcome.admitted

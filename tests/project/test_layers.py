@@ -67,7 +67,6 @@ MAX_LINES = 450
 LONGER = {
     "_aws/prepared.py",
     "_service/service.py",
-    "planning/_crowd.py",
 }
 """Modules that may be longer; the emulator's may be too."""
 

@@ -119,9 +119,9 @@ def most_in_a_second(times: list[float]) -> int:
 
 def test_a_crowd_at_the_doors_is_in_within_a_second() -> None:
     """12,000 viewers, 200 a second, 50 s ahead; none of what was minted is left over."""
-    course = simulate(LiveEvent(12_000, prewarm=50, reconnects=0))
-    assert course.first_second >= 9_800
-    assert (12_000, 0) == (course.admitted, course.unused)
+    outcome = simulate(LiveEvent(12_000, prewarm=50, reconnects=0))
+    assert outcome.first_second >= 9_800
+    assert (12_000, 0) == (outcome.admitted, outcome.unused)
 
 
 @pytest.mark.parametrize("kind", ["list", "iterator", "async iterator"])

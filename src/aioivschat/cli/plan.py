@@ -20,7 +20,7 @@ def run(options: argparse.Namespace) -> int:
     if options.plot:
         from aioivschat.cli.plot import plot
 
-        plot(options.plot, made.event, made.course)
+        plot(options.plot, made.event, made.outcome)
     if options.json:
         write_to_standard_output(json.dumps(plan_as_json(made)) + "\n")
     else:

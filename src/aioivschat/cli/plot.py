@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from aioivschat.cli.terminal_report import event_title
-from aioivschat.planning import Course, LiveEvent
+from aioivschat.planning import CrowdOutcome, LiveEvent
 
 _ARRIVED_COLOUR, _ADMITTED_COLOUR, _WAITING_COLOUR, _QUOTA_COLOUR = (
     "#0072b2",
@@ -22,7 +22,9 @@ _ARRIVED_COLOUR, _ADMITTED_COLOUR, _WAITING_COLOUR, _QUOTA_COLOUR = (
 """Colours by Okabe and Ito, distinct in every kind of colour vision."""
 
 
-def plot(path: str, event: LiveEvent, planned: Course, measured: Course | None = None) -> None:
+def plot(
+    path: str, event: LiveEvent, planned: CrowdOutcome, measured: CrowdOutcome | None = None
+) -> None:
     """Write a picture: viewers over time above, tokens a second against the quota below.
 
     Args:
@@ -64,13 +66,13 @@ def plot(path: str, event: LiveEvent, planned: Course, measured: Course | None =
 def _draw_curves(
     viewers: Axes,
     tokens: Axes,
-    course: Course,
+    outcome: CrowdOutcome,
     prefix: str = "",
     *,
     linewidth: float = 1.5,
     alpha: float = 1.0,
 ) -> None:
-    timeline = course.timeline
+    timeline = outcome.timeline
     # A count is of a whole second and drawn at its end; before the first second it is 0.
     ends = [timeline.start + each for each in range(len(timeline.arrived) + 1)]
     for values, name, colour in (

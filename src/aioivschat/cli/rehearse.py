@@ -21,7 +21,9 @@ from aioivschat.cli.process import (
 from aioivschat.cli.progress import show_progress
 from aioivschat.cli.terminal_report import rehearsal_report
 from aioivschat.cli.token_source import check_token_source, open_service
-from aioivschat.planning import Course, Doors, LiveEvent, rehearsal_as_json, simulate, stock_for
+from aioivschat.planning import CrowdOutcome, LiveEvent, simulate
+from aioivschat.planning._crowd import CrowdRun
+from aioivschat.planning._plan import rehearsal_as_json, stock_for
 
 _REFRESH_SECONDS = 0.5
 
@@ -77,22 +79,22 @@ def _confirm_spending(options: argparse.Namespace, event: LiveEvent) -> bool:
 
 async def _rehearse_event(
     options: argparse.Namespace, event: LiveEvent, rooms: Sequence[str]
-) -> tuple[Course, float]:
+) -> tuple[CrowdOutcome, float]:
     """Return what was measured, and the second at which it was interrupted."""
     async with open_service(options, cache=stock_for(event), latency=event.latency) as service:
-        doors = Doors(event, service, rooms)
-        holding = asyncio.create_task(doors.hold())
+        crowd = CrowdRun(event, service, rooms)
+        running = asyncio.create_task(crowd.run())
         # A second Ctrl-C ends the process as Python does without a handler.
-        with _on_first_interrupt(holding.cancel), _show_crowd(options, event, doors) as show:
+        with _on_first_interrupt(running.cancel), _show_crowd(options, event, crowd) as show:
             interrupted = math.inf
-            while not holding.done():
-                await asyncio.wait((holding,), timeout=_REFRESH_SECONDS)
+            while not running.done():
+                await asyncio.wait((running,), timeout=_REFRESH_SECONDS)
                 show()
             try:
-                holding.result()
+                running.result()
             except asyncio.CancelledError:
-                interrupted = doors.moment().seconds
-        return doors.course(), interrupted
+                interrupted = crowd.progress().seconds
+        return crowd.outcome(), interrupted
 
 
 @contextmanager
@@ -111,12 +113,12 @@ def _on_first_interrupt(end: Callable[[], object]) -> Iterator[None]:
 
 
 def _show_crowd(
-    options: argparse.Namespace, event: LiveEvent, doors: Doors
+    options: argparse.Namespace, event: LiveEvent, crowd: CrowdRun
 ) -> AbstractContextManager[Callable[[], None]]:
     quota = event.quota.rate * event.regions
 
     def describe() -> tuple[int, str, str]:
-        now = doors.moment()
+        now = crowd.progress()
         when = f"doors in {-now.seconds:.0f} s" if now.seconds < 0 else f"{now.seconds:.0f} s"
         state = (
             f"{now.admitted:,} in, {now.waiting:,} wait (p95 {now.p95:.1f} s), "

@@ -7,7 +7,8 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from aioivschat.planning import CONNECTIONS, Course, Gain, LiveEvent, Plan, Renewal
+from aioivschat.planning import CrowdOutcome, Gain, LiveEvent, Plan, Renewal
+from aioivschat.planning._plan import MAX_CONNECTIONS
 
 _Row = tuple[str, ...]
 _StyledLine = tuple[str, str]  # its text, and its style for rich
@@ -26,34 +27,36 @@ _MAX_COLUMNS = 100
 
 def plan_report(plan: Plan) -> str:
     """Show a plan, for people to read."""
-    event, course = plan.event, plan.course
+    event, outcome = plan.event, plan.outcome
     rows = [
-        ("last viewer in", f"{_in_seconds(course.finished)} after the doors"),
+        ("last viewer in", f"{_in_seconds(outcome.finished)} after the doors"),
         ("earliest feasible", _in_seconds(plan.earliest)),
-        *_wait_rows(course),
-        *_count_rows(event, course),
+        *_wait_rows(outcome),
+        *_count_rows(event, outcome),
         ("", ""),
         *_afterwards_rows(plan),
         ("", ""),
-        *(_gain_row(course, gain) for gain in plan.gains),
+        *(_gain_row(outcome, gain) for gain in plan.gains),
     ]
     lines = [(event_title(event), "bold"), ("", ""), *_table(("", "plan"), rows)]
     lines += [("", "")] * bool(plan.gains)
     lines += _warning_lines(plan)
-    lines += _chart("arrivals a second", course.timeline.arrived, course, height=3, style="cyan")
+    lines += _chart("arrivals a second", outcome.timeline.arrived, outcome, height=3, style="cyan")
     lines += _chart(
         "tokens a second",
-        course.timeline.tokens,
-        course,
+        outcome.timeline.tokens,
+        outcome,
         height=4,
         style="green",
         least_top=event.quota.rate * event.regions,
     )
-    lines += _chart("viewers waiting", course.timeline.waiting, course, height=6, style="yellow")
-    return _render([*lines, *_axis(course)])
+    lines += _chart("viewers waiting", outcome.timeline.waiting, outcome, height=6, style="yellow")
+    return _render([*lines, *_axis(outcome)])
 
 
-def rehearsal_report(event: LiveEvent, planned: Course, measured: Course, interrupted: bool) -> str:
+def rehearsal_report(
+    event: LiveEvent, planned: CrowdOutcome, measured: CrowdOutcome, interrupted: bool
+) -> str:
     """Show what was measured beside the plan, for people to read.
 
     Args:
@@ -110,36 +113,36 @@ def _in_seconds(number: float) -> str:
     return f"{number:,.2f} s" if number < 10 else f"{number:,.1f} s"
 
 
-def _wait_rows(course: Course) -> Iterator[_Row]:
+def _wait_rows(outcome: CrowdOutcome) -> Iterator[_Row]:
     for name, member in _WAIT_BY_LABEL.items():
-        yield name, _in_seconds(getattr(course.waits, member)) if course.waits else "-"
+        yield name, _in_seconds(getattr(outcome.waits, member)) if outcome.waits else "-"
 
 
-def _count_rows(event: LiveEvent, course: Course) -> Iterator[_Row]:
-    share = 100 * course.late / course.arrived if course.arrived else 0.0
-    yield f"wait over {event.patience:g} s", f"{course.late:,} ({share:.0f} %)"
-    yield "in within a second", f"{course.first_second:,}"
+def _count_rows(event: LiveEvent, outcome: CrowdOutcome) -> Iterator[_Row]:
+    share = 100 * outcome.late / outcome.arrived if outcome.arrived else 0.0
+    yield f"wait over {event.patience:g} s", f"{outcome.late:,} ({share:.0f} %)"
+    yield "in within a second", f"{outcome.first_second:,}"
     if event.prewarm:
-        yield "tokens prewarmed", f"{course.prewarmed:,} ({course.unused:,} unused)"
-    if course.returned:
-        yield "back before the end", f"{course.returned:,}"
-    for name, number in course.failed.items():
+        yield "tokens prewarmed", f"{outcome.prewarmed:,} ({outcome.unused:,} unused)"
+    if outcome.returned:
+        yield "back before the end", f"{outcome.returned:,}"
+    for name, number in outcome.failed.items():
         yield f"failed: {name}", f"{number:,}"
 
 
-def _measured_rows(event: LiveEvent, course: Course) -> Iterator[_Row]:
-    yield "last viewer in", _in_seconds(course.finished)
-    yield from _wait_rows(course)
-    yield "viewers in", f"{course.admitted:,}"
-    yield f"wait over {event.patience:g} s", f"{course.late:,}"
-    yield "in within a second", f"{course.first_second:,}"
+def _measured_rows(event: LiveEvent, outcome: CrowdOutcome) -> Iterator[_Row]:
+    yield "last viewer in", _in_seconds(outcome.finished)
+    yield from _wait_rows(outcome)
+    yield "viewers in", f"{outcome.admitted:,}"
+    yield f"wait over {event.patience:g} s", f"{outcome.late:,}"
+    yield "in within a second", f"{outcome.first_second:,}"
     if event.prewarm:
-        yield "tokens prewarmed", f"{course.prewarmed:,} ({course.unused:,} unused)"
-    yield "throttled requests", f"{course.throttled:,}"
-    yield "failed", f"{sum(course.failed.values()):,}"
+        yield "tokens prewarmed", f"{outcome.prewarmed:,} ({outcome.unused:,} unused)"
+    yield "throttled requests", f"{outcome.throttled:,}"
+    yield "failed", f"{sum(outcome.failed.values()):,}"
 
 
-def _format_difference(name: str, planned: Course, measured: Course) -> str:
+def _format_difference(name: str, planned: CrowdOutcome, measured: CrowdOutcome) -> str:
     if planned.waits is None or measured.waits is None:
         return ""
     if name == "last viewer in":
@@ -168,12 +171,12 @@ def _afterwards_rows(plan: Plan) -> Iterator[_Row]:
     yield "the quota carries", f"{after.carried:,} viewers for good"
 
 
-def _gain_row(course: Course, gain: Gain) -> _Row:
-    sooner = course.finished - gain.finished
+def _gain_row(outcome: CrowdOutcome, gain: Gain) -> _Row:
+    sooner = outcome.finished - gain.finished
     waits = f"95 % wait at most {_in_seconds(gain.waits.p95)}" if gain.waits else "nobody gets in"
     ending = "no sooner"
     # Gains are tried on a thinned crowd: a smaller difference may be an artefact of that.
-    if sooner >= max(1.0, 0.01 * course.finished):
+    if sooner >= max(1.0, 0.01 * outcome.finished):
         ending = f"in {_in_seconds(gain.finished)}, {_in_seconds(sooner)} sooner"
     return f"with {gain.change}", f"last viewer {ending}; {waits}"
 
@@ -181,14 +184,14 @@ def _gain_row(course: Course, gain: Gain) -> _Row:
 def _warning_lines(plan: Plan) -> list[_StyledLine]:
     event, after = plan.event, plan.afterwards
     notes = []
-    if event.attendees > CONNECTIONS * event.regions:
+    if event.attendees > MAX_CONNECTIONS * event.regions:
         notes.append(
-            f"More viewers than the {CONNECTIONS:,} connections that AWS allows a region unless "
-            "asked for more."
+            f"More viewers than the {MAX_CONNECTIONS:,} connections that AWS allows a region "
+            "unless asked for more."
         )
     if not after.fits:
         notes.append(
-            f"The quota carries {after.carried:,} viewers for good, not {plan.course.admitted:,}."
+            f"The quota carries {after.carried:,} viewers for good, not {plan.outcome.admitted:,}."
         )
     if event.renewal is Renewal.TOKEN:
         notes.append("Give clients the session's end as tokenExpirationTime: --renew session.")
@@ -214,7 +217,7 @@ def _table(head: _Row, rows: Iterable[_Row]) -> list[_StyledLine]:
 def _chart(
     title: str,
     values: Sequence[int],
-    course: Course,
+    outcome: CrowdOutcome,
     *,
     height: int,
     style: str,
@@ -222,7 +225,7 @@ def _chart(
     dots: Sequence[int] = (),
 ) -> list[_StyledLine]:
     """Draw one quantity over the time of an outcome."""
-    seconds, width = len(course.timeline.waiting), _chart_width()
+    seconds, width = len(outcome.timeline.waiting), _chart_width()
     top = max(least_top, *values, *dots)
     bars = [value / top * height for value in _fit_to_width(values, seconds, width)]
     marks = [int(value / top * (height - 0.01)) for value in _fit_to_width(dots, seconds, width)]
@@ -252,10 +255,10 @@ def _fit_to_width(values: Sequence[int], seconds: int, width: int) -> list[int]:
     return columns
 
 
-def _axis(course: Course) -> list[_StyledLine]:
+def _axis(outcome: CrowdOutcome) -> list[_StyledLine]:
     width, corner = _chart_width(), ("└", "─") if _is_unicode() else ("+", "-")
-    start = course.timeline.start
-    end = start + len(course.timeline.waiting)
+    start = outcome.timeline.start
+    end = start + len(outcome.timeline.waiting)
     left, right = f"{start:g} s", f"{end:,.0f} s"
     middle = f"{(start + end) / 2:,.0f} s after the doors open"
     labels = f"{left}{middle:^{width - len(left) - len(right)}}{right}"

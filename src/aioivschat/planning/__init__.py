@@ -3,62 +3,42 @@
 ::
 
     event = LiveEvent(50_000, Arrivals("ramp", 120), prewarm=50)
-    print(plan(event).course.waits)
+    print(plan(event).outcome.waits)
 
-The plan lets the event's crowd in through :class:`~aioivschat.AsyncTokenService` itself, in virtual
-time and with an upstream in this process that mints after the event's latency: whatever the service
-does about pace, order, stock and priorities, the plan does too. What the crowd keeps up afterwards
-is arithmetic.
+The plan runs the event's crowd through :class:`~aioivschat.AsyncTokenService` itself, in virtual
+time, with clients that mint in this process after the event's latency. So the plan paces, queues,
+stocks and prioritizes exactly as the service does. What the crowd asks for afterwards is
+arithmetic.
 """
 
-from aioivschat.planning._crowd import (
-    REGIONS,
-    Arrivals,
-    Course,
-    Doors,
-    LiveEvent,
-    Moment,
-    Renewal,
-    Timeline,
-    Waits,
-)
+from aioivschat.planning._arrivals import Arrivals
+from aioivschat.planning._event import REGIONS, LiveEvent, Renewal
+from aioivschat.planning._outcomes import CrowdOutcome, Timeline, Waits
 from aioivschat.planning._plan import (
-    CONNECTIONS,
     Afterwards,
     Gain,
     Plan,
     afterwards,
-    course_as_json,
     earliest_finish,
-    event_as_json,
     plan,
     plan_as_json,
-    rehearsal_as_json,
     simulate,
-    stock_for,
 )
 
 __all__ = [
-    "CONNECTIONS",
     "REGIONS",
     "Afterwards",
     "Arrivals",
-    "Course",
-    "Doors",
+    "CrowdOutcome",
     "Gain",
     "LiveEvent",
-    "Moment",
     "Plan",
     "Renewal",
     "Timeline",
     "Waits",
     "afterwards",
-    "course_as_json",
     "earliest_finish",
-    "event_as_json",
     "plan",
     "plan_as_json",
-    "rehearsal_as_json",
     "simulate",
-    "stock_for",
 ]

@@ -1,15 +1,4 @@
-"""Whether an event fits, known beforehand.
-
-::
-
-    event = LiveEvent(50_000, Arrivals("ramp", 120), prewarm=50)
-    print(plan(event).course.waits)
-
-The plan lets the event's crowd in through :class:`~aioivschat.AsyncTokenService` itself, in virtual
-time and with an upstream in this process that mints after the event's latency: whatever the service
-does about pace, order, stock and priorities, the plan does too. What the crowd keeps up afterwards
-is arithmetic.
-"""
+"""A plan: the crowd's run in virtual time, and arithmetic for what it asks for afterwards."""
 
 from __future__ import annotations
 
@@ -29,27 +18,32 @@ from aioivschat._clock import Clock
 from aioivschat._models import TOKEN_LIFE_SECONDS, RoomArn
 from aioivschat._service.cache import CachePolicy
 from aioivschat._service.service import AsyncTokenService
-from aioivschat.planning._crowd import (
+from aioivschat.planning._crowd import CrowdRun
+from aioivschat.planning._event import (
+    HOUR_SECONDS,
+    MAX_PREWARM_SECONDS,
     REGIONS,
-    Course,
-    Doors,
     LiveEvent,
     Renewal,
-    Waits,
 )
-from aioivschat.planning._virtual_time import CreateChatToken, LoopClock, VirtualLoop, session_here
+from aioivschat.planning._outcomes import CrowdOutcome, Waits
+from aioivschat.planning._virtual_time import (
+    CreateChatToken,
+    LoopClock,
+    VirtualLoop,
+    in_process_session,
+)
 
-CONNECTIONS = 50_000
+MAX_CONNECTIONS = 50_000
 """Chat connections at once for an account and region (IVS Chat service quotas; adjustable)."""
 
-_EARLIER = 50.0
-"""Seconds of prewarming that a plan without it compares with: what is minted first has then 5 s
-more to live than it needs, should the doors open late."""
+_SUGGESTED_PREWARM_SECONDS = MAX_PREWARM_SECONDS - 5.0
+"""The prewarming that a plan suggests: the first tokens outlive doors that open up to 5 s late."""
 
-_THIN_ATTENDEES = 2_500
-_THIN_RATE = 10.0
-"""A change is tried on a crowd as thin as this, at a quota as much smaller: everybody's wait is the
-same to within the time between two permits, and nobody waits for the answer."""
+_TRIAL_ATTENDEES = 2_500
+_TRIAL_RATE = 10.0
+"""A change is tried on a crowd and a quota divided by the same number, down to these: waits stay
+the same to within the time between two permits, and the trial takes a fraction of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +52,14 @@ class Afterwards:
 
     Args:
         reconnects: tokens a second for lost connections.
-        renewals: tokens a second for renewals, on average. Who reconnects starts anew, so with
-            reconnects at random, ``r`` a second, and a renewal after ``R`` s each viewer asks for
-            ``r / (exp(r R) - 1)``.
-        peak: the most tokens a second, reconnects included: the doors come again as a wave of
-            renewals, ``renewed_after`` after them, less those who reconnected meanwhile.
+        renewals: tokens a second for renewals, on average. A reconnect postpones the viewer's
+            renewal: with random reconnects at ``r`` a second and a renewal after ``R`` s, each
+            viewer asks for ``r / (exp(r R) - 1)``.
+        peak: the most tokens a second, reconnects included. Those who came together renew together
+            after ``renewed_after``, less those who reconnected meanwhile.
         quota: tokens a second that all regions allow.
         renewed_after: seconds from a token to its viewer's renewal.
-        carried: viewers that the quota carries for good.
+        carried: viewers whose reconnects and renewals the quota allows for good.
     """
 
     reconnects: float
@@ -77,20 +71,20 @@ class Afterwards:
 
     @property
     def fits(self) -> bool:
-        """Whether the quota carries everybody, on average."""
+        """Whether the quota allows everybody's reconnects and renewals, on average."""
         return self.reconnects + self.renewals <= self.quota
 
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """What a change would bring.
+    """What one change of the event would bring.
 
     Args:
-        change: what is done differently, in words.
-        event: the event with it.
+        change: the change, in words.
+        event: the event with the change.
         waits: how long viewers would wait; ``None`` if nobody got in.
         finished: seconds from the doors to the last token.
-        late: viewers who would wait longer than their patience, about.
+        late: about how many viewers would wait longer than the event's patience.
     """
 
     change: str
@@ -106,15 +100,15 @@ class Plan:
 
     Args:
         event: the event.
-        course: how its doors fare.
-        earliest: seconds from the doors to the last token, were the quota used up to the last
-            permit from the start of prewarming on. Nothing is faster.
+        outcome: how its crowd gets in.
+        earliest: seconds from the doors to the last token if every permit of the quota were used
+            from the start of prewarming on. Nothing is faster.
         afterwards: what the crowd asks for once it is in.
         gains: what changes would bring.
     """
 
     event: LiveEvent
-    course: Course
+    outcome: CrowdOutcome
     earliest: float
     afterwards: Afterwards
     gains: tuple[Gain, ...]
@@ -123,73 +117,79 @@ class Plan:
 def plan(event: LiveEvent) -> Plan:
     """Plan an event.
 
-    It runs an event loop of its own: in a coroutine, use :func:`asyncio.to_thread`. Python's
-    cyclic garbage collector pauses meanwhile, in the whole process; it takes about 5 KB for each
-    attendee who waits at the same time.
+    It runs an event loop of its own: in a coroutine, use :func:`asyncio.to_thread`. Meanwhile
+    Python's cyclic garbage collector is off in the whole process. Each attendee who waits at the
+    same time takes about 5 KB.
 
     Args:
-        event: what is planned.
+        event: the event.
 
     Returns:
-        The same plan each time.
+        The plan, the same each time for the same event.
     """
-    course = simulate(event)
+    outcome = simulate(event)
     return Plan(
         event=event,
-        course=course,
+        outcome=outcome,
         earliest=earliest_finish(event),
-        afterwards=afterwards(event, course),
-        gains=tuple(_gain(change, changed) for change, changed in _changes(event)),
+        afterwards=afterwards(event, outcome),
+        gains=tuple(_try_change(change, changed) for change, changed in _suggest_changes(event)),
     )
 
 
-def simulate(event: LiveEvent, rooms: Sequence[str] = (), *, until: float = math.inf) -> Course:
-    """Let the crowd of an event in, in virtual time.
+def simulate(
+    event: LiveEvent, rooms: Sequence[str] = (), *, until: float = math.inf
+) -> CrowdOutcome:
+    """Run the crowd of an event in virtual time; the notes on :func:`plan` hold here, too.
 
     Args:
         event: the event.
         rooms: ARNs of its rooms; made-up ones by default.
-        until: seconds after the doors at which it is stopped, for a rehearsal that was.
+        until: seconds after the doors at which the run is stopped, to compare with a rehearsal
+            that was interrupted then.
 
     Returns:
-        How its doors fare; as for :func:`plan`.
+        How its crowd gets in.
     """
     with _collector_paused(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
         loop = runner.get_loop()
         assert isinstance(loop, VirtualLoop)  # noqa: S101 (for the type checker)
-        return runner.run(_hold(event, rooms or event.arns(), LoopClock(loop), until))
+        return runner.run(_run_crowd(event, rooms or event.arns(), LoopClock(loop), until))
 
 
-async def _hold(event: LiveEvent, rooms: Sequence[str], clock: Clock, until: float) -> Course:
+async def _run_crowd(
+    event: LiveEvent, rooms: Sequence[str], clock: Clock, until: float
+) -> CrowdOutcome:
     async with AsyncTokenService(
-        session=_minting_here(clock, event.latency),
+        session=minting_session(clock, event.latency),
         endpoint_url="http://127.0.0.1",
         quota=event.quota,
         cache=stock_for(event),
-        pool=PoolPolicy(prepared=False),  # the requests are for nobody
+        pool=PoolPolicy(prepared=False),  # nothing is sent: a signature would be wasted
         clock=clock,
     ) as service:
-        doors = Doors(event, service, rooms, clock)
+        crowd = CrowdRun(event, service, rooms, clock)
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, until + event.prewarm)):
-                await doors.hold()
-        return doors.course()
+                await crowd.run()
+        return crowd.outcome()
 
 
 def stock_for(event: LiveEvent) -> CachePolicy:
-    """Return a policy with room for all that can be prewarmed."""
+    """Return a policy whose stock can hold all that can be prewarmed."""
     return CachePolicy(max_stock=math.ceil(event.quota.rate * TOKEN_LIFE_SECONDS) * event.regions)
 
 
-def _minting_here(clock: Clock, latency: float) -> AioSession:
+def minting_session(clock: Clock, latency: float) -> AioSession:
     """Return a session whose clients mint in this process."""
 
     async def create_chat_token(*, sessionDurationInMinutes: int = 60, **_: Any) -> dict[str, Any]:  # noqa: N803 (boto3's)
-        # As at AWS, a token's life begins when it is made. This is `sleep`, for half of its price.
+        # A future and a timer: `sleep` takes twice the time.
         loop = asyncio.get_running_loop()
         answered = loop.create_future()
         loop.call_later(latency, answered.set_result, None)
         await answered
+        # A token's life begins when it is made, as at AWS.
         now = datetime.fromtimestamp(clock.wall(), UTC)
         return {
             "token": "planned",
@@ -200,15 +200,15 @@ def _minting_here(clock: Clock, latency: float) -> AioSession:
     async def open_client(_: str) -> CreateChatToken:
         return create_chat_token
 
-    return session_here(open_client)
+    return in_process_session(open_client)
 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
     """Pause the cyclic garbage collector.
 
-    It would look through all who wait over and over, for as long as all the rest takes, and find
-    nothing: what a viewer leaves behind is freed when it has its token.
+    It would double the time of a plan by examining all waiting calls again and again, and find
+    nothing: reference counts free a call's objects when it ends.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -222,9 +222,9 @@ def _collector_paused() -> Iterator[None]:
 def earliest_finish(event: LiveEvent) -> float:
     """Return the earliest second after the doors at which the last viewer can have a token.
 
-    Whoever comes needs a permit, and so does everybody behind. From the start of prewarming on, a
-    region has its rate of them, and beforehand what its bucket holds: a second's worth, unless it
-    is known. Only arithmetic: no service is that good.
+    Each viewer needs a permit. From the start of prewarming on, a region gives them at its rate,
+    and at once as many as its bucket holds: a second's worth, unless the burst is known. This is a
+    bound by arithmetic, which no service reaches.
     """
     times = event.arrivals.times(event.attendees)
     regions = [RoomArn.parse(room).region for room in event.arns()]
@@ -239,21 +239,21 @@ def earliest_finish(event: LiveEvent) -> float:
     return earliest
 
 
-def afterwards(event: LiveEvent, course: Course) -> Afterwards:
-    """Tell what the crowd asks for once it is in, by arithmetic.
+def afterwards(event: LiveEvent, outcome: CrowdOutcome) -> Afterwards:
+    """Compute what the crowd asks for once it is in.
 
     Args:
         event: the event.
-        course: how its doors fared.
+        outcome: how its crowd got in.
     """
     by_session = event.renewal is Renewal.SESSION
     after = event.renewal.due(event.session_minutes * 60.0 if by_session else TOKEN_LIFE_SECONDS)
-    lost = event.reconnects / 3_600
+    lost = event.reconnects / HOUR_SECONDS
     # The limit for a rate of 0 is 1 / R.
     renewed = lost / math.expm1(lost * after) if lost else 1 / after
-    viewers, quota = course.admitted, event.quota.rate * event.regions
+    viewers, quota = outcome.admitted, event.quota.rate * event.regions
     mean = viewers * (lost + renewed)
-    wave = max(course.timeline.tokens) * math.exp(-lost * after) + viewers * lost
+    wave = max(outcome.timeline.tokens) * math.exp(-lost * after) + viewers * lost
     return Afterwards(
         reconnects=viewers * lost,
         renewals=viewers * renewed,
@@ -264,44 +264,45 @@ def afterwards(event: LiveEvent, course: Course) -> Afterwards:
     )
 
 
-def _changes(event: LiveEvent) -> Iterator[tuple[str, LiveEvent]]:
+def _suggest_changes(event: LiveEvent) -> Iterator[tuple[str, LiveEvent]]:
     if event.regions < len(REGIONS):
         regions = event.regions + 1
         rooms = math.ceil(event.rooms / regions) * regions  # an equal share for each
         yield "one more region", replace(event, regions=regions, rooms=rooms)
-    if event.prewarm < _EARLIER:
-        yield f"prewarming {_EARLIER:g} s ahead", replace(event, prewarm=_EARLIER)
+    if event.prewarm < _SUGGESTED_PREWARM_SECONDS:
+        earlier = replace(event, prewarm=_SUGGESTED_PREWARM_SECONDS)
+        yield f"prewarming {_SUGGESTED_PREWARM_SECONDS:g} s ahead", earlier
     if event.renewal is Renewal.TOKEN:
         yield "renewing by session", replace(event, renewal=Renewal.SESSION)
 
 
-def _gain(change: str, event: LiveEvent) -> Gain:
+def _try_change(change: str, event: LiveEvent) -> Gain:
     quota = event.quota
-    most = min(event.attendees // _THIN_ATTENDEES, int(quota.rate // _THIN_RATE))
-    # Of a quota, the limiter does not use a fraction of a permit.
-    thinness = max((each for each in range(1, most + 1) if quota.rate % each == 0), default=1)
-    thin = replace(
+    most = min(event.attendees // _TRIAL_ATTENDEES, int(quota.rate // _TRIAL_RATE))
+    # The divided rate must be whole: the limiter does not use a fraction of a permit.
+    divisor = max((each for each in range(1, most + 1) if quota.rate % each == 0), default=1)
+    trial = replace(
         event,
-        attendees=math.ceil(event.attendees / thinness),
+        attendees=math.ceil(event.attendees / divisor),
         quota=replace(
             quota,
-            rate=quota.rate / thinness,
-            burst=quota.burst and max(1, quota.burst // thinness),
-            max_waiting=quota.max_waiting // thinness,
+            rate=quota.rate / divisor,
+            burst=quota.burst and max(1, quota.burst // divisor),
+            max_waiting=quota.max_waiting // divisor,
         ),
     )
-    course = simulate(thin)
-    late = min(event.attendees, course.late * thinness)
-    return Gain(change, event, course.waits, course.finished, late)
+    outcome = simulate(trial)
+    late = min(event.attendees, outcome.late * divisor)
+    return Gain(change, event, outcome.waits, outcome.finished, late)
 
 
 def plan_as_json(made: Plan) -> dict[str, Any]:
-    """Return a plan as JSON can hold it, in the shape that docs/guide.md describes."""
+    """Return a plan in the JSON shape that docs/guide.md describes."""
     return {
         "version": 1,
-        "event": event_as_json(made.event),
+        "event": _event_as_json(made.event),
         "earliest_finish": made.earliest,
-        "plan": course_as_json(made.course),
+        "plan": asdict(made.outcome),
         "afterwards": {**asdict(made.afterwards), "fits": made.afterwards.fits},
         "gains": [
             {
@@ -316,25 +317,19 @@ def plan_as_json(made: Plan) -> dict[str, Any]:
 
 
 def rehearsal_as_json(
-    event: LiveEvent, planned: Course, measured: Course, *, interrupted: bool
+    event: LiveEvent, planned: CrowdOutcome, measured: CrowdOutcome, *, interrupted: bool
 ) -> dict[str, Any]:
-    """Return a rehearsal as JSON can hold it, in the shape that docs/guide.md describes."""
+    """Return a rehearsal in the JSON shape that docs/guide.md describes."""
     return {
         "version": 1,
-        "event": event_as_json(event),
-        "plan": course_as_json(planned),
-        "measured": course_as_json(measured),
+        "event": _event_as_json(event),
+        "plan": asdict(planned),
+        "measured": asdict(measured),
         "interrupted": interrupted,
     }
 
 
-def event_as_json(event: LiveEvent) -> dict[str, Any]:
-    """Return an event as JSON can hold it."""
+def _event_as_json(event: LiveEvent) -> dict[str, Any]:
     members = asdict(event)
     quota: Mapping[str, Any] = members.pop("quota")
     return {**members, "rate": quota["rate"], "burst": quota["burst"]}
-
-
-def course_as_json(course: Course) -> dict[str, Any]:
-    """Return a course as JSON can hold it."""
-    return asdict(course)

@@ -1,6 +1,6 @@
-"""Virtual time: an event loop whose clock jumps to the next thing that happens.
+"""Virtual time: an event loop whose clock jumps to the next timer instead of waiting for it.
 
-With it goes a session whose clients need no network: no I/O can be waited for on such a loop.
+No I/O can be waited for on such a loop, so there is also a session whose clients need no network.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from aiobotocore.session import AioSession
 from aioivschat._clock import Clock
 
 EPOCH = 1_800_000_000.0
-"""What the wall clock is ahead of virtual time: some moment in 2027."""
+"""Seconds by which the wall clock is ahead of virtual time: a date in 2027."""
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Lets the loop's time jump instead of waiting."""
+    """Advances the loop's time by the timeout, instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 1_000.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # The system is not even asked: that would take longer than all else that the loop does.
+        # No system call: it would take longer than everything else that the loop does.
         if timeout is None:
             raise RuntimeError("everything waits, and nothing will ever happen")
         self.now += timeout
@@ -36,7 +36,7 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop in virtual time. Neither I/O nor a thread may be waited for on it."""
+    """A loop in virtual time, on which neither I/O nor a thread can be waited for."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
@@ -47,20 +47,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return self._jumping.now
 
     def stall(self, seconds: float) -> None:
-        """Let time pass as if a callback had taken so long."""
+        """Advance time, as a callback does that takes ``seconds``."""
         self._jumping.now += seconds
 
 
 class LoopClock(Clock):
-    """Both clocks by the time of one virtual loop.
+    """A clock whose wall and monotonic time are those of a virtual loop.
 
     Args:
-        loop: whose time it is.
+        loop: the loop.
     """
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
-        # The loop's own method: it is called a dozen times for every token.
+        # The loop's own method, for speed: it is called a dozen times for every token.
         self.monotonic = loop.time
 
     def wall(self) -> float:
@@ -72,14 +72,14 @@ CreateChatToken = Callable[..., Awaitable[Mapping[str, Any]]]
 """What takes the place of a client's ``create_chat_token``."""
 
 
-def session_here(
+def in_process_session(
     open_client: Callable[[str], Awaitable[CreateChatToken]], session: AioSession | None = None
 ) -> AioSession:
-    """Return a session whose clients are answered in this process.
+    """Return a session whose clients call a function of this process instead of AWS.
 
     Args:
-        open_client: given a region, returns what answers there.
-        session: which one is to open such clients from now on; a new one by default.
+        open_client: given a region, returns the function for its clients.
+        session: a session to change; a new one by default.
     """
 
     @asynccontextmanager
@@ -92,6 +92,6 @@ def session_here(
         )
 
     session = session or AioSession()
-    # Not a subclass: the signature has an overload for every service of AWS.
+    # Replaced rather than overridden: its type has an overload for every service of AWS.
     vars(session)["create_client"] = create_client
     return session

@@ -21,7 +21,7 @@ from aioivschat import Clock
 from aioivschat.emulator._model import Emulator
 from aioivschat.emulator._wire import Answer as Response
 from aioivschat.emulator._wire import Drop, Hang, Request
-from aioivschat.planning._virtual_time import CreateChatToken, session_here
+from aioivschat.planning._virtual_time import CreateChatToken, in_process_session
 
 _URL = "http://127.0.0.1/"
 
@@ -101,7 +101,7 @@ class Upstream:
 
     def session(self) -> AioSession:
         """Return a session whose clients are answered here."""
-        return session_here(self._open, _session())
+        return in_process_session(self._open, _session())
 
     async def _open(self, region: str) -> CreateChatToken:
         await asyncio.sleep(self._opening)

@@ -1,0 +1,103 @@
+"""The live event: its crowd, its quota, its regions and how its clients renew."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from aioivschat._models import SESSION_MAX_MINUTES, TOKEN_LIFE_SECONDS, RoomArn
+from aioivschat._service.cache import CachePolicy
+from aioivschat._service.limiter import Quota
+from aioivschat.errors import require
+from aioivschat.planning._arrivals import MAX_ATTENDEES, Arrivals
+
+REGIONS = (
+    "us-east-1",
+    "us-west-2",
+    "ap-south-1",
+    "ap-northeast-1",
+    "ap-northeast-2",
+    "eu-central-1",
+    "eu-west-1",
+)
+"""Where there is IVS Chat (IVS Chat endpoints and quotas)."""
+
+MAX_PREWARM_SECONDS = TOKEN_LIFE_SECONDS - CachePolicy().min_remaining
+"""The greatest age at which a token is handed out: nothing is minted earlier before its use."""
+
+HOUR_SECONDS = 3_600.0
+_ACCOUNT = "123456789012"
+
+
+class Renewal(StrEnum):
+    """When a client opens its next connection, by the ``tokenExpirationTime`` it was given.
+
+    The chat SDK does so, with a new token, 30 s before that time if at most 60 s are left,
+    otherwise 60 s before (amazon-ivs-chat-messaging 1.1.1, read and measured).
+    """
+
+    SESSION = "session"  # the session's end: one token for each session
+    TOKEN = "token"  # noqa: S105 (AWS's own value, a minute ahead: one about every 30 s)
+
+    def due(self, left: float) -> float:
+        """Return seconds until a client renews whose expiration is ``left`` seconds away."""
+        return max(0.0, left - (30.0 if left <= TOKEN_LIFE_SECONDS else 60.0))
+
+
+@dataclass(frozen=True, slots=True)
+class LiveEvent:
+    """A live event: its crowd, its quota and how its clients behave.
+
+    Args:
+        attendees: how many come, 1 to 10 million.
+        arrivals: when they come.
+        quota: what AWS allows an account in each region.
+        prewarm: seconds before the doors in which tokens may be minted ahead: 0 to 55, as a token
+            lives for 60 s and is handed out with 5 s left. Minting begins as late as possible.
+        rooms: number of rooms; attendees are spread over them in turn. At least one for each
+            region.
+        regions: number of regions, 1 to 7; rooms are spread over them in turn.
+        session_minutes: how long a session lasts, 1 to 180 minutes.
+        reconnects: how often an hour a viewer loses the connection and asks for a new token, 0 to
+            3,600.
+        renewal: what clients renew by.
+        patience: seconds, above 0; viewers who wait longer are counted, and keep waiting.
+        latency: seconds from a request to its token, 0 to 5.
+
+    Raises:
+        InvalidConfiguration: an argument is out of its range.
+    """
+
+    attendees: int
+    arrivals: Arrivals = Arrivals()  # noqa: RUF009 (frozen)
+    quota: Quota = Quota()  # noqa: RUF009 (frozen)
+    prewarm: float = 0.0
+    rooms: int = 1
+    regions: int = 1
+    session_minutes: int = 60
+    reconnects: float = 1.0
+    renewal: Renewal = Renewal.SESSION
+    patience: float = 10.0
+    latency: float = 0.02
+
+    def __post_init__(self) -> None:
+        def check(option: str, within: bool, limit: str) -> None:
+            require(within, option, limit, getattr(self, option))
+
+        check("attendees", 1 <= self.attendees <= MAX_ATTENDEES, f"1 to {MAX_ATTENDEES:,}")
+        most = MAX_PREWARM_SECONDS
+        check("prewarm", 0 <= self.prewarm <= most, f"0 to {most:g} s")
+        check("regions", 1 <= self.regions <= len(REGIONS), f"1 to {len(REGIONS)}")
+        check("rooms", self.regions <= self.rooms <= 1_000, "one for each region, at most 1,000")
+        check("session_minutes", 1 <= self.session_minutes <= SESSION_MAX_MINUTES, "1 to 180")
+        check("reconnects", 0 <= self.reconnects <= HOUR_SECONDS, "0 to 3,600 an hour")
+        check("patience", 0 < self.patience < math.inf, "above 0 s")
+        check("latency", 0 <= self.latency <= 5, "0 to 5 s")
+
+    def arns(self) -> tuple[str, ...]:
+        """Return made-up ARNs for the event's rooms."""
+        return tuple(
+            str(RoomArn(REGIONS[room % self.regions], _ACCOUNT, f"Room{room + 1}"))
+            for room in range(self.rooms)
+        )
