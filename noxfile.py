@@ -94,7 +94,8 @@ def compat(session: nox.Session) -> None:
     _install_wheel(session, "", *pins, *_group("test"))
     # test_schema.py needs a newer rich.
     others = ("--ignore=tests/endpoint/test_schema.py", "-m", "not (e2e or once)")
-    folders = ("aws", "cli", "demo", "emulator/test_moto.py", "endpoint", "fleet", "service")
+    moto = "emulator/test_moto_backend.py"
+    folders = ("aws", "cli", "demo", moto, "endpoint", "fleet", "service")
     session.run("pytest", *others, *(session.posargs or (*PARALLEL, *_in_tests(*folders))))
 
 

@@ -1,4 +1,4 @@
-"""The chat's model, on virtual clocks and without any server."""
+"""The chat's model, on stepped clocks and without any server."""
 
 from __future__ import annotations
 
@@ -21,38 +21,10 @@ from aioivschat.emulator import (
     TokenSpent,
     TokenUnknown,
 )
+from support.emulators import ROOM, SteppedTime
 
-START = 1_800_000_000.0  # 2027-01-15T08:00:00Z
-ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/AbCdEf123456"
 OTHER_ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Other1234567"
 EVERYTHING = ("SEND_MESSAGE", "DELETE_MESSAGE", "DISCONNECT_USER")
-
-
-class Time:
-    """Both clocks, moved by hand."""
-
-    def __init__(self) -> None:
-        self.passed = 0.0
-
-    def wall(self) -> float:
-        """Return seconds since the epoch."""
-        return START + self.passed
-
-    def monotonic(self) -> float:
-        """Return seconds that passed."""
-        return self.passed
-
-
-@pytest.fixture
-def time() -> Time:
-    """Clocks that stand still until a test moves them."""
-    return Time()
-
-
-@pytest.fixture
-def emulator(time: Time) -> Emulator:
-    """A model on those clocks."""
-    return Emulator(clock=time.wall, monotonic=time.monotonic)
 
 
 class Client:
@@ -105,7 +77,7 @@ def test_token_connects_once(emulator: Emulator) -> None:
     assert (1, 1, 2) == (counts.chat_open, counts.chat_opened, counts.chat_refused)
 
 
-def test_token_connects_within_its_minute(emulator: Emulator, time: Time) -> None:
+def test_token_connects_within_its_minute(emulator: Emulator, time: SteppedTime) -> None:
     """After it the token is of no use, and stays unspent."""
     token = emulator.create_chat_token({"roomIdentifier": ROOM, "userId": "alice"})["token"]
     time.passed = 60.0
@@ -114,7 +86,7 @@ def test_token_connects_within_its_minute(emulator: Emulator, time: Time) -> Non
     assert (0, 0) == (emulator.counts().redeemed, emulator.counts().chat_opened)
 
 
-def test_session_ends_with_a_401_and_a_close(emulator: Emulator, time: Time) -> None:
+def test_session_ends_with_a_401_and_a_close(emulator: Emulator, time: SteppedTime) -> None:
     """At the session's end, as its timer finds it, and not before."""
     client = Client(emulator, sessionDurationInMinutes=2)
     time.passed = 119.0
@@ -130,7 +102,9 @@ def test_session_ends_with_a_401_and_a_close(emulator: Emulator, time: Time) -> 
     assert 0 == emulator.counts().chat_open
 
 
-def test_session_that_is_over_neither_speaks_nor_hears(emulator: Emulator, time: Time) -> None:
+def test_session_that_is_over_neither_speaks_nor_hears(
+    emulator: Emulator, time: SteppedTime
+) -> None:
     """Even if the timer is late: the first frame either way ends it."""
     speaker, hearer = Client(emulator), Client(emulator, "bob", sessionDurationInMinutes=1)
     time.passed = 61.0
@@ -142,7 +116,7 @@ def test_session_that_is_over_neither_speaks_nor_hears(emulator: Emulator, time:
     assert [] == speaker.frames()
 
 
-def test_minute_of_a_session_can_be_shorter(time: Time) -> None:
+def test_minute_of_a_session_can_be_shorter(time: SteppedTime) -> None:
     """The setting that shortens minutes shortens connections."""
     emulator = Emulator(clock=time.wall, monotonic=time.monotonic, minute=0.5)
     assert 30.0 == emulator.chat.expire(Client(emulator).connection)
@@ -287,7 +261,7 @@ def test_each_action_needs_its_capability(
 # --- rates ----------------------------------------------------------------------------------------
 
 
-def test_connection_asks_ten_times_a_second(emulator: Emulator, time: Time) -> None:
+def test_connection_asks_ten_times_a_second(emulator: Emulator, time: SteppedTime) -> None:
     """Requests of any kind count, malformed ones too; a second later it may ask again."""
     client, other = Client(emulator), Client(emulator, "bob")
     codes = [client.code("NONSENSE") for _ in range(9)]
@@ -301,7 +275,9 @@ def test_connection_asks_ten_times_a_second(emulator: Emulator, time: Time) -> N
 
 
 @pytest.mark.parametrize("rate", [3, 15])
-def test_room_takes_so_many_messages_a_second(emulator: Emulator, time: Time, rate: int) -> None:
+def test_room_takes_so_many_messages_a_second(
+    emulator: Emulator, time: SteppedTime, rate: int
+) -> None:
     """All connections together, by the room's maximumMessageRatePerSecond."""
     arn = emulator.create_room({"maximumMessageRatePerSecond": rate})["arn"]
     clients = [Client(emulator, f"user-{n}", roomIdentifier=arn) for n in range(2 * rate)]
@@ -460,7 +436,7 @@ def test_operation_on_unknown_message_is_not_found(emulator: Emulator) -> None:
     )
 
 
-def test_operations_have_a_quota_of_their_own(emulator: Emulator, time: Time) -> None:
+def test_operations_have_a_quota_of_their_own(emulator: Emulator, time: SteppedTime) -> None:
     """100 a second each, over the API and the edge together, apart from the quota of tokens."""
     client = Client(emulator)
     for _ in range(100):
@@ -477,7 +453,7 @@ def test_operations_have_a_quota_of_their_own(emulator: Emulator, time: Time) ->
 # --- how connections end --------------------------------------------------------------------------
 
 
-def test_slow_consumer_is_dropped_and_nobody_else(emulator: Emulator, time: Time) -> None:
+def test_slow_consumer_is_dropped_and_nobody_else(emulator: Emulator, time: SteppedTime) -> None:
     """Beyond 1,000 frames that wait; those who keep up lose none."""
     slow, quick = Client(emulator, "slow"), Client(emulator, "quick")
     endings = []
@@ -531,7 +507,7 @@ def test_every_frame_and_the_end_are_notified(emulator: Emulator) -> None:
     assert 2 == client.notified
 
 
-def test_oldest_messages_are_forgotten(emulator: Emulator, time: Time) -> None:
+def test_oldest_messages_are_forgotten(emulator: Emulator, time: SteppedTime) -> None:
     """A room remembers 10,000, so that a long event does not fill the memory."""
     arn = emulator.create_room({"maximumMessageRatePerSecond": 100})["arn"]
     client = Client(emulator, roomIdentifier=arn, sessionDurationInMinutes=180)
@@ -542,10 +518,3 @@ def test_oldest_messages_are_forgotten(emulator: Emulator, time: Time) -> None:
     time.passed += 1.0
     assert 404 == client.code("DELETE_MESSAGE", Id=identifiers[0])
     assert 200 == client.code("DELETE_MESSAGE", Id=identifiers[1])
-
-
-@pytest.mark.parametrize("value", ["nonsense", None, True])
-def test_refusal_is_one_of_three(value: Any) -> None:
-    """A setting as any other."""
-    with pytest.raises(ValueError, match="refusal"):
-        Emulator(refusal=value)

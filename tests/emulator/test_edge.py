@@ -24,8 +24,8 @@ from aioivschat.emulator import (
     EmulatorServer,
     ThreadedEmulatorServer,
 )
+from support.emulators import ROOM
 
-ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/AbCdEf123456"
 EVERYTHING = ["SEND_MESSAGE", "DELETE_MESSAGE", "DISCONNECT_USER"]
 ONCE = Config(retries={"total_max_attempts": 1})
 
@@ -38,13 +38,6 @@ def quiet_server(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
         record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING
     ]
     assert [] == complaints
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[EmulatorServer]:
-    """A running server with a model of its own."""
-    async with EmulatorServer() as running:
-        yield running
 
 
 @pytest.fixture

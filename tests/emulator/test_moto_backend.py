@@ -13,28 +13,12 @@ from typing import Any
 import botocore.exceptions
 import pytest
 from aiobotocore.session import get_session
-from botocore.config import Config
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
 
 from aioivschat.emulator import Emulator, EmulatorServer, Fault, FaultKind
 from aioivschat.emulator.moto_backend import MotoServer, install
-
-ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/AbCdEf123456"
-ONCE = Config(retries={"total_max_attempts": 1}, read_timeout=2.0)
-
-
-def client_of(url: str, secret: str = "testing", region: str = "us-east-1") -> Any:
-    """Return a context manager of an aiobotocore client that sends each request once."""
-    session: Any = get_session()
-    return session.create_client(
-        "ivschat",
-        region_name=region,
-        endpoint_url=url,
-        aws_access_key_id="testing",
-        aws_secret_access_key=secret,
-        config=ONCE,
-    )
+from support.emulators import ROOM, client_of
 
 
 @pytest.fixture
@@ -94,7 +78,7 @@ async def test_moto_checks_signatures(server: MotoServer) -> None:
 
 async def outcome(url: str, **members: Any) -> object:
     """Return all that a client can see of one answer, but for what differs from one to the next."""
-    async with client_of(url) as client:
+    async with client_of(url, read_timeout=2.0) as client:
         try:
             reply = await client.create_chat_token(
                 **{"roomIdentifier": ROOM, "userId": "alice", **members}
