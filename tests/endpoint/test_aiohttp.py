@@ -29,7 +29,7 @@ async def _post(url: str, **options: Any) -> tuple[int, str]:
 
 @pytest.mark.usefixtures("ivschat_env")
 async def test_three_lines_mount_it() -> None:
-    """The service is opened and closed with the application."""
+    """By default the service is opened and closed with the application."""
     app = web.Application()
     setup(app, authorize=Rule())
     async with running(app) as url:
@@ -41,7 +41,7 @@ async def test_three_lines_mount_it() -> None:
 
 
 async def test_an_open_service_is_left_open(open_service: OpenService) -> None:
-    """Who brings one closes it."""
+    """A service that was handed in stays open when the application ends."""
     service = open_service()
     app = web.Application()
     setup(app, authorize=Rule(), service=service)
@@ -52,7 +52,7 @@ async def test_an_open_service_is_left_open(open_service: OpenService) -> None:
 
 @pytest.mark.usefixtures("ivschat_env")
 async def test_the_service_is_found_from_everywhere_below() -> None:
-    """In the application, in one mounted under it, and in one that has its own endpoint."""
+    """``get_service`` finds the service of the nearest application that has an endpoint."""
     found: dict[str, AsyncTokenService] = {}
 
     def page(name: str) -> Any:
@@ -78,7 +78,7 @@ async def test_the_service_is_found_from_everywhere_below() -> None:
 
 
 async def test_a_service_that_is_not_there_is_said_so() -> None:
-    """Not set up, or not started."""
+    """Before setup or start, ``get_service`` raises InvalidConfiguration."""
     app = web.Application()
     with pytest.raises(InvalidConfiguration):
         get_service(app)
@@ -88,7 +88,7 @@ async def test_a_service_that_is_not_there_is_said_so() -> None:
 
 
 def test_an_application_has_one_endpoint() -> None:
-    """A second one would leave it open whose service is meant."""
+    """A second setup is refused: it would be unclear which service is meant."""
     app = web.Application()
     setup(app, authorize=Rule())
     with pytest.raises(InvalidConfiguration, match="second"):
@@ -98,7 +98,7 @@ def test_an_application_has_one_endpoint() -> None:
 async def test_the_browsers_module_is_served_beside_the_endpoint(
     open_service: OpenService,
 ) -> None:
-    """Under a tag of its content, so that it is sent once."""
+    """The module has an ETag of its content, and is not sent again to who has it."""
     source = (resources.files("aioivschat._endpoint") / "static" / "token-provider.js").read_bytes()
     tag = f'"{hashlib.sha256(source).hexdigest()[:32]}"'
     app = web.Application()
@@ -120,7 +120,7 @@ async def test_the_browsers_module_is_served_beside_the_endpoint(
 
 
 async def test_a_middleware_may_have_read_the_body(open_service: OpenService) -> None:
-    """To check a signature over it, say."""
+    """A body that a middleware has read, to check a signature, say, is read again."""
 
     @web.middleware
     async def reader(request: web.Request, handler: Any) -> web.StreamResponse:
@@ -137,7 +137,7 @@ async def test_a_middleware_may_have_read_the_body(open_service: OpenService) ->
 
 
 async def test_the_host_may_cancel_handlers(open_service: OpenService) -> None:
-    """Then aiohttp itself ends the wait of a client that went away."""
+    """With aiohttp's handler cancellation, a disconnected client's handler ends at once."""
     service = open_service()
     app = web.Application()
     entered = asyncio.Event()
@@ -166,7 +166,7 @@ async def test_a_body_that_breaks_off_is_no_error_of_the_server(
     ivschat_emulator: ThreadedEmulatorServer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Nobody is there to be told, and nobody needs to be woken."""
+    """A client that disconnects amid its body is neither logged as an error nor asked about."""
     app = web.Application()
     rule = Rule()
     setup(app, authorize=rule, service=open_service())

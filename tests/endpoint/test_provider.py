@@ -29,10 +29,10 @@ TESTS = Path(__file__).with_name("token-provider.test.mjs")
 
 
 class Trouble:
-    """Does to each attempt what its header ``X-Trouble`` lists, one thing for each request.
+    """Fails the requests of each attempt as its header ``X-Trouble`` lists, one entry a request.
 
     Attributes:
-        seen: what came, by the name of the test.
+        seen: the requests' keys and preferences, by the name of the test.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Trouble:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Take note of the request, and get in its way."""
+        """Record the request, and fail it or pass it on."""
         response: web.StreamResponse
         name = request.headers.get("X-Test")
         if name is None:
@@ -75,7 +75,7 @@ class Trouble:
         return response
 
     async def show(self, request: web.Request) -> web.Response:
-        """Tell what was seen."""
+        """Return the requests that were seen of a test."""
         return web.json_response(self.seen.get(request.match_info["name"], []))
 
 
@@ -88,7 +88,7 @@ def _reset(request: web.Request) -> web.Response:
 
 
 async def test_the_module_does_as_its_tests_say(open_service: OpenService, tmp_path: Path) -> None:
-    """They are in token-provider.test.mjs."""
+    """The tests of token-provider.test.mjs pass against a real endpoint."""
     node = shutil.which("node")
     assert node is not None, "these tests need Node 20 or later: install it, or leave out -m e2e"
     rule = Rule()
@@ -104,7 +104,9 @@ async def test_the_module_does_as_its_tests_say(open_service: OpenService, tmp_p
     app.router.add_get("/seen/{name}", trouble.show)
     # Node goes by the name, where browsers go by the type that the server says.
     module = tmp_path / "token-provider.mjs"
-    module.write_bytes((resources.files(aioivschat) / "static/token-provider.js").read_bytes())
+    module.write_bytes(
+        (resources.files("aioivschat._endpoint") / "static/token-provider.js").read_bytes()
+    )
     async with running(app) as url:
         process = await asyncio.create_subprocess_exec(
             node,

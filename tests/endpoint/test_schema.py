@@ -71,12 +71,12 @@ def url() -> Iterator[str]:
     suppress_health_check=list(HealthCheck),
 )
 def test_every_answer_is_as_described(url: str, case: schemathesis.Case[Any]) -> None:
-    """To what is valid, and to what is not."""
+    """Valid and invalid requests have the responses of the OpenAPI description."""
     case.call_and_validate(base_url=url)
 
 
 def test_the_description_has_the_limits_of_the_code() -> None:
-    """And the names of all members."""
+    """The OpenAPI description has the code's limits and all names of members."""
     description = openapi("/enter")
     assert {"/enter", "/enter-provider.js"} == set(description["paths"])
     operation = description["paths"]["/enter"]["post"]

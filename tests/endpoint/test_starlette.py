@@ -40,7 +40,7 @@ async def _page(request: Request) -> Response:
 
 @pytest.mark.usefixtures("ivschat_env")
 async def test_it_mounts_on_fastapi() -> None:
-    """The service is opened and closed with the application, and is there to depend on."""
+    """The service is opened and closed with the application, and is a dependency of routes."""
     app = FastAPI()
     setup(app, authorize=Rule())
     seen: list[AsyncTokenService] = []
@@ -63,7 +63,7 @@ async def test_it_mounts_on_fastapi() -> None:
 
 
 async def test_an_open_service_is_left_open(open_service: OpenService) -> None:
-    """Who brings one closes it."""
+    """A service that was handed in stays open when the application ends."""
     service = open_service()
     app = Starlette()
     setup(app, authorize=Rule(), service=service)
@@ -73,7 +73,7 @@ async def test_an_open_service_is_left_open(open_service: OpenService) -> None:
 
 
 async def test_the_applications_own_lifespan_runs_within(open_service: OpenService) -> None:
-    """With its state beside the service."""
+    """The application's own lifespan runs while the service is open, and keeps its state."""
     events: list[str] = []
 
     @asynccontextmanager
@@ -95,7 +95,7 @@ async def test_the_applications_own_lifespan_runs_within(open_service: OpenServi
 
 
 async def test_the_pieces_serve_a_mounted_application(open_service: OpenService) -> None:
-    """The outermost one has the lifespan, as servers run no other."""
+    """Routes of a mounted application work with the lifespan of the outermost one."""
     inner = Starlette(routes=[*routes(authorize=Rule()), Route("/page", _page, methods=["POST"])])
     app = Starlette(routes=[Mount("/inner", inner)], lifespan=lifespan(service=open_service()))
     async with running_asgi(app) as url:
@@ -104,13 +104,13 @@ async def test_the_pieces_serve_a_mounted_application(open_service: OpenService)
 
 
 def test_a_service_that_is_not_there_is_said_so() -> None:
-    """The lifespan was not run."""
+    """Without the lifespan, ``get_service`` raises InvalidConfiguration."""
     with pytest.raises(InvalidConfiguration):
         get_service(Request({"type": "http"}))
 
 
 async def test_a_departure_is_noticed_through_middleware(open_service: OpenService) -> None:
-    """Starlette's base class puts its own channel in between."""
+    """A disconnect is noticed behind BaseHTTPMiddleware, which has a receive of its own."""
 
     class Plain(BaseHTTPMiddleware):
         async def dispatch(self, request: Request, call_next: Any) -> Response:
@@ -132,7 +132,7 @@ async def test_a_departure_is_noticed_through_middleware(open_service: OpenServi
 async def test_a_body_that_breaks_off_is_no_error_of_the_server(
     open_service: OpenService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody is there to be told, and nobody needs to be woken."""
+    """A client that disconnects amid its body is neither logged as an error nor asked about."""
     app = Starlette()
     rule = Rule()
     setup(app, authorize=rule, service=open_service())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -16,14 +18,22 @@ from starlette.applications import Starlette
 
 import aioivschat.aiohttp
 import aioivschat.starlette
-from aioivschat import AsyncTokenService, TokenRequest
+from aioivschat import AsyncTokenService, PoolPolicy, Quota, RetryPolicy, TokenRequest
+from aioivschat._endpoint.endpoint import Endpoint
+from aioivschat._endpoint.exchange import Received, Reply
 from aioivschat.aiohttp import Ask, EndpointPolicy
-from support.services import ROOM
+from aioivschat.emulator import ThreadedEmulatorServer
+from aioivschat.planning._plan import minting_session
+from support.services import ROOM, OpenService
+from support.virtual import VirtualClock
 
 GENEROUS = EndpointPolicy(per_user=None)
-"""For tests that are not about anybody's share."""
+"""For tests that are not about rate limits."""
+
+ONE_REQUEST = RetryPolicy(max_attempts=1)
 
 Serve = Callable[..., AbstractAsyncContextManager[str]]
+Mount = Callable[..., Any]
 
 
 class Rule:
@@ -103,8 +113,8 @@ async def running_asgi(app: Any) -> AsyncIterator[str]:
         listener.close()
 
 
-class Answer:
-    """What a server answered."""
+class HttpResponse:
+    """A response that was read to its end."""
 
     def __init__(self, status: int, headers: Any, body: bytes) -> None:
         self.status = status
@@ -138,7 +148,7 @@ class Client:
         key: str | None = None,
         raw: Any = None,
         headers: dict[str, str] | None = None,
-    ) -> Answer:
+    ) -> HttpResponse:
         """Send a request; ``raw`` is sent as it is."""
         sent = {"Content-Type": "application/json"}
         if user is not None:
@@ -148,4 +158,67 @@ class Client:
         sent |= headers or {}
         data = json.dumps({} if body is None else body).encode() if raw is None else raw
         async with self._session.post(self.url, data=data, headers=sent) as response:
-            return Answer(response.status, response.headers, await response.read())
+            return HttpResponse(response.status, response.headers, await response.read())
+
+
+def assert_problem(answer: HttpResponse, status: int, name: str) -> None:
+    """Check that a response is a problem of RFC 9457 with no further members."""
+    problem = answer.json
+    assert status == answer.status
+    assert "application/problem+json" == answer.headers["Content-Type"]
+    assert "no-store" == answer.headers["Cache-Control"]
+    assert {"type", "title", "status", "detail", "instance"} == set(problem) - {"retryAfter"}
+    assert f"urn:problem-type:aioivschat:{name}" == problem["type"]
+    assert status == problem["status"]
+    assert re.fullmatch(r"urn:uuid:[0-9a-f-]{36}", problem["instance"])
+    assert "Traceback" not in answer.body.decode()
+    if "Retry-After" in answer.headers:
+        assert str(problem["retryAfter"]) == answer.headers["Retry-After"]
+        assert problem["retryAfter"] >= 1
+
+
+async def open_busy_service(open_service: OpenService, rate: float) -> AsyncTokenService:
+    """Return a service that has just used its only permit for a while."""
+    service = open_service(quota=Quota(rate=rate), retry=ONE_REQUEST)
+    await service.issue(TokenRequest(ROOM, "first"), fresh=True)
+    return service
+
+
+def count_requests(emulator: ThreadedEmulatorServer) -> int:
+    """Return how many requests reached the emulator."""
+    return emulator.emulator.counts().requests
+
+
+def _watch_nobody(cancel: Callable[[], None]) -> Callable[[], None]:
+    """Watch a client that does not disconnect."""
+    return lambda: None
+
+
+@asynccontextmanager
+async def open_virtual_endpoint(
+    policy: EndpointPolicy,
+    quota: Quota = Quota(),  # noqa: B008 (frozen)
+) -> AsyncIterator[Callable[..., Awaitable[Reply]]]:
+    """Open an endpoint in virtual time, without a web server; AWS answers after 20 ms.
+
+    Gives a function that asks for a token, given a user and further headers.
+    """
+
+    async def rule(user: str, ask: Ask) -> TokenRequest | None:
+        return TokenRequest(ROOM, user)
+
+    clock = VirtualClock()
+    endpoint = Endpoint(rule, policy, ValueError, clock)
+    async with AsyncTokenService(
+        session=minting_session(clock, 0.02),
+        endpoint_url="http://127.0.0.1",
+        pool=PoolPolicy(prepared=False),
+        quota=quota,
+        clock=clock,
+    ) as service:
+
+        async def ask(user: str, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+            received = Received({"Content-Type": "application/json", **headers}, b"{}")
+            return await endpoint.respond(service, user, received, _watch_nobody)
+
+        yield ask

@@ -1,4 +1,4 @@
-"""Whatever is sent to the token endpoint: no more than is granted, and an answer in our words."""
+"""Random requests to the token endpoint: grants are kept, and every response is described."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from support.services import ROOM, UNLIMITED
 Exchange = Callable[[list[tuple[bytes, bytes]], bytes], tuple[int, dict[str, str], bytes]]
 
 _STATUSES = {200, 400, 403, 413, 415, 422}
-"""Of those in the endpoint's description, what is left where AWS never fails."""
+"""The statuses of the endpoint's description that remain where AWS never fails."""
 
 
 def _session(minted: list[dict[str, Any]]) -> AioSession:
-    """Return a session whose clients mint in this process, and note what was asked for."""
+    """Return a session whose clients mint in this process; requests are added to ``minted``."""
 
     async def create_chat_token(**members: Any) -> dict[str, Any]:
         minted.append(members)
@@ -53,7 +53,7 @@ def _session(minted: list[dict[str, Any]]) -> AioSession:
 
 
 class _Endpoints:
-    """The endpoint behind aiohttp on a socket, and as an ASGI application that is called."""
+    """The endpoint behind aiohttp on a socket, and as an ASGI application without a server."""
 
     def __init__(self) -> None:
         self.minted: list[dict[str, Any]] = []
@@ -82,7 +82,7 @@ class _Endpoints:
     def aiohttp(
         self, headers: list[tuple[bytes, bytes]], body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
-        """Send a request over a connection of its own."""
+        """Send a request to aiohttp over a new connection."""
         return self._runner.run(self._over_a_socket(headers, body))
 
     async def _over_a_socket(
@@ -109,7 +109,7 @@ class _Endpoints:
     def starlette(
         self, headers: list[tuple[bytes, bytes]], body: bytes
     ) -> tuple[int, dict[str, str], bytes]:
-        """Call the application as a server would."""
+        """Call the ASGI application as a server would."""
         return self._runner.run(self._called(headers, body))
 
     async def _called(
@@ -154,7 +154,7 @@ def _endpoints() -> _Endpoints:
 
 @pytest.fixture(scope="module", autouse=True)
 def _closed() -> Iterator[None]:
-    """Close what the tests opened."""
+    """Close the endpoints if a test opened them."""
     yield
     if _endpoints.cache_info().currsize:
         _endpoints().close()
@@ -162,7 +162,7 @@ def _closed() -> Iterator[None]:
 
 
 def check_exchange(server: str, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-    """Check an answer, and what was asked of AWS for it."""
+    """Send a request; check the response, and what was asked of AWS for it."""
     endpoints = _endpoints()
     endpoints.minted.clear()
     exchange: Exchange = getattr(endpoints, server)
@@ -170,7 +170,7 @@ def check_exchange(server: str, headers: list[tuple[bytes, bytes]], body: bytes)
     text = content.decode()
     assert "Traceback" not in text
     if status == 400 and answered["content-type"].startswith("text/plain"):
-        return  # no HTTP: the server's own answer, before any of ours is asked
+        return  # not valid HTTP: the web server itself refuses it
     assert status in _STATUSES
     assert "no-store" == answered["cache-control"]
     told = json.loads(text)
@@ -179,9 +179,8 @@ def check_exchange(server: str, headers: list[tuple[bytes, bytes]], body: bytes)
         assert {"type", "title", "status", "detail", "instance"} == set(told)
         assert [] == endpoints.minted
         return
-    # Each request without a key has a token of its own, and a key's may have been had before.
     users = [value for name, value in headers if name.lower() == b"x-user"]
-    # aiohttp takes a header for UTF-8, Starlette for Latin-1; white space around is none.
+    # aiohttp decodes headers as UTF-8, Starlette as Latin-1; both may strip white space.
     named = {
         text.strip(" \t")
         for user in users
@@ -193,7 +192,7 @@ def check_exchange(server: str, headers: list[tuple[bytes, bytes]], body: bytes)
         assert set(members.get("capabilities", [])) <= {"SEND_MESSAGE", "DELETE_MESSAGE"}
         assert set(members.get("attributes", {})) <= {"displayName"}
         assert 1 <= members["sessionDurationInMinutes"] <= 60
-    assert len(endpoints.minted) <= 1
+    assert len(endpoints.minted) <= 1  # none if an earlier request had the same key
 
 
 _VALUES = st.binary(max_size=12).map(
@@ -258,7 +257,7 @@ _BODIES = st.one_of(
 def test_any_request_has_an_answer_of_ours_and_no_more_than_its_grant(
     server: str, headers: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
-    """JSON that nobody keeps, of a status that is described, without a word about the inside."""
+    """Each response is uncached JSON of a described status, and no token exceeds the grant."""
     check_exchange(server, headers, body)
 
 
