@@ -583,7 +583,7 @@ def test_version_and_help(run: Run) -> None:
 def test_help_loads_nothing_that_only_commands_need(
     environment: dict[str, str], command: list[str]
 ) -> None:
-    """``--help`` is quick: it imports no other module of the package and no library."""
+    """``--help`` is quick: of the package it imports the options alone, and no library."""
     script = (
         "import sys\n"
         "before = set(sys.modules)\n"

@@ -13,11 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from aioivschat.cli import INTERRUPTED, OK, ROWS_FAILED
 from aioivschat.cli.event_options import check_plot_option, event_from_options
-from aioivschat.cli.process import (
-    check_standard_output,
-    run_to_end,
-    write_to_standard_output,
-)
+from aioivschat.cli.process import check_standard_output, run_to_end, write_to_standard_output
 from aioivschat.cli.progress import show_progress
 from aioivschat.cli.terminal_report import rehearsal_report
 from aioivschat.cli.token_source import check_token_source, open_service
@@ -60,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _confirm_spending(options: argparse.Namespace, event: LiveEvent) -> bool:
-    """Ask whether to spend an account's quota, if AWS or another https endpoint is asked."""
+    """Ask before an account's quota is spent: by requests to AWS or another https endpoint."""
     remote = options.aws or (options.endpoint_url or "").startswith("https:")
     if not remote or options.yes:
         return True
@@ -80,7 +76,7 @@ def _confirm_spending(options: argparse.Namespace, event: LiveEvent) -> bool:
 async def _rehearse_event(
     options: argparse.Namespace, event: LiveEvent, rooms: Sequence[str]
 ) -> tuple[CrowdOutcome, float]:
-    """Return what was measured, and the second at which it was interrupted."""
+    """Return what was measured, and the second of an interrupt (infinite without one)."""
     async with open_service(options, cache=stock_for(event), latency=event.latency) as service:
         crowd = CrowdRun(event, service, rooms)
         running = asyncio.create_task(crowd.run())
