@@ -1,51 +1,34 @@
 """The demo: an emulator, the token endpoint, and a page with two people in one room.
 
-One web server has it all, the chat edge too, so that the page needs nothing from another origin.
+One web server serves all of it, the chat edge too, so that the page has one origin.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-import random
 import time
-import uuid
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from importlib import resources
-from typing import Any, Self
+from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from aioivschat._events import AttemptFailed, Event, Minted
-from aioivschat._models import Capability, ChatToken, TokenRequest
+from aioivschat._models import TokenRequest
 from aioivschat._service.limiter import Quota
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.aiohttp import Ask, setup
+from aioivschat.demo.crowd import CROWD_MAX, PEOPLE, ROOM, Crowd
 from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
 from aioivschat.emulator._edge import ChatEdge
-from aioivschat.errors import ChatTokenError, DeadlineExceeded, Overloaded
 
-ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Demo"
-
-PEOPLE: Mapping[str, frozenset[str]] = {
-    "host": frozenset(Capability),
-    "viewer": frozenset({Capability.SEND_MESSAGE}),
-}
-"""Who the page's two people are, and what each may do."""
-
-CROWD_MAX = 200
-"""Viewers of the crowd at once: at the demo's own pace, twenty seconds of queue."""
-
-_WHO = "Demo-Person"
-"""The header that says which of the two asks. A page from elsewhere cannot send it."""
+_PERSON_HEADER = "Demo-Person"
+"""The header that names the person who asks. A page of another origin cannot send it."""
 
 _TOKEN_PATH = "/chat/token"  # noqa: S105 (a path)
-_LATENCY = 0.03  # seconds; about what a region nearby takes
-_PATIENCE = 8.0  # seconds; the endpoint's own
-_ASKS_TWICE = 5  # one viewer in so many
-_GRACE = 0.5  # seconds for requests under way when the demo ends
+_LATENCY_SECONDS = 0.03  # about that of a region nearby
+_SHUTDOWN_SECONDS = 0.5  # for requests under way when the demo ends
 
 _HEADERS = {
     "Content-Security-Policy": (
@@ -79,26 +62,28 @@ async def run_demo(
         OSError: the address cannot be listened on.
     """
     pace = _Pace()
-    emulator = Emulator(quota=QuotaShape("bucket", rate, max(1.0, rate)), latency=_LATENCY)
-    # A thread of its own: the emulator answers while this loop is busy, as AWS would.
+    emulator = Emulator(quota=QuotaShape("bucket", rate, max(1.0, rate)), latency=_LATENCY_SECONDS)
+    # In a thread, so that the emulator replies while this loop is busy, as AWS does.
     with ThreadedEmulatorServer(emulator) as server:
         service = AsyncTokenService(
             session=session, endpoint_url=server.url, quota=Quota(rate=rate), observers=[pace]
         )
         async with service, Crowd(service, server.edge_url) as crowd:
             demo = _Demo(service, emulator, crowd, pace, rate)
-            runner = web.AppRunner(demo.application(), access_log=None, shutdown_timeout=_GRACE)
+            runner = web.AppRunner(
+                demo.application(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS
+            )
             await runner.setup()
             try:
                 await web.TCPSite(runner, host, port).start()
-                ready(_url(host, runner.addresses[0][1]))
+                ready(_page_url(host, runner.addresses[0][1]))
                 await asyncio.Event().wait()
             finally:
                 await runner.cleanup()
 
 
-def _url(host: str, port: int) -> str:
-    # Where it listens everywhere, this machine is the one that surely reaches it.
+def _page_url(host: str, port: int) -> str:
+    # A wildcard address is replaced by the loopback address, which a browser here can open.
     name = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (compared, not bound)
     return f"http://{f'[{name}]' if ':' in name else name}:{port}/"
 
@@ -110,7 +95,7 @@ class _Pace:
         self._sent: deque[float] = deque(maxlen=10_000)
 
     def __call__(self, event: Event, /) -> None:
-        """Take note of an answered request, by when it was sent."""
+        """Record when a request was sent that has been answered."""
         if isinstance(event, Minted | AttemptFailed):
             self._sent.append(time.monotonic() - event.seconds)
 
@@ -120,97 +105,14 @@ class _Pace:
         return sum(sent > since for sent in self._sent)
 
 
-class Crowd:
-    """Viewers who come all at once, each with a token and a connection of its own.
-
-    Args:
-        service: issues the tokens.
-        edge_url: where they connect.
-
-    Attributes:
-        connected: how many are in the room.
-        refused: how often one was told to come back later.
-    """
-
-    def __init__(self, service: AsyncTokenService, edge_url: str) -> None:
-        self._service = service
-        self._edge_url = edge_url
-        self._viewers: set[asyncio.Task[None]] = set()
-        self._came = 0
-        self.connected = 0
-        self.refused = 0
-
-    async def __aenter__(self) -> Self:
-        # Connections stay open: with a limit, the first hundred viewers would keep the rest out.
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.leave()
-        await self._http.close()
-
-    def __len__(self) -> int:
-        return len(self._viewers)
-
-    def come(self, count: int) -> int:
-        """Let so many come; fewer if there is no room for them.
-
-        Returns:
-            How many come.
-        """
-        count = min(count, CROWD_MAX - len(self))
-        for _ in range(count):
-            self._came += 1
-            viewer = asyncio.create_task(self._view(self._came))
-            self._viewers.add(viewer)
-            viewer.add_done_callback(self._viewers.discard)
-        return count
-
-    async def leave(self) -> None:
-        """Send all away, those who wait as well."""
-        viewers = list(self._viewers)
-        for viewer in viewers:
-            viewer.cancel()
-        await asyncio.gather(*viewers, return_exceptions=True)
-
-    async def _view(self, number: int) -> None:
-        request = TokenRequest(ROOM, f"crowd-{number}", PEOPLE["viewer"])
-        attempt = uuid.uuid4().hex
-        # A double click, a proxy's retry: the attempt is the same, and so is the token.
-        asks = 2 if number % _ASKS_TWICE == 0 else 1
-        try:
-            token, *_ = await asyncio.gather(*(self._token(request, attempt) for _ in range(asks)))
-            async with self._http.ws_connect(self._edge_url, protocols=[token.token]) as websocket:
-                self.connected += 1
-                try:
-                    async for _ in websocket:
-                        pass
-                finally:
-                    self.connected -= 1
-        except (ChatTokenError, aiohttp.ClientError):
-            pass  # one fewer
-
-    async def _token(self, request: TokenRequest, attempt: str) -> ChatToken:
-        while True:
-            try:
-                return await self._service.issue(
-                    request, idempotency_key=attempt, timeout=_PATIENCE
-                )
-            except (Overloaded, DeadlineExceeded) as error:
-                self.refused += 1
-                later = error.retry_after if isinstance(error, Overloaded) else 1.0
-                # Whole seconds and a jitter, as by Retry-After and the module for browsers.
-                await asyncio.sleep(math.ceil(later) + random.random())  # noqa: S311 (no secret)
-
-
 class _Demo:
-    """What the page asks for.
+    """The handlers of the web application.
 
     Args:
         service: issues the tokens.
-        emulator: where people chat.
-        crowd: who comes on request.
-        pace: what is sent.
+        emulator: the chat, too.
+        crowd: the viewers who come on request.
+        pace: counts the requests that are sent.
         quota: tokens a second that the emulator allows.
     """
 
@@ -241,14 +143,14 @@ class _Demo:
         add.add_post("/demo/crowd", self._come)
         add.add_delete("/demo/crowd", self._leave)
         for path, (name, content_type) in _FILES.items():
-            add.add_get(path, _file(name, content_type))
+            add.add_get(path, _serve_file(name, content_type))
         app.on_response_prepare.append(_add_headers)
         app.on_shutdown.append(self._close_edge)
         return app
 
     async def _authorize(self, request: web.Request, ask: Ask) -> TokenRequest | None:
-        # An application would look at its own session here; the demo believes what it is told.
-        who = _person(request)
+        # An application would look at its own session here; the demo trusts the header.
+        who = _read_person(request)
         if who is None:
             return None
         return TokenRequest(ROOM, who, PEOPLE[who], {"displayName": who.capitalize()})
@@ -279,13 +181,13 @@ class _Demo:
         return web.json_response(state, headers={"Cache-Control": "no-store"})
 
     async def _drop(self, request: web.Request) -> web.Response:
-        who = _person(request)
+        who = _read_person(request)
         if who is None:
             raise web.HTTPForbidden
         return web.json_response({"dropped": self._emulator.chat.drop(who)})
 
     async def _come(self, request: web.Request) -> web.Response:
-        # Only pages of this origin send JSON without asking first.
+        # A page of another origin needs a preflight to send JSON, which is not granted.
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType
         try:
@@ -304,12 +206,12 @@ class _Demo:
         self._edge.close()
 
 
-def _person(request: web.Request) -> str | None:
-    who = request.headers.get(_WHO)
+def _read_person(request: web.Request) -> str | None:
+    who = request.headers.get(_PERSON_HEADER)
     return who if who in PEOPLE else None
 
 
-def _file(name: str, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+def _serve_file(name: str, content_type: str) -> Callable[[web.Request], Awaitable[web.Response]]:
     body = (resources.files("aioivschat.demo") / "static" / name).read_bytes()
 
     async def serve(request: web.Request) -> web.Response:
