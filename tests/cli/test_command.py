@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import re
-import resource
 import signal
 import stat
 import subprocess
@@ -18,6 +17,8 @@ from typing import Any
 import pytest
 
 from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
+from support import commands
+from support.commands import Command
 from support.paths import ROOT
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Lobby"
@@ -73,13 +74,11 @@ def run(environment: dict[str, str], workplace: Path) -> Run:
 
     def run(*arguments: str, stdin: str | bytes = "", **options: Any) -> Any:
         raw = stdin if isinstance(stdin, bytes) else stdin.encode()
-        done = subprocess.run(
-            [*COMMAND, *arguments],
-            check=False,
-            input=raw,
+        done = commands.run(
+            arguments,
+            text=raw,
             env={**environment, **options.pop("environment", {})},
             cwd=workplace,
-            timeout=SOON,
             **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options),
         )
         return subprocess.CompletedProcess(
@@ -92,10 +91,10 @@ def run(environment: dict[str, str], workplace: Path) -> Run:
 @contextmanager
 def started(
     arguments: Sequence[str], environment: dict[str, str], workplace: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[Command]:
     """Run the command while the block does."""
-    with subprocess.Popen(
-        [*COMMAND, *arguments],
+    with Command(
+        arguments,
         env=environment,
         cwd=workplace,
         stdin=subprocess.PIPE,
@@ -351,17 +350,10 @@ def test_an_interrupt_ends_a_wait_for_whoever_reads_the_output(
 
 
 @pytest.mark.fault(29)
-def test_a_full_disk_leaves_no_file(run: Run, environment: dict[str, str], workplace: Path) -> None:
+def test_a_full_disk_leaves_no_file(run: Run, workplace: Path) -> None:
     """The status is 1, and the reason is on one line."""
-    # The limit would hold for the data of a coverage measurement as well.
-    environment.pop("COVERAGE_PROCESS_CONFIG", None)
-
-    def no_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    done = run(
-        "onboard", "-", "--output", "tokens.jsonl", *FAST, stdin=rows(200), preexec_fn=no_room
-    )
+    onboard = ("onboard", "-", "--output", "tokens.jsonl", *FAST)
+    done = run(*onboard, stdin=rows(200), file_limit=20_000)
     assert done.returncode == 1
     assert done.stderr.splitlines()[1:] == ["aioivschat: File too large"]
     assert list(workplace.iterdir()) == []

@@ -11,11 +11,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-COMMAND = (sys.executable, "-m", "aioivschat", "plan")
-SOON = 60.0  # seconds; far more than anything here takes
+from support import commands
+from support.commands import SOON, Command
 
 
 def run(
@@ -25,26 +26,26 @@ def run(
     environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end, in a place of its own, as if some libraries were missing."""
+    options: dict[str, Any] = {
+        "cwd": place,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "encoding": "utf-8",
+        "env": {**os.environ, "PYTHONIOENCODING": "utf-8", **(environment or {})},
+    }
+    if not without:
+        return commands.run(["plan", *arguments], **options)
     hide = "".join(f"sys.modules[{name!r}] = None; " for name in without)
     script = f"import sys; {hide}import aioivschat.cli as cli; sys.exit(cli.main())"
-    command = (sys.executable, "-c", script, "plan") if without else COMMAND
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=place,
-        check=False,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=SOON,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8", **(environment or {})},
-    )
+    command = (sys.executable, "-c", script, "plan", *arguments)
+    return subprocess.run(command, check=False, timeout=SOON, **options)
 
 
 def on_a_terminal(*arguments: str, environment: dict[str, str]) -> str:
     """Run the command with a terminal as standard output; return what it shows."""
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, *arguments],
+    process = Command(
+        ["plan", *arguments],
         stdout=theirs,
         env={**os.environ, "TERM": "xterm-256color", **environment},
     )
@@ -197,8 +198,8 @@ def test_what_cannot_last_is_said(tmp_path: Path) -> None:
 def test_an_interrupt_ends_a_plan(tmp_path: Path) -> None:
     """An interrupt ends a plan without output, with status 130."""
     os.mkfifo(tmp_path / "slow.csv")
-    with subprocess.Popen(
-        [*COMMAND, "--arrivals", "slow.csv"],
+    with Command(
+        ["plan", "--arrivals", "slow.csv"],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

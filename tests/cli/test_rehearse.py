@@ -21,12 +21,12 @@ from aioivschat import AsyncTokenService, Quota
 from aioivschat.emulator import Emulator, Fault, FaultKind, QuotaShape, ThreadedEmulatorServer
 from aioivschat.planning import Arrivals, LiveEvent, Renewal
 from aioivschat.planning._crowd import CrowdRun
+from support import commands
+from support.commands import SOON, Command
 from support.services import OpenService, until
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Main"
 OTHER = "arn:aws:ivschat:eu-west-1:123456789012:room/Other"
-COMMAND = (sys.executable, "-m", "aioivschat", "rehearse")
-SOON = 60.0  # seconds; far more than anything here takes
 MANY = ("--rate", "2000")
 
 
@@ -59,13 +59,11 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        check=False,
+    return commands.run(
+        ["rehearse", *arguments],
         env=environment,
         cwd=place,
         encoding="utf-8",
-        timeout=SOON,
         **{**streams, **options},
     )
 
@@ -243,8 +241,8 @@ def test_an_interrupt_shows_what_was_measured(
 ) -> None:
     """An interrupted rehearsal is shown with the plan up to the same second."""
     arguments = ("--attendees", "5000", "--endpoint-url", emulator.url, "--room", ROOM, *shape)
-    with subprocess.Popen(
-        [*COMMAND, *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+    with Command(
+        ["rehearse", *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
     ) as process:
         try:
             deadline = time.monotonic() + SOON
@@ -272,8 +270,8 @@ def test_a_signal_to_terminate_ends_it_at_once(
 ) -> None:
     """SIGTERM ends a rehearsal with the signal's status and prints nothing."""
     arguments = ("--attendees", "5000", "--endpoint-url", emulator.url, "--room", ROOM)
-    with subprocess.Popen(
-        [*COMMAND, *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
+    with Command(
+        ["rehearse", *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
     ) as process:
         try:
             deadline = time.monotonic() + SOON

@@ -4,11 +4,9 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,9 +16,9 @@ from typing import Any
 import pytest
 
 from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
+from support.commands import SOON, Command
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Lobby"
-SOON = 30.0  # seconds; far more than anything here takes
 
 
 @pytest.fixture
@@ -49,27 +47,26 @@ class Job:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def start(self, *options: str, **popen: Any) -> subprocess.Popen[bytes]:
+    def start(self, *options: str, **more: Any) -> Command:
         """Start a run."""
-        command = [sys.executable, "-m", "aioivschat", "onboard"]
         source = [] if "-" in options else [self.input.name]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
-            [*command, *source, *self.options, *options],
+        return Command(
+            ["onboard", *source, *self.options, *options],
             cwd=self.folder,
             env=self.environment,
-            **(pipes | popen),
+            **(pipes | more),
         )
 
-    def run(self, *options: str, stdin: str = "", **popen: Any) -> tuple[int, str, str]:
+    def run(self, *options: str, stdin: str = "", **more: Any) -> tuple[int, str, str]:
         """Run to the end; return the status and what was written."""
-        with self.start(*options, stdin=subprocess.PIPE, **popen) as process:
-            out, err = process.communicate(stdin.encode(), timeout=SOON)
-        return process.returncode, (out or b"").decode(), (err or b"").decode()
+        with self.start(*options, stdin=subprocess.PIPE, **more) as process:
+            out, err = process.communicate(stdin.encode())
+        return process.wait(), out.decode(), err.decode()
 
-    def kill_when(self, condition: Callable[[], bool], *options: str, **popen: Any) -> str:
+    def kill_when(self, condition: Callable[[], bool], *options: str, **more: Any) -> str:
         """Start a run, kill it as soon as something is so, and return what it wrote."""
-        with self.start(*options, **popen) as process:
+        with self.start(*options, **more) as process:
             deadline = time.monotonic() + SOON
             while not condition():
                 assert process.poll() is None, process.communicate()
@@ -77,7 +74,7 @@ class Job:
                 time.sleep(0.005)
             process.kill()
             out, _ = process.communicate()
-        return (out or b"").decode()
+        return str(out, "utf-8")
 
     def lines(self, text: str | None = None) -> list[int]:
         """Return the attendees of the output, by their lines."""
@@ -322,13 +319,7 @@ def test_an_interrupt_is_an_end_like_others(job: Job) -> None:
 @pytest.mark.parametrize("stream", [(), ("--stream",)], ids=["whole", "stream"])
 def test_a_full_disk_is_an_end_like_others(job: Job, stream: tuple[str, ...]) -> None:
     """Status 1 and the reason; the lines that were written are whole; with room it goes on."""
-    # The limit would hold for the data of a coverage measurement as well.
-    job.environment.pop("COVERAGE_PROCESS_CONFIG", None)
-
-    def no_room() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    status, _, said = job.run(*TO_FILE, *FAST, *stream, preexec_fn=no_room)
+    status, _, said = job.run(*TO_FILE, *FAST, *stream, file_limit=20_000)
     assert (1, "aioivschat: File too large") == (status, said.splitlines()[-1])
     written = (job.output if stream else job.part).read_text()
     assert written.endswith("}\n")

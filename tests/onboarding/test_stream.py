@@ -5,7 +5,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -17,10 +16,10 @@ from aioivschat._models import TokenRequest
 from aioivschat.cli.onboard import JobTooLong, limit_job_length
 from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
 from aioivschat.onboarding import Attendee
+from support.commands import SOON, Command
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Lobby"
 ELSEWHERE = "arn:aws:ivschat:eu-west-1:123456789012:room/Lobby"
-SOON = 30.0  # seconds; far more than anything here takes
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def emulator() -> Iterator[ThreadedEmulatorServer]:
         yield server
 
 
-class Command:
+class Onboarding:
     """The command in a folder, on an emulator."""
 
     def __init__(self, folder: Path, emulator: ThreadedEmulatorServer) -> None:
@@ -41,23 +40,23 @@ class Command:
         self._environment = {**kept, **keys}
         self._options = ("--endpoint-url", emulator.url)
 
-    def start(self, *options: str, stdin: int | None = None) -> "subprocess.Popen[str]":
+    def start(self, *options: str, stdin: int | None = None) -> Command:
         """Start it."""
-        return subprocess.Popen(
-            [sys.executable, "-m", "aioivschat", "onboard", *options, *self._options],
+        return Command(
+            ["onboard", *options, *self._options],
             cwd=self.folder,
             env=self._environment,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
         )
 
     def run(self, *options: str, stdin: str = "") -> tuple[int, str, str]:
         """Run it to the end; return the status and what it wrote."""
         with self.start(*options, stdin=subprocess.PIPE) as process:
             out, err = process.communicate(stdin, timeout=SOON)
-        return process.returncode, out, err
+        return process.wait(), out, err
 
     def begins(self, *options: str) -> bool:
         """Tell whether it gives a token; then it is ended."""
@@ -70,9 +69,9 @@ class Command:
 
 
 @pytest.fixture
-def command(tmp_path: Path, emulator: ThreadedEmulatorServer) -> Command:
+def command(tmp_path: Path, emulator: ThreadedEmulatorServer) -> Onboarding:
     """Return the command in an empty folder."""
-    return Command(tmp_path, emulator)
+    return Onboarding(tmp_path, emulator)
 
 
 def rows(count: int, room: str = ROOM) -> str:
@@ -87,7 +86,7 @@ SLOW = ("--rate", "10")
 
 @pytest.mark.parametrize("output", [(), ("--output", "tokens.jsonl")], ids=["stdout", "file"])
 def test_a_job_that_outlasts_a_token_is_refused_with_the_arithmetic(
-    command: Command, output: tuple[str, ...]
+    command: Onboarding, output: tuple[str, ...]
 ) -> None:
     """Before anything is asked for, and without a file."""
     attendees = command.folder / "attendees.csv"
@@ -118,14 +117,14 @@ def test_a_job_that_outlasts_a_token_is_refused_with_the_arithmetic(
     ids=["most", "more", "stream", "burst", "twice", "bad", "regions", "region"],
 )
 def test_what_counts_is_how_many_share_a_quota(
-    command: Command, text: str, options: tuple[str, ...], fits: bool
+    command: Onboarding, text: str, options: tuple[str, ...], fits: bool
 ) -> None:
     """Neither rows that get no token nor those of another region."""
     (command.folder / "attendees.csv").write_text(HEADER + text)
     assert fits == command.begins("attendees.csv", *SLOW, *options)
 
 
-def test_a_list_from_a_pipe_is_refused_once_it_is_too_long(command: Command) -> None:
+def test_a_list_from_a_pipe_is_refused_once_it_is_too_long(command: Onboarding) -> None:
     """Nobody can know before."""
     long = HEADER + rows(600)
     status, _, said = command.run("-", *SLOW, "--in-flight", "700", stdin=long)
@@ -150,7 +149,7 @@ def test_a_list_that_comes_more_slowly_than_the_quota_never_ends_too_long() -> N
 
 
 @pytest.mark.fault(29)
-def test_a_streamed_file_grows_by_whole_lines(command: Command) -> None:
+def test_a_streamed_file_grows_by_whole_lines(command: Onboarding) -> None:
     """Its owner's only, there from the start; after an interrupt too it holds what was written."""
     (command.folder / "attendees.csv").write_text(HEADER + rows(1000))
     output = command.folder / "tokens.jsonl"
@@ -170,7 +169,7 @@ def test_a_streamed_file_grows_by_whole_lines(command: Command) -> None:
 
 
 @pytest.mark.fault(29)
-def test_a_streamed_file_replaces_nothing_unasked_and_is_never_a_link(command: Command) -> None:
+def test_a_streamed_file_replaces_nothing_unasked_and_is_never_a_link(command: Onboarding) -> None:
     """By force it is another file: whoever still reads the older one reads no token."""
     output = command.folder / "tokens.jsonl"
     output.write_text("older\n")
