@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -34,7 +34,9 @@ from aioivschat.emulator import (
     ThreadedEmulatorServer,
 )
 from aioivschat.emulator.moto_backend import MotoServer
+from aioivschat.planning._virtual_time import CreateChatToken, in_process_session
 from support.services import ROOM, UNLIMITED, OpenService, Server, local_session, outcomes, until
+from support.virtual import VirtualClock, virtual_time
 
 
 @pytest.fixture(params=["emulator", "moto"])
@@ -262,23 +264,41 @@ async def test_more_urgent_calls_go_first(
     assert ["first", "moderator", "viewer 1", "viewer 2", "stock"] == emulator.users
 
 
-async def test_an_urgent_call_speeds_up_the_flight_it_joins(
-    diary: tuple[Diary, str], open_service: OpenService
-) -> None:
-    """The flight is as urgent as its most urgent caller."""
-    emulator, url = diary
-    tokens = open_service(endpoint_url=url, quota=Quota(rate=20.0, burst=1), pool=ONE_BY_ONE)
+@virtual_time
+async def test_an_urgent_call_speeds_up_the_flight_it_joins() -> None:
+    """A flight for a normal and an urgent caller is sent before an earlier normal one."""
+    clock, users = VirtualClock(), []
 
-    async def issue(user: str, priority: Priority) -> None:
-        await tokens.issue(TokenRequest(ROOM, user), priority=priority)
+    async def create_chat_token(*, userId: str, **_: Any) -> dict[str, Any]:  # noqa: N803 (boto3's)
+        users.append(userId)
+        now = datetime.fromtimestamp(clock.wall(), UTC)
+        return {
+            "token": "virtual",
+            "tokenExpirationTime": now + timedelta(minutes=1),
+            "sessionExpirationTime": now + timedelta(hours=1),
+        }
 
-    await asyncio.gather(
-        issue("first", Priority.NORMAL),
-        issue("a", Priority.NORMAL),
-        issue("b", Priority.NORMAL),
-        issue("b", Priority.HIGH),
-    )
-    assert ["first", "b", "a"] == emulator.users
+    async def open_client(_: str) -> CreateChatToken:
+        return create_chat_token
+
+    async with AsyncTokenService(
+        session=in_process_session(open_client),
+        endpoint_url="http://127.0.0.1",
+        quota=Quota(rate=20.0, burst=1),
+        pool=PoolPolicy(prepared=False),
+        clock=clock,
+    ) as tokens:
+
+        async def issue(user: str, priority: Priority) -> None:
+            await tokens.issue(TokenRequest(ROOM, user), priority=priority)
+
+        await asyncio.gather(
+            issue("first", Priority.NORMAL),
+            issue("a", Priority.NORMAL),
+            issue("b", Priority.NORMAL),
+            issue("b", Priority.HIGH),
+        )
+    assert ["first", "b", "a"] == users
 
 
 @pytest.mark.parametrize(
