@@ -145,7 +145,7 @@ async def test_what_was_missed_is_asked_for_until_the_engine_tells(
         await until(lambda: bool(client.exists("{aioivschat}:log")))
         await _listening(server, 2)
         assert isinstance(there._minter, FleetMinter)
-        tokens = there._minter._tokens
+        tokens = there._minter.tokens
         assert isinstance(tokens, RedisTokens)
         await until(lambda: tokens._invalidations._gaps > 0)
         assert there.ready(REQUEST) is not None

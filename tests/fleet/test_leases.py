@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from aioivschat import ChatToken, Clock, ResourceNotFound, TokenRequest
+from aioivschat._events import Observers
 from aioivschat._models import Attempt
 from aioivschat._service.fleet import Busy, Fenced, Held
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
@@ -41,7 +42,7 @@ async def open_tokens(engine_server: EngineServer) -> AsyncIterator[OpenTokens]:
     def make() -> RedisTokens:
         tier = RedisTier(engine_server.url, keys=[SEALING_KEY], timeout=5.0)
         tiers.append(tier)
-        tokens = tier.bind(Clock(), 5.0, lambda room, user: None, lambda state, reason: None)
+        tokens = tier.bind(Clock(), 5.0, lambda room, user: None, Observers())
         assert tokens is not None
         tier.open()
         return tokens
@@ -79,12 +80,13 @@ async def test_what_a_holder_does_after_its_lease_does_nothing(open_tokens: Open
 _HOLDER = """
 import asyncio, sys
 from aioivschat import Clock
+from aioivschat._events import Observers
 from aioivschat.redis import RedisTier
 from fleet.test_leases import ATTEMPT, SEALING_KEY, _token
 
 async def main():
     tier = RedisTier(sys.argv[1], keys=[SEALING_KEY], timeout=5.0)
-    tokens = tier.bind(Clock(), 5.0, lambda room, user: None, lambda state, reason: None)
+    tokens = tier.bind(Clock(), 5.0, lambda room, user: None, Observers())
     tier.open()
     flight = tokens.flight(ATTEMPT, ATTEMPT)
     assert await flight.claim(lease=0.2) is None

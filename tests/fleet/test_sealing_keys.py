@@ -60,7 +60,7 @@ async def test_a_key_is_changed_while_the_fleet_runs(
             assert 1 <= neighbour.stats().shared
         assert 4 == ivschat_emulator.emulator.counts().requests - requests
         one.invalidate(user=request.user)
-        await until(lambda one=one: not one._minter._tokens._invalidations.pending)  # type: ignore[misc]  # a loop's
+        await until(lambda one=one: not one._minter.tokens._invalidations.pending)  # type: ignore[misc]  # a loop's
         assert not (await other.issue(request, idempotency_key="one")).reused
 
 

@@ -66,7 +66,6 @@ SOLE_IMPORTERS = {
 MAX_LINES = 450
 LONGER = {
     "_aws/prepared.py",
-    "_service/service.py",
 }
 """Modules that may be longer; the emulator's may be too."""
 

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from aioivschat import Clock, PoolPolicy
 from aioivschat._aws.clients import ClientPool
+from aioivschat._events import Event, NotPrepared, Observers
 from support.services import bare_session
 
 REGION = "us-east-1"
@@ -152,13 +153,17 @@ async def open_pool(
 ) -> AsyncIterator[tuple[ClientPool, list[str]]]:
     """Open a pool with a client for ``REGION``; give it, and why it does not prepare requests."""
     reasons: list[str] = []
+
+    def note_reason(event: Event) -> None:
+        if isinstance(event, NotPrepared):
+            reasons.append(event.reason)
+
     pool = ClientPool(
         session or bare_session("testing", "testing"),
         url,
         policy or PoolPolicy(),
         Clock(),
-        lambda region, seconds: None,
-        lambda region, reason: reasons.append(reason),
+        Observers([note_reason]),
     )
     try:
         await pool.open(REGION)

@@ -19,6 +19,7 @@ from aioivschat._aws.errors import answer_date, note_answer, translate_error
 from aioivschat._aws.prepared import PreparedCalls
 from aioivschat._aws.redaction import current_answer, filter_debug_logs
 from aioivschat._clock import Clock
+from aioivschat._events import ClientOpened, NotPrepared, Observers
 from aioivschat._models import TOKEN_LIFE_SECONDS, ChatToken, TokenRequest
 from aioivschat.errors import ConnectionFailed, InvalidConfiguration, MalformedResponse, require
 
@@ -70,6 +71,10 @@ _Call = Callable[[TokenRequest], Awaitable[Mapping[str, Any]]]
 """Sends a request, once, and returns botocore's parsed answer."""
 
 
+def _tell_not_prepared(observers: Observers, region: str, reason: str) -> None:
+    observers.tell(NotPrepared(region, reason))
+
+
 class ClientPool:
     """The clients of all regions: opened at first use, one at a time, and closed in reverse order.
 
@@ -79,9 +84,7 @@ class ClientPool:
         endpoint_url: where to send requests instead of to AWS; HTTPS, or on this host.
         policy: the connections.
         clock: where the time comes from.
-        on_open: called with the region and the seconds it took when a client was opened.
-        on_general: called with the region and the reason, once, if a client's requests cannot be
-            prepared.
+        observers: told when a client was opened, and once if its requests cannot be prepared.
 
     Raises:
         InvalidConfiguration: if the session or the endpoint cannot be used.
@@ -93,8 +96,7 @@ class ClientPool:
         endpoint_url: str | None,
         policy: PoolPolicy,
         clock: Clock,
-        on_open: Callable[[str, float], None],
-        on_general: Callable[[str, str], None],
+        observers: Observers,
     ) -> None:
         self._endpoint_url = endpoint_url
         del endpoint_url  # out of tracebacks that show locals: it may hold a password
@@ -103,8 +105,7 @@ class ClientPool:
         self._create_client: Callable[..., Any] = _client_factory(session)
         self._policy = policy
         self._clock = clock
-        self._on_open = on_open
-        self._on_general = on_general
+        self._observers = observers
         self._calls: dict[str, _Call] = {}
         self._opening = asyncio.Lock()
         self._open_clients = AsyncExitStack()
@@ -141,7 +142,9 @@ class ClientPool:
             with suppress(AttributeError):  # a stand-in for a client has no events
                 client.meta.events.register("before-parse.ivschat.CreateChatToken", note_answer)
             self._calls[region] = self._create_call(region, client)
-            self._on_open(region, self._clock.monotonic() - started)
+            if self._observers:
+                seconds = self._clock.monotonic() - started
+                self._observers.tell(ClientOpened(region, seconds))
 
     async def mint(self, region: str, request: TokenRequest) -> NewToken:
         """Send one request, once.
@@ -179,7 +182,9 @@ class ClientPool:
 
     def _create_call(self, region: str, client: Any) -> _Call:
         if self._policy.prepared:
-            return PreparedCalls(client, partial(self._on_general, region)).create_chat_token
+            # No method of this pool: a client that outlives it must not hold it.
+            tell = partial(_tell_not_prepared, self._observers, region)
+            return PreparedCalls(client, tell).create_chat_token
         return lambda request: client.create_chat_token(**request.as_members())
 
     def _client_config(self) -> AioConfig:

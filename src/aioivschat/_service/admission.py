@@ -40,19 +40,13 @@ class Call(Secret):
         return self.request.identity
 
 
+@dataclass(frozen=True, slots=True)
 class Admission:
-    """Refuses calls that would wait for too long, or behind too many.
+    """Refuses calls that would wait for too long, or behind too many."""
 
-    Args:
-        clock: where the time comes from.
-        counters: count what is refused.
-        observers: told what is refused.
-    """
-
-    def __init__(self, clock: Clock, counters: Counters, observers: Observers) -> None:
-        self._clock = clock
-        self._counters = counters
-        self._observers = observers
+    clock: Clock
+    counters: Counters
+    observers: Observers
 
     def check_queue(self, call: Call, limiter: Limiter) -> None:
         """Check a call that needs a permit of its own.
@@ -66,7 +60,7 @@ class Admission:
             self._refuse(call, "too many calls are waiting", wait)
         if call.deadline < NEVER:
             wait = limiter.predicted_wait(call.priority, room)
-            self.check_turn(call, self._clock.monotonic() + wait)
+            self.check_turn(call, self.clock.monotonic() + wait)
 
     def check_turn(self, call: Call, expected: float) -> None:
         """Check a call whose turn is expected at some time.
@@ -79,7 +73,7 @@ class Admission:
             self._refuse(call, "the wait would be longer than the timeout", late)
 
     def _refuse(self, call: Call, reason: str, retry_after: float) -> None:
-        self._counters.shed += 1
-        if self._observers:
-            self._observers.tell(Shed(call.request.room, retry_after))
+        self.counters.shed += 1
+        if self.observers:
+            self.observers.tell(Shed(call.request.room, retry_after))
         raise Overloaded(reason, retry_after)

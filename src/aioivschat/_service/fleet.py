@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aioivschat._clock import Clock
-from aioivschat._events import SharedState
+from aioivschat._events import Observers
 from aioivschat._models import ChatToken, Identity, SharingKey
 from aioivschat._service.limiter import Limiter, LocalLimiter, Quota
 
@@ -121,7 +121,7 @@ class SharedTier(Protocol):
         clock: Clock,
         min_remaining: float,
         invalidated: Callable[[str | None, str | None], None],
-        changed: Callable[[SharedState, str], None],
+        observers: Observers,
     ) -> SharedTokens | None:
         """Serve one service; called when it is made.
 
@@ -129,7 +129,7 @@ class SharedTier(Protocol):
             clock: where the time comes from.
             min_remaining: seconds that a token must have left to be of use.
             invalidated: called with room and user when another process invalidated.
-            changed: called with the new state and the reason, in words that hold no secret.
+            observers: told what the fleet shares, when that changes.
 
         Returns:
             The fleet's tokens; ``None``: the fleet shares its quota only.

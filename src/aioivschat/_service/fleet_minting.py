@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 from aioivschat._events import Source
 from aioivschat._models import Priority
@@ -36,44 +37,37 @@ class _NoReservationYet:
 _NO_RESERVATION_YET = _NoReservationYet()
 
 
+@dataclass(eq=False, kw_only=True)
 class FleetMinter(Minter):
-    """Mints the tokens of flights for a whole fleet.
+    """Mints the tokens of flights for a whole fleet, whose tokens are `tokens`."""
 
-    Args:
-        tokens: those of the fleet.
-        options: as for `Minter`.
-    """
-
-    stock_is_shared = True
-
-    def __init__(self, tokens: SharedTokens, **options: Any) -> None:
-        super().__init__(**options)
-        self._tokens = tokens
+    tokens: SharedTokens
+    stock_is_shared: ClassVar[bool] = True
 
     @property
     def rejected(self) -> int:
         """How many values of the fleet could not be opened."""
-        return self._tokens.rejected
+        return self.tokens.rejected
 
     def make_flight(self, call: Call, limiter: Limiter) -> TokenFlight:
         """Return a flight for a caller; whether it needs a permit, its claim will tell."""
-        generation, now = self._fences.generation, self._clock.monotonic()
-        shared = self._tokens.flight(call.identity, call.key)
+        generation, now = self.fences.generation, self.clock.monotonic()
+        shared = self.tokens.flight(call.identity, call.key)
         return TokenFlight(call, limiter, _NO_RESERVATION_YET, generation, now, shared)
 
     def hand_over(self, flight: TokenFlight, call: Call) -> None:
         """Give a flight for the stock to a caller, for whom it will be published."""
         super().hand_over(flight, call)
-        flight.adopt(self._tokens.flight(call.identity, call.key))
+        flight.adopt(self.tokens.flight(call.identity, call.key))
 
     def announce_invalidation(self, room: str | None, user: str | None) -> None:
         """Let every process forget the tokens of a room, of a user, or of a user in a room."""
-        self._lifecycle.check_open()
-        self._tokens.invalidate(room, user)
+        self.lifecycle.check_open()
+        self.tokens.invalidate(room, user)
 
     async def settle(self) -> None:
         """Wait until the fleet has all that it was given, or cannot be reached."""
-        await self._tokens.settled()
+        await self.tokens.settled()
 
     async def _bring_token(self, flight: TokenFlight) -> Entry:
         try:
@@ -104,7 +98,7 @@ class FleetMinter(Minter):
         if shared is None or flight.reservation is not _NO_RESERVATION_YET:
             return None
         while True:
-            asked = self._clock.monotonic()
+            asked = self.clock.monotonic()
             # Committed while the claim runs: cancelling could drop a claimed token.
             flight.committed = True
             wait = limiter.predicted_wait(flight.call.priority, flight.call.request.room)
@@ -112,12 +106,12 @@ class FleetMinter(Minter):
             if isinstance(answer, Held):
                 return self._entry_of(flight, answer, asked)
             flight.committed = False
-            if not flight.callers or not self._lifecycle.is_open:
+            if not flight.callers or not self.lifecycle.is_open:
                 flight.stop()
             # `stop()` cancelled this very task: CancelledError is raised at this await.
             await (shared.landed() if isinstance(answer, Busy) else asyncio.sleep(0))
             if answer is None:
-                self._admission.check_queue(flight.call, limiter)
+                self.admission.check_queue(flight.call, limiter)
                 flight.reserve()
                 return None
 
@@ -125,7 +119,7 @@ class FleetMinter(Minter):
         self, flight: TokenFlight, shared: SharedFlight, entry: Entry
     ) -> Entry | None:
         """Make a token the attempt's in the whole fleet; ``None``: another process is at it."""
-        asked = self._clock.monotonic()
+        asked = self.clock.monotonic()
         life, age = entry.monotonic_end - asked, asked - flight.started
         answer = await shared.publish(entry.token, life, age)
         if answer is None or isinstance(answer, Fenced):
@@ -143,19 +137,19 @@ class FleetMinter(Minter):
 
     def _entry_of(self, flight: TokenFlight, held: Held, asked: float) -> Entry:
         """Take a token of the fleet, whose life counts from the moment it was asked for."""
-        self._counters.shared += 1
+        self.counters.shared += 1
         flight.source = Source.SHARED
         end = asked + held.life
-        wall_end = self._clock.wall() + end - self._clock.monotonic()
+        wall_end = self.clock.wall() + end - self.clock.monotonic()
         return Entry(flight.call.identity, held.token, end, wall_end, flight.generation)
 
     def _put_into_stock(self, flight: TokenFlight, entry: Entry) -> None:
-        now = self._clock.monotonic()
-        self._tokens.stock(
+        now = self.clock.monotonic()
+        self.tokens.stock(
             flight.call.identity,
             entry.token,
             life=entry.monotonic_end - now,
             age=now - flight.started,
-            refused=lambda: self._stock.restock(entry),
+            refused=lambda: self.stock.restock(entry),
         )
         self._note_stocked(flight)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from aioivschat._aws.clients import ClientPool
 from aioivschat._clock import Clock
 from aioivschat._events import Delivered, Joined, Observers, Source
-from aioivschat._models import ChatToken, Priority, RoomArn, SharingKey, TokenRequest
+from aioivschat._models import (
+    KEY_MAX_CHARACTERS,
+    Attempt,
+    ChatToken,
+    Priority,
+    RoomArn,
+    SharingKey,
+    TokenRequest,
+)
 from aioivschat._service.admission import NEVER, Admission, Call
 from aioivschat._service.cache import Entry, TokenCache
 from aioivschat._service.fences import Fences
@@ -22,72 +31,42 @@ from aioivschat._service.stock import TokenStock
 from aioivschat.errors import ChatTokenError, DeadlineExceeded, InvalidRequest, ServiceClosed
 
 
+@dataclass(eq=False, kw_only=True)
 class Issuer:
-    """Issues tokens to callers.
+    """Issues tokens to callers."""
 
-    Args:
-        lifecycle: whether the service is open.
-        limiters: those of the accounts and regions.
-        pool: the clients.
-        cache: the delivered tokens.
-        stock: the undelivered tokens.
-        fences: what was invalidated.
-        admission: who is let in.
-        minter: mints what is not there.
-        pending: what is to be minted ahead; callers take it over.
-        counters: count what happens.
-        clock: where the time comes from.
-        observers: told what happens.
-    """
-
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        limiters: Limiters,
-        pool: ClientPool,
-        cache: TokenCache,
-        stock: TokenStock,
-        fences: Fences,
-        admission: Admission,
-        minter: Minter,
-        pending: PendingRequests,
-        counters: Counters,
-        clock: Clock,
-        observers: Observers,
-    ) -> None:
-        self._lifecycle = lifecycle
-        self._limiters = limiters
-        self._pool = pool
-        self._cache = cache
-        self._stock = stock
-        self._fences = fences
-        self._admission = admission
-        self._minter = minter
-        self._flights = minter.flights
-        self._pending = pending
-        self._counters = counters
-        self._clock = clock
-        self._observers = observers
+    lifecycle: Lifecycle
+    limiters: Limiters
+    pool: ClientPool
+    cache: TokenCache
+    stock: TokenStock
+    fences: Fences
+    admission: Admission
+    minter: Minter
+    pending: PendingRequests
+    counters: Counters
+    clock: Clock
+    observers: Observers
 
     def find_delivered(self, key: SharingKey | tuple[Any, ...]) -> Entry | None:
         """Return the delivered token of a key, or of a tuple that merely equals an identity."""
-        entry = self._cache.get(key)
-        if entry is not None and self._observers:
-            self._observers.tell(Delivered(entry.identity[0], Source.CACHE, 0.0))
+        entry = self.cache.get(key)
+        if entry is not None and self.observers:
+            self.observers.tell(Delivered(entry.identity[0], Source.CACHE, 0.0))
         return entry
 
     def take_available(self, request: TokenRequest, key: SharingKey | None) -> ChatToken | None:
         """Return a token that is there already: delivered under the key, or in stock."""
         entry = self.find_delivered(key) if key is not None else None
         if entry is None:
-            entry = self._stock.take(request.identity)
+            entry = self.stock.take(request.identity)
             if entry is None:
                 return None
-            self._counters.stock += 1
+            self.counters.stock += 1
             if key is not None:
-                self._cache.put(key, entry)
-            if self._observers:
-                self._observers.tell(Delivered(request.room, Source.STOCK, 0.0))
+                self.cache.put(key, entry)
+            if self.observers:
+                self.observers.tell(Delivered(request.room, Source.STOCK, 0.0))
         return entry.hand_out()
 
     async def wait_for_token(
@@ -109,7 +88,7 @@ class Issuer:
             return await self._join_until_token(Call(request, room, key, priority, NEVER))
         if not timeout > 0:
             raise InvalidRequest("timeout", "above 0 s, or None", f"{timeout}")
-        call = Call(request, room, key, priority, self._clock.monotonic() + timeout)
+        call = Call(request, room, key, priority, self.clock.monotonic() + timeout)
         try:
             async with asyncio.timeout(timeout):
                 return await self._join_until_token(call)
@@ -119,34 +98,34 @@ class Issuer:
         raise DeadlineExceeded(timeout)
 
     async def _join_until_token(self, call: Call) -> ChatToken:
-        started = self._clock.monotonic()
+        started = self.clock.monotonic()
         region = call.room.region
         while True:
-            flight = self._flights.find(call.key) if call.key is not None else None
+            flight = self.minter.flights.find(call.key) if call.key is not None else None
             is_leaving = flight is not None and flight.leaving
             # A permit is worth nothing until there is a client to use it.
-            if is_leaving or not self._pool.is_open(region):
-                await self._pool.open(region)
+            if is_leaving or not self.pool.is_open(region):
+                await self.pool.open(region)
                 if flight is not None and flight.leaving:
                     await flight.ended()
                 # Either may have taken a while.
-                self._lifecycle.check_open()
+                self.lifecycle.check_open()
                 token = self.take_available(call.request, call.key)
                 if token is not None:
                     return token
                 continue
             flight = self._join_or_start_flight(flight, call)
             try:
-                token = await self._flights.join(flight, self._hand_out_alive)
+                token = await self.minter.flights.join(flight, self._hand_out_alive)
             except FlightStopped:
                 raise ServiceClosed from None
             if token is not None:
-                if self._observers:
-                    waited = self._clock.monotonic() - started
-                    self._observers.tell(Delivered(call.request.room, flight.source, waited))
+                if self.observers:
+                    waited = self.clock.monotonic() - started
+                    self.observers.tell(Delivered(call.request.room, flight.source, waited))
                 return token
             # It may be closing by now, and would not wait for a flight that starts after that.
-            self._lifecycle.check_open()
+            self.lifecycle.check_open()
 
     def _join_or_start_flight(self, flight: TokenFlight | None, call: Call) -> TokenFlight:
         """Return the flight of the call's key, one for the stock that it takes over, or a new one.
@@ -156,24 +135,46 @@ class Issuer:
             call: the call.
         """
         identity = call.identity
-        if flight is not None and not self._fences.is_fenced(flight.generation, identity):
-            self._admission.check_turn(call, flight.reservation.expected)
-            self._counters.joined += 1
-            if self._observers:
-                self._observers.tell(Joined(call.request.room))
+        if flight is not None and not self.fences.is_fenced(flight.generation, identity):
+            self.admission.check_turn(call, flight.reservation.expected)
+            self.counters.joined += 1
+            if self.observers:
+                self.observers.tell(Joined(call.request.room))
             flight.extend_for(call)
             return flight
-        flight = self._pending.take_over(identity)
+        flight = self.pending.take_over(identity)
         if flight is not None:
-            self._minter.hand_over(flight, call)
+            self.minter.hand_over(flight, call)
         else:
-            limiter = self._limiters.get_or_make(call.room)
-            flight = self._minter.make_flight(call, limiter)
-            self._pending.go_first(identity, limiter)
+            limiter = self.limiters.get_or_make(call.room)
+            flight = self.minter.make_flight(call, limiter)
+            self.pending.go_first(identity, limiter)
         if call.key is not None:
-            self._flights.share(flight, call.key)
+            self.minter.flights.share(flight, call.key)
         return flight
 
     def _hand_out_alive(self, entry: Entry) -> ChatToken | None:
         # None: the token expired before its caller ran (a suspended host). Start over.
-        return entry.hand_out() if self._cache.is_alive(entry) else None
+        return entry.hand_out() if self.cache.is_alive(entry) else None
+
+
+def sharing_key(
+    request: TokenRequest, idempotency_key: str | None, fresh: bool
+) -> SharingKey | None:
+    """Return what calls must agree on to share a token; ``None``: they never do.
+
+    Raises:
+        InvalidRequest: the key breaks a limit, or excludes `fresh`.
+    """
+    try:
+        if idempotency_key is None:
+            return None if fresh else request.identity
+        if fresh:
+            raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
+        is_text = isinstance(idempotency_key, str)
+        if not is_text or not 1 <= len(idempotency_key) <= KEY_MAX_CHARACTERS:
+            limit = f"1 to {KEY_MAX_CHARACTERS} characters"
+            raise InvalidRequest("idempotency_key", limit, "other")
+        return Attempt((request.identity, idempotency_key))
+    finally:
+        del idempotency_key  # out of tracebacks that show locals

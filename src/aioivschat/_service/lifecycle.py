@@ -56,6 +56,8 @@ class Lifecycle:
             ServiceClosed: the service is closing or closed.
             WrongLoop: it belongs to another event loop or process.
         """
+        if self.loop_while_open is asyncio.get_running_loop():
+            return
         if not self.is_open:
             raise ServiceClosed
         self.check_loop()

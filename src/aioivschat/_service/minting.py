@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from aioivschat._aws.clients import ClientPool
 from aioivschat._clock import Clock
@@ -108,54 +109,32 @@ class TokenFlight(Flight[Entry]):
         super().stop()
 
 
+@dataclass(eq=False, kw_only=True)
 class Minter:
     """Mints the tokens of flights, on one machine.
 
-    Args:
-        lifecycle: once it is no longer open, nothing is retried and nothing is kept.
-        pool: the clients.
-        cache: the delivered tokens.
-        stock: the undelivered tokens.
-        fences: what was invalidated.
-        admission: who is let in.
-        retrier: retries.
-        counters: count what happens.
-        clock: where the time comes from.
-        observers: told what happens.
-        on_stocked: called when a token went into the stock.
+    Once `lifecycle` is no longer open, nothing is retried and nothing is kept. `on_stocked` is
+    called when a token went into the stock.
 
     Attributes:
         flights: those under way.
         stock_is_shared: whether the tokens that nobody was given go to a fleet.
     """
 
-    stock_is_shared = False
+    lifecycle: Lifecycle
+    pool: ClientPool
+    cache: TokenCache
+    stock: TokenStock
+    fences: Fences
+    admission: Admission
+    retrier: Retrier
+    counters: Counters
+    clock: Clock
+    observers: Observers
+    on_stocked: Callable[[], None]
+    stock_is_shared: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        lifecycle: Lifecycle,
-        pool: ClientPool,
-        cache: TokenCache,
-        stock: TokenStock,
-        fences: Fences,
-        admission: Admission,
-        retrier: Retrier,
-        counters: Counters,
-        clock: Clock,
-        observers: Observers,
-        on_stocked: Callable[[], None],
-    ) -> None:
-        self._lifecycle = lifecycle
-        self._pool = pool
-        self._cache = cache
-        self._stock = stock
-        self._fences = fences
-        self._admission = admission
-        self._retrier = retrier
-        self._counters = counters
-        self._clock = clock
-        self._observers = observers
-        self._on_stocked = on_stocked
+    def __post_init__(self) -> None:
         self.flights = SingleFlight[Entry, TokenFlight](self._bring_token, self._keep_unclaimed)
 
     @property
@@ -169,14 +148,14 @@ class Minter:
         Raises:
             Overloaded: it cannot.
         """
-        self._admission.check_queue(call, limiter)
+        self.admission.check_queue(call, limiter)
         return self.make_flight_ahead(call, limiter)
 
     def make_flight_ahead(self, call: Call, limiter: Limiter) -> TokenFlight:
         """Return a flight for the stock."""
         reservation = limiter.reserve(call.priority, room=call.request.room)
-        now = self._clock.monotonic()
-        return TokenFlight(call, limiter, reservation, self._fences.generation, now)
+        now = self.clock.monotonic()
+        return TokenFlight(call, limiter, reservation, self.fences.generation, now)
 
     def hand_over(self, flight: TokenFlight, call: Call) -> None:
         """Give a flight for the stock to a caller."""
@@ -224,21 +203,21 @@ class Minter:
         def is_worthwhile(delay: float) -> bool:
             return (
                 flight.callers > 0
-                and self._lifecycle.is_open
-                and self._clock.monotonic() + delay < flight.call.deadline
+                and self.lifecycle.is_open
+                and self.clock.monotonic() + delay < flight.call.deadline
             )
 
         def tell(number: int, delay: float) -> None:
-            if self._observers:
-                self._observers.tell(Retrying(flight.call.request.room, number, delay))
+            if self.observers:
+                self.observers.tell(Retrying(flight.call.request.room, number, delay))
 
-        return await self._retrier.run(
+        return await self.retrier.run(
             send_again, failed=failure, worthwhile=is_worthwhile, before_sleep=tell
         )
 
     async def _send_request(self, flight: TokenFlight, number: int) -> Entry:
         """Send one request and keep account of it."""
-        call, clock, counters = flight.call, self._clock, self._counters
+        call, clock, counters = flight.call, self.clock, self.counters
         request = call.request
         started, started_wall = clock.monotonic(), clock.wall()
         counters.requests += 1
@@ -246,11 +225,11 @@ class Minter:
         # From here on AWS may have minted: to cancel would waste the token.
         flight.committed = True
         try:
-            minted = await self._pool.mint(call.room.region, request)
+            minted = await self.pool.mint(call.room.region, request)
             end, wall_end = started + minted.life, started_wall + minted.life
             entry = Entry(request.identity, minted.token, end, wall_end, flight.generation)
             # A failed request like any other: else a slow upstream would be asked for ever.
-            if not self._cache.is_alive(entry):
+            if not self.cache.is_alive(entry):
                 raise MalformedResponse(f"too little is left of the token's {minted.life:.1f} s")
         except ChatTokenError as error:
             flight.committed = False
@@ -259,36 +238,36 @@ class Minter:
                 flight.limiter.throttled()
             else:
                 counters.failed += 1
-            if self._observers:
+            if self.observers:
                 status = error.status if isinstance(error, AwsError) else 0
                 seconds = clock.monotonic() - started
                 name = type(error).__name__
-                self._observers.tell(AttemptFailed(request.room, number, name, status, seconds))
+                self.observers.tell(AttemptFailed(request.room, number, name, status, seconds))
             raise
         counters.minted += 1
         flight.limiter.served()
-        if self._observers:
-            self._observers.tell(Minted(request.room, number, clock.monotonic() - started))
+        if self.observers:
+            self.observers.tell(Minted(request.room, number, clock.monotonic() - started))
         return entry
 
     def _deliver(self, flight: TokenFlight, entry: Entry) -> None:
         """Keep a token for those who will ask for the same; without callers it becomes stock."""
-        is_fenced = self._fences.is_fenced(entry.generation, entry.identity)
+        is_fenced = self.fences.is_fenced(entry.generation, entry.identity)
         if flight.callers and flight.key is not None and not is_fenced:
-            self._cache.put(flight.key, entry)
+            self.cache.put(flight.key, entry)
 
     def _keep_unclaimed(self, flight: TokenFlight, entry: Entry) -> None:
         # A token that the fleet knows as an attempt's stays the attempt's, whoever has left.
-        if self._lifecycle.is_open and not (flight.published or entry.handed_out):
+        if self.lifecycle.is_open and not (flight.published or entry.handed_out):
             self._put_into_stock(flight, entry)
 
     def _put_into_stock(self, flight: TokenFlight, entry: Entry) -> None:
         """Keep a token that nobody was given."""
-        if self._stock.restock(entry):
+        if self.stock.restock(entry):
             self._note_stocked(flight)
 
     def _note_stocked(self, flight: TokenFlight) -> None:
-        self._counters.stocked += 1
-        self._on_stocked()
-        if self._observers:
-            self._observers.tell(Stocked(flight.call.request.room))
+        self.counters.stocked += 1
+        self.on_stocked()
+        if self.observers:
+            self.observers.tell(Stocked(flight.call.request.room))

@@ -75,39 +75,27 @@ class Prewarmed:
     left_out: int = 0
 
 
+@dataclass(eq=False, kw_only=True)
 class Prewarmer:
     """All that one service mints ahead.
 
     Args:
-        limiters: those of the accounts and regions.
-        minter: mints.
-        pending: where calls find what is to be minted ahead.
-        pool: the clients.
-        stock: where the tokens go.
-        clock: where the time comes from.
         min_remaining: seconds that a token must have left when it is handed out.
         max_connections: of a client; a fifth is left to live calls.
     """
 
-    def __init__(
-        self,
-        limiters: Limiters,
-        minter: Minter,
-        pending: PendingRequests,
-        pool: ClientPool,
-        stock: TokenStock,
-        clock: Clock,
-        min_remaining: float,
-        max_connections: int,
-    ) -> None:
-        self.minter = minter
-        self.pending = pending
-        self.pool = pool
-        self.stock = stock
-        self.clock = clock
-        self.longest_lead = TOKEN_LIFE_SECONDS - min_remaining - _USE_SECONDS
-        self.max_under_way = max(1, max_connections * 4 // 5)
-        self._limiters = limiters
+    limiters: Limiters
+    minter: Minter
+    pending: PendingRequests
+    pool: ClientPool
+    stock: TokenStock
+    clock: Clock
+    min_remaining: float
+    max_connections: int
+
+    def __post_init__(self) -> None:
+        self.longest_lead = TOKEN_LIFE_SECONDS - self.min_remaining - _USE_SECONDS
+        self.max_under_way = max(1, self.max_connections * 4 // 5)
         self._runs: set[_RegionRun] = set()
 
     async def run(
@@ -135,7 +123,7 @@ class Prewarmer:
                 async with reading:
                     async for request in _each(requests):
                         room = RoomArn.parse(request.room)
-                        limiter = self._limiters.get_or_make(room)
+                        limiter = self.limiters.get_or_make(room)
                         run = runs.get(limiter)
                         if run is None:
                             run = _RegionRun(self, room.region, limiter, budget, opening)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import warnings
-from asyncio import get_running_loop
 from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -18,22 +17,15 @@ from typing import Any, Self
 from aioivschat._aws.clients import ClientPool, PoolPolicy
 from aioivschat._clock import Clock
 from aioivschat._events import (
-    ClientOpened,
     Invalidated,
-    NotPrepared,
     Observer,
     Observers,
-    SharedChanged,
-    SharedState,
 )
 from aioivschat._models import (
-    KEY_MAX_CHARACTERS,
     SESSION_DEFAULT_MINUTES,
-    Attempt,
     ChatToken,
     Priority,
     RoomArn,
-    SharingKey,
     TokenRequest,
     unchecked_identity,
 )
@@ -42,7 +34,7 @@ from aioivschat._service.cache import CachePolicy, TokenCache
 from aioivschat._service.fences import Fences
 from aioivschat._service.fleet import OneProcess, SharedTier
 from aioivschat._service.fleet_minting import FleetMinter
-from aioivschat._service.issuing import Issuer
+from aioivschat._service.issuing import Issuer, sharing_key
 from aioivschat._service.lifecycle import Lifecycle, State
 from aioivschat._service.limiter import Quota
 from aioivschat._service.limiters import Limiters
@@ -72,8 +64,7 @@ class AsyncTokenService:
         shared: what several processes share, such as :class:`aioivschat.redis.RedisTier`; made for
             this service alone.
         observers: told what happens; see :class:`Observer`.
-        clock: where the time comes from.
-        rng: where the jitter comes from.
+        clock, rng: where the time and the jitter come from.
 
     Raises:
         InvalidConfiguration: if an option cannot work.
@@ -111,16 +102,14 @@ class AsyncTokenService:
                 endpoint_url,
                 pool,
                 clock,
-                # No methods of ours: a client that outlives the service must not hold it.
-                partial(_tell_opened, self._observers),
-                partial(_tell_not_prepared, self._observers),
+                self._observers,
             )
         finally:
             del endpoint_url  # out of tracebacks that show locals: it may hold a password
-        tokens = self._tier.bind(clock, cache.min_remaining, self._forget, self._tell_shared)
+        tokens = self._tier.bind(clock, cache.min_remaining, self._forget, self._observers)
         lifecycle = Lifecycle(on_first_use=self._tier.open)
         admission = Admission(clock, self._counters, self._observers)
-        make_minter = Minter if tokens is None else partial(FleetMinter, tokens)
+        make_minter = Minter if tokens is None else partial(FleetMinter, tokens=tokens)
         self._minter = make_minter(
             lifecycle=lifecycle,
             pool=self._pool,
@@ -170,8 +159,8 @@ class AsyncTokenService:
         await self.aclose()
 
     def __del__(self) -> None:
-        made = hasattr(self, "_lifecycle")
-        if made and self._lifecycle.is_used and len(self._pool) and not self._is_closed:
+        is_open = hasattr(self, "_lifecycle") and self._lifecycle.state is not State.CLOSED
+        if is_open and self._lifecycle.is_used and len(self._pool):
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
@@ -207,10 +196,7 @@ class AsyncTokenService:
             capabilities: any of ``SEND_MESSAGE``, ``DELETE_MESSAGE``, ``DISCONNECT_USER``.
             sessionDurationInMinutes: 1 to 180 minutes.
             attributes: text to text, at most 1,024 bytes of UTF-8 over all keys and values.
-            idempotency_key: as for :meth:`issue`.
-            fresh: as for :meth:`issue`.
-            timeout: as for :meth:`issue`.
-            priority: as for :meth:`issue`.
+            idempotency_key, fresh, timeout, priority: as for :meth:`issue`.
 
         Returns:
             ``token``, ``tokenExpirationTime`` and ``sessionExpirationTime``, as boto3 gives them;
@@ -223,7 +209,7 @@ class AsyncTokenService:
         try:
             # What is asked most often, and by the shortest way: a token that was delivered.
             is_plain = idempotency_key is None and not fresh
-            if is_plain and self._lifecycle.loop_while_open is get_running_loop():
+            if is_plain and self._lifecycle.loop_while_open is asyncio.get_running_loop():
                 try:
                     identity = unchecked_identity(
                         roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
@@ -234,11 +220,10 @@ class AsyncTokenService:
                     pass  # the checks below tell what is wrong with them
             if entry is not None:
                 return entry.reply()
-            request = TokenRequest(
-                roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
-            )
             issuing = self.issue(
-                request,
+                TokenRequest(
+                    roomIdentifier, userId, capabilities, attributes, sessionDurationInMinutes
+                ),
                 idempotency_key=idempotency_key,
                 fresh=fresh,
                 timeout=timeout,
@@ -288,13 +273,13 @@ class AsyncTokenService:
         """
         # As in `create_chat_token`.
         is_plain = idempotency_key is None and not fresh
-        if is_plain and self._lifecycle.loop_while_open is get_running_loop():
+        if is_plain and self._lifecycle.loop_while_open is asyncio.get_running_loop():
             entry = self._issuer.find_delivered(request.identity)
             if entry is not None:
                 return entry.hand_out()
         self._lifecycle.check_open()
         try:
-            key = _sharing_key(request, idempotency_key, fresh)
+            key = sharing_key(request, idempotency_key, fresh)
         finally:
             del idempotency_key  # out of tracebacks that show locals
         token = self._issuer.take_available(request, key)
@@ -310,9 +295,7 @@ class AsyncTokenService:
         In a fleet, it is one that this process has; the engine is not asked.
 
         Args:
-            request: as for :meth:`issue`.
-            idempotency_key: as for :meth:`issue`.
-            fresh: as for :meth:`issue`.
+            request, idempotency_key, fresh: as for :meth:`issue`.
 
         Returns:
             A token as :meth:`issue` gives it; ``None`` if one would have to be minted.
@@ -324,7 +307,7 @@ class AsyncTokenService:
         """
         self._lifecycle.check_open()
         try:
-            key = _sharing_key(request, idempotency_key, fresh)
+            key = sharing_key(request, idempotency_key, fresh)
         finally:
             del idempotency_key  # out of tracebacks that show locals
         return self._issuer.take_available(request, key)
@@ -437,10 +420,9 @@ class AsyncTokenService:
             WrongLoop: the service was opened on another event loop or in another process.
         """
         lifecycle = self._lifecycle
-        if self._is_closed:
-            return
         if not lifecycle.is_used:
             lifecycle.end()
+        if lifecycle.state is State.CLOSED:
             return
         lifecycle.check_loop()
         if self._closing is None:
@@ -459,42 +441,6 @@ class AsyncTokenService:
         self._stock.clear()
         self._lifecycle.end()
 
-    @property
-    def _is_closed(self) -> bool:
-        return self._lifecycle.state is State.CLOSED
-
     def _forget(self, room: str | None, user: str | None) -> None:
         self._fences.add(room, user)
-        if self._observers:
-            self._observers.tell(Invalidated(room, user is not None))
-
-    def _tell_shared(self, state: SharedState, reason: str) -> None:
-        if self._observers:
-            self._observers.tell(SharedChanged(state, reason))
-
-
-def _sharing_key(
-    request: TokenRequest, idempotency_key: str | None, fresh: bool
-) -> SharingKey | None:
-    """Return what calls must agree on to share a token; ``None``: they never do."""
-    try:
-        if idempotency_key is None:
-            return None if fresh else request.identity
-        if fresh:
-            raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
-        is_text = isinstance(idempotency_key, str)
-        if not is_text or not 1 <= len(idempotency_key) <= KEY_MAX_CHARACTERS:
-            limit = f"1 to {KEY_MAX_CHARACTERS} characters"
-            raise InvalidRequest("idempotency_key", limit, "other")
-        return Attempt((request.identity, idempotency_key))
-    finally:
-        del idempotency_key  # out of tracebacks that show locals
-
-
-def _tell_opened(observers: Observers, region: str, seconds: float) -> None:
-    if observers:
-        observers.tell(ClientOpened(region, seconds))
-
-
-def _tell_not_prepared(observers: Observers, region: str, reason: str) -> None:
-    observers.tell(NotPrepared(region, reason))
+        self._observers.tell(Invalidated(room, user is not None))

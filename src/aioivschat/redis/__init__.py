@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aioivschat._clock import Clock
-from aioivschat._events import SharedState
+from aioivschat._events import Observers, SharedChanged, SharedState
 from aioivschat._service.limiter import Limiter, Quota
 from aioivschat.errors import require
 from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS, Engine, EngineState
@@ -83,7 +83,7 @@ class RedisTier:
         self._limiters: list[SharedLimiter] = []
         self._tokens: RedisTokens | None = None
         self._clock: Clock | None = None
-        self._changed: Callable[[SharedState, str], None] | None = None
+        self._observers = Observers()
 
     def __repr__(self) -> str:
         if not hasattr(self, "_namespace"):  # a traceback of its making may show it
@@ -95,7 +95,7 @@ class RedisTier:
         clock: Clock,
         min_remaining: float,
         invalidated: Callable[[str | None, str | None], None],
-        changed: Callable[[SharedState, str], None],
+        observers: Observers,
     ) -> RedisTokens | None:
         """Serve one service; called when it is made.
 
@@ -103,7 +103,7 @@ class RedisTier:
             clock: where the time comes from.
             min_remaining: seconds that a token must have left to be of use.
             invalidated: called with room and user when another process invalidated.
-            changed: called with the new state and the reason.
+            observers: told what the fleet shares, when that changes.
 
         Returns:
             The fleet's tokens; ``None``: the fleet shares its quota only.
@@ -112,7 +112,7 @@ class RedisTier:
             InvalidConfiguration: it serves another service already.
         """
         require(self._clock is None, "shared", "a tier of this service alone", "one in use")
-        self._clock, self._changed = clock, changed
+        self._clock, self._observers = clock, observers
         if self._sealer is not None:
             self._tokens = RedisTokens(
                 self._engine, self._sealer, self._namespace, clock, min_remaining, invalidated
@@ -155,11 +155,9 @@ class RedisTier:
         await self._engine.aclose()
 
     def _engine_changed(self, state: EngineState, reason: str) -> None:
-        if self._changed is None:
-            return
         if state is EngineState.AWAY:
-            self._changed(SharedState.LOCAL, reason)
+            self._observers.tell(SharedChanged(SharedState.LOCAL, reason))
         elif state is EngineState.SHARED and self._sealer is None:
-            self._changed(SharedState.QUOTA_ONLY, _NO_KEY)
+            self._observers.tell(SharedChanged(SharedState.QUOTA_ONLY, _NO_KEY))
         elif state is EngineState.SHARED:
-            self._changed(SharedState.SHARED, "connected")
+            self._observers.tell(SharedChanged(SharedState.SHARED, "connected"))

@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aioivschat import ChatToken, Clock, TokenRequest
+from aioivschat._events import Observers
 from aioivschat._service.fleet import Busy, Held
 from aioivschat.redis import RedisTier
 from aioivschat.redis._sealing import Sealer
@@ -62,9 +63,7 @@ async def tokens(
 ) -> AsyncIterator[RedisTokens]:
     """The tokens of a fleet as one process sees them."""
     tier = RedisTier(engine_server.url, keys=[SEALING_KEY], timeout=5.0)
-    tokens = tier.bind(
-        Clock(), 5.0, lambda *what: invalidated.append(what), lambda state, reason: None
-    )
+    tokens = tier.bind(Clock(), 5.0, lambda *what: invalidated.append(what), Observers())
     tier.open()
     assert tokens is not None
     # The first answer brings the engine's time.

@@ -415,14 +415,14 @@ MINTING = (
     Mutant(
         "stocked-before-success",
         "_service/minting.py",
-        "        if self._stock.restock(entry):\n            self._note_stocked(flight)\n",
-        "        self._stock.restock(entry)\n        self._note_stocked(flight)\n",
+        "        if self.stock.restock(entry):\n            self._note_stocked(flight)\n",
+        "        self.stock.restock(entry)\n        self._note_stocked(flight)\n",
         "tokens that came too late to be kept count as stock",
     ),
     Mutant(
         "dead-on-arrival",
         "_service/issuing.py",
-        "return entry.hand_out() if self._cache.is_alive(entry) else None",
+        "return entry.hand_out() if self.cache.is_alive(entry) else None",
         "return entry.hand_out()",
         "a token that died while its caller had to wait for the loop is handed out",
         tests="service/test_token_life.py",
@@ -430,7 +430,7 @@ MINTING = (
     Mutant(
         "short-life-accepted",
         "_service/minting.py",
-        "if not self._cache.is_alive(entry):",
+        "if not self.cache.is_alive(entry):",
         "if False:",
         "tokens that cannot be handed out are minted without end",
         tests="service/test_token_life.py",
@@ -462,15 +462,15 @@ MINTING = (
     Mutant(
         "retry-for-nobody",
         "_service/minting.py",
-        "                flight.callers > 0\n                and self._lifecycle.is_open\n",
-        "                self._lifecycle.is_open\n",
+        "                flight.callers > 0\n                and self.lifecycle.is_open\n",
+        "                self.lifecycle.is_open\n",
         "what was sent for callers who left is sent again",
         tests="service/test_cancellation.py",
     ),
     Mutant(
         "retry-past-the-deadline",
         "_service/minting.py",
-        "                and self._clock.monotonic() + delay < flight.call.deadline\n",
+        "                and self.clock.monotonic() + delay < flight.call.deadline\n",
         "",
         "who cannot be served in time any more is kept waiting",
         tests="aws/test_upstream_faults.py",
@@ -498,7 +498,7 @@ MINTING = (
 SERVICE = (
     Mutant(
         "fresh-shared",
-        "_service/service.py",
+        "_service/issuing.py",
         "return None if fresh else request.identity",
         "return request.identity",
         "a fresh token is one that somebody was handed",
@@ -506,7 +506,7 @@ SERVICE = (
     ),
     Mutant(
         "attempt-key-ignored",
-        "_service/service.py",
+        "_service/issuing.py",
         "return Attempt((request.identity, idempotency_key))",
         "return request.identity",
         "two attempts share a token that connects once",
@@ -515,7 +515,7 @@ SERVICE = (
     Mutant(
         "attempt-from-stock-forgotten",
         "_service/issuing.py",
-        "            if key is not None:\n                self._cache.put(key, entry)\n",
+        "            if key is not None:\n                self.cache.put(key, entry)\n",
         "",
         "the retry of an attempt that was served from stock spends another token",
         tests="service/test_service.py",
@@ -523,7 +523,7 @@ SERVICE = (
     Mutant(
         "fence-ignored-under-way",
         "_service/issuing.py",
-        "if flight is not None and not self._fences.is_fenced(flight.generation, identity):",
+        "if flight is not None and not self.fences.is_fenced(flight.generation, identity):",
         "if flight is not None:",
         "a call after an invalidation joins a flight of before",
         tests="service/test_service.py",
