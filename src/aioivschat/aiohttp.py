@@ -35,7 +35,7 @@ SERVICE = web.AppKey("aioivschat", AsyncTokenService)
 """Where the application keeps the service."""
 
 _SWEEP_SECONDS = 0.25
-"""Poll interval for clients that disconnected: so soon their reservations are given up."""
+"""Poll interval for disconnected clients; until noticed, they keep their reservations."""
 
 
 def setup(
