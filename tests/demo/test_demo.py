@@ -124,7 +124,7 @@ async def test_it_ends_in_the_midst_of_things(demo: Demo) -> None:
 
 
 async def test_it_reads_no_configuration_of_aws(tmp_path: Path) -> None:
-    """Nothing of the user's goes anywhere."""
+    """The demo starts whatever the user's AWS configuration says."""
     elsewhere = {
         **os.environ,
         "AWS_PROFILE": "missing",
@@ -140,7 +140,7 @@ async def test_it_reads_no_configuration_of_aws(tmp_path: Path) -> None:
 
 
 async def test_a_port_that_is_taken_is_a_failure(demo: Demo) -> None:
-    """It is told in one line."""
+    """A port in use is reported in one line, with status 1."""
     taken = demo.url.rstrip("/").rpartition(":")[2]
     process = await start("--port", taken)
     rest, messages = await process.communicate()
@@ -153,7 +153,7 @@ async def test_a_port_that_is_taken_is_a_failure(demo: Demo) -> None:
     "arguments", [("--port", "65536"), ("--port", "http"), ("--rate", "0"), ("page",)]
 )
 async def test_wrong_use_is_status_2(arguments: tuple[str, ...]) -> None:
-    """As of the other commands."""
+    """Arguments that cannot be used end the demo with status 2."""
     process = await start(*arguments)
     await process.communicate()
     assert 2 == process.returncode
@@ -167,7 +167,7 @@ async def test_wrong_use_is_status_2(arguments: tuple[str, ...]) -> None:
     ],
 )
 async def test_the_two_get_tokens_for_what_each_may(demo: Demo, who: str, may: set[str]) -> None:
-    """And the edge takes them."""
+    """Host and viewer get tokens with their own capabilities, which the edge accepts."""
     status, granted = await demo.token(who, capabilities=sorted(may))
     assert 200 == status
     websocket = await demo.connect(granted["token"])
@@ -187,7 +187,7 @@ async def test_the_two_get_tokens_for_what_each_may(demo: Demo, who: str, may: s
 
 @pytest.mark.parametrize("who", [None, "", "crowd-1", "Host", "admin"])
 async def test_nobody_else_gets_a_token(demo: Demo, who: str | None) -> None:
-    """Whatever the body says."""
+    """Without the header of a known person there is no token, whatever the body says."""
     status, problem = await demo.token(who, user="host")
     assert 403 == status
     assert "token" not in problem
@@ -205,7 +205,7 @@ async def test_nobody_else_gets_a_token(demo: Demo, who: str | None) -> None:
     ],
 )
 async def test_the_viewer_gets_no_more_than_their_own(demo: Demo, body: dict[str, Any]) -> None:
-    """Neither another's name or room, nor more rights."""
+    """The viewer is refused another's name or room, and more rights."""
     status, _ = await demo.token("viewer", **body)
     assert 403 == status
 
@@ -271,7 +271,7 @@ async def test_a_crowd_has_a_limit(demo: Demo) -> None:
 async def test_a_crowd_that_makes_no_sense_does_not_come(
     demo: Demo, body: str, content_type: str, status: int
 ) -> None:
-    """Nor one that a page from elsewhere asks for."""
+    """A malformed request for a crowd, or one from another origin, starts nobody."""
     headers = {"Content-Type": content_type}
     async with demo.http.post("/demo/crowd", data=body, headers=headers) as response:
         assert status == response.status

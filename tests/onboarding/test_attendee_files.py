@@ -69,7 +69,7 @@ def test_empty_cells_mean_the_defaults() -> None:
 
 
 def test_columns_may_come_in_any_order_and_optional_ones_be_left_out() -> None:
-    """Only room and user are required."""
+    """Columns may stand in any order, and only room and user are required."""
     assert [Attendee(2, TokenRequest(ROOM, "viewer-1"))] == read(f"user,room\nviewer-1,{ROOM}\n")
 
 
@@ -150,7 +150,7 @@ def test_rows_without_a_room_get_the_one_that_was_given() -> None:
 
 
 def test_a_bad_default_room_is_refused_at_once() -> None:
-    """Before the first row is pulled."""
+    """A default room that is no ARN is refused before the first row is pulled."""
     with pytest.raises(InvalidRequest, match="roomIdentifier"):
         read_attendees(io.BytesIO(), room="lobby")
 
@@ -267,7 +267,7 @@ def test_an_attendee_listed_twice_is_an_error_that_names_the_first_line() -> Non
 
 @pytest.mark.fault(28)
 def test_duplicates_are_told_among_many() -> None:
-    """Every one of them and nobody else."""
+    """Of 30,000 attendees exactly those listed twice are errors."""
     names = [f'{{"user": "viewer-{number}"}}\n' for number in range(30_000)]
     rows = read("".join([*names, *names[::7]]), "jsonl", room=ROOM)
     expected = {
@@ -278,7 +278,7 @@ def test_duplicates_are_told_among_many() -> None:
 
 
 def test_an_attendee_is_remembered_in_little_memory() -> None:
-    """Once there are many of them: a million are to fit."""
+    """Remembering an attendee takes less than 90 bytes."""
     seen = SeenAttendees()
     tracemalloc.start()
     try:
@@ -293,7 +293,7 @@ def test_an_attendee_is_remembered_in_little_memory() -> None:
 
 
 def test_a_digest_within_two_others_is_nobodys() -> None:
-    """It is that of an attendee only where one begins."""
+    """Bytes of a digest that stand across two entries are not taken for an attendee."""
     seen = SeenAttendees()
     assert 1 == seen.first_line(ROOM, "viewer-1", 1)
     ((_, entries),) = seen._entries.items()
@@ -304,7 +304,7 @@ def test_a_digest_within_two_others_is_nobodys() -> None:
 
 
 def test_room_and_user_are_kept_where_they_were_read_well() -> None:
-    """So that an error can be told to whom it concerns."""
+    """A row with an error keeps room and user if both could be read."""
     rows = read(f"room,user,session_minutes\n{ROOM},viewer-1,0\nlobby,viewer-2,\n")
     assert [(row.room, row.user) for row in rows] == [(ROOM, "viewer-1"), (None, None)]
     assert "viewer-1" not in repr(rows)
@@ -335,7 +335,7 @@ def test_a_bad_header_is_one_error_and_ends_the_file(header: str, found: str) ->
 
 @pytest.mark.fault(28)
 def test_utf_16_is_an_error() -> None:
-    """As spreadsheets export it under the name of Unicode text."""
+    """UTF-16, which spreadsheets export as Unicode text, is one error."""
     assert list(errors(read(HEADER.encode("utf-16")))) == [1]
 
 

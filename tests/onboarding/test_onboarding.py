@@ -110,7 +110,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_each_request_gets_an_outcome() -> None:
-    """With its request, its position and its token."""
+    """An outcome has the request, its position and the token."""
     outcomes = [outcome async for outcome in onboard(Service()(), map(request, range(5)))]
     assert [(number + 1, request(number), TOKEN, None) for number in range(5)] == [
         (outcome.attendee.line, outcome.request, outcome.token, outcome.error)
@@ -294,7 +294,7 @@ async def test_leaving_the_loop_leaves_no_task() -> None:
 
 
 async def test_cancelling_the_consumer_cancels_what_is_under_way() -> None:
-    """And the cancellation goes on to whoever asked for it."""
+    """Cancelling the consumer cancels its calls, and raises CancelledError in the consumer."""
     service = Service(for_ever)
 
     async def consume() -> None:
@@ -358,7 +358,7 @@ async def test_an_error_of_the_source_ends_the_job() -> None:
 
 @pytest.mark.parametrize("options", [{"in_flight": 0}, {"timeout": 0.0}, {"timeout": -1.0}])
 async def test_options_that_cannot_work_are_refused_at_once(options: dict[str, Any]) -> None:
-    """Before anything is pulled."""
+    """Options out of range are refused before anything is pulled."""
     with pytest.raises(InvalidConfiguration):
         onboard(Service()(), [], **options)
 
@@ -440,7 +440,7 @@ def test_line_breaks_in_a_user_id_stay_inside_the_line() -> None:
 
 @pytest.mark.fault(30)
 def test_an_outcome_shows_neither_token_nor_user() -> None:
-    """Neither of a good row nor of a bad one."""
+    """The repr of an outcome shows neither token nor user, for good and bad rows."""
     shown = repr(Outcome(Attendee(1, request(1)), token=TOKEN))
     shown += repr(Outcome(Attendee(1, room=ROOM, user="viewer-1")))
     assert "canary" not in shown
@@ -484,7 +484,7 @@ def test_output_is_absent_if_the_work_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("exists", [False, True])
 def test_output_never_goes_through_a_link(tmp_path: Path, force: bool, exists: bool) -> None:
-    """Not even a dangling one, not even by force."""
+    """A symbolic link is refused as output, even if it dangles and by force."""
     elsewhere, link = tmp_path / "elsewhere", tmp_path / "tokens.jsonl"
     link.symlink_to(elsewhere)
     if exists:
@@ -497,7 +497,7 @@ def test_output_never_goes_through_a_link(tmp_path: Path, force: bool, exists: b
 
 @pytest.mark.fault(29)
 def test_a_link_that_appears_meanwhile_is_not_followed(tmp_path: Path) -> None:
-    """It is looked for again at the end."""
+    """A link that appears while the output is written is refused at the end."""
     output, elsewhere = tmp_path / "tokens.jsonl", tmp_path / "elsewhere"
     with pytest.raises(OSError, match="symbolic link"), private_output(output, force=True):
         output.symlink_to(elsewhere)
@@ -538,7 +538,7 @@ async def test_reading_a_pipe_does_not_freeze_the_loop() -> None:
 
 
 async def test_a_source_in_a_thread_raises_to_its_reader() -> None:
-    """Its error is not lost in the thread."""
+    """An error of a source that is read in a thread is raised to its reader."""
     closed = io.BytesIO()
     closed.close()
     with pytest.raises(ValueError, match="closed"):

@@ -37,12 +37,12 @@ PACE = 0.99 * 200  # what the limiter makes of a quota whose shape is unknown
     ],
 )
 def test_attendees_come_as_the_curve_says(arrivals: Arrivals, times: list[float]) -> None:
-    """In order, the first with the doors; a curve is scaled to the number of them."""
+    """Arrivals come in order, the first at the doors; a curve is scaled to the attendees."""
     assert pytest.approx(times) == list(arrivals.times(4))
 
 
 def test_a_ramp_grows_evenly() -> None:
-    """A quarter has come after half of the time, and all at its end."""
+    """On a ramp a quarter has come after half of the time, and all at its end."""
     times = Arrivals("ramp", 100).times(1_000)
     assert 250 == sum(each < 50 for each in times)
     assert 10 == sum(each < 10 for each in times)
@@ -79,7 +79,7 @@ def test_a_file_of_arrivals_is_read(lines: str, counts: tuple[int, ...]) -> None
     ],
 )
 def test_arrivals_that_make_no_sense_are_refused(lines: str, told: str) -> None:
-    """By their line, where it is one."""
+    """Arrivals that cannot be read are refused, by their line where a row is at fault."""
     with pytest.raises(InvalidConfiguration, match=told):
         Arrivals.read(lines.splitlines())
 
@@ -88,7 +88,7 @@ def test_arrivals_that_make_no_sense_are_refused(lines: str, told: str) -> None:
     "text", ["", "once", "at-once:5", "uniform", "uniform:", "ramp:-1", "ramp:nan", "uniform:1e9"]
 )
 def test_a_curve_that_is_none_is_refused(text: str) -> None:
-    """What is allowed is told."""
+    """The error for an unknown shape names the allowed ones."""
     with pytest.raises(InvalidConfiguration, match="arrivals: must be"):
         Arrivals.parse(text)
 
@@ -107,7 +107,7 @@ def test_a_curve_that_is_none_is_refused(text: str) -> None:
     ],
 )
 def test_an_event_that_cannot_be_is_refused(option: str, values: list[Any]) -> None:
-    """The option is named, and its limit."""
+    """The error for an option out of range names the option and its limit."""
     for value in values:
         with pytest.raises(InvalidConfiguration, match=f"{option}: must be"):
             LiveEvent(**{"attendees": 10, option: value})
@@ -138,7 +138,7 @@ def test_a_plan_is_the_same_each_time_and_waits_for_nothing() -> None:
 
 
 def test_nobody_waits_where_the_quota_suffices() -> None:
-    """Only for the answer."""
+    """Below the quota a viewer waits for the reply only."""
     outcome = simulate(LiveEvent(500, Arrivals("uniform", 10), latency=0.03))
     assert outcome.waits is not None
     assert 0.03 == pytest.approx(outcome.waits.longest, abs=0.001)
@@ -178,13 +178,13 @@ def test_nothing_is_minted_ahead_for_who_comes_too_late() -> None:
 
 
 def test_rooms_in_two_regions_have_a_quota_each() -> None:
-    """Half of the crowd is at each, so all is over in half of the time."""
+    """With half of the crowd in each of two regions, all are in after half of the time."""
     outcome = simulate(LiveEvent(2_000, regions=2, rooms=4))
     assert 1_000 / PACE == pytest.approx(outcome.finished, abs=0.06)
 
 
 def test_who_is_refused_is_counted() -> None:
-    """More than may wait are overloaded at once, as they would be for real."""
+    """Viewers over the limit of the queue fail with Overloaded and are counted."""
     outcome = simulate(LiveEvent(500, quota=Quota(max_waiting=100)))
     assert ["Overloaded"] == list(outcome.failed)
     assert 500 == outcome.admitted + outcome.failed["Overloaded"]
@@ -192,7 +192,7 @@ def test_who_is_refused_is_counted() -> None:
 
 
 def test_a_simulation_can_be_stopped() -> None:
-    """Then it tells of those who were in, and who still waits."""
+    """A stopped simulation tells who was in and who still waited."""
     outcome = simulate(LiveEvent(2_000, patience=1.0), until=4.0)
     assert 4 * PACE == pytest.approx(outcome.admitted, abs=20)
     assert 2_000 == outcome.arrived
@@ -226,7 +226,7 @@ def test_what_comes_afterwards_is_what_a_simulation_of_hours_finds(
 
 
 def test_reconnects_need_not_be() -> None:
-    """Without them there are renewals only."""
+    """Without reconnects the crowd asks for renewals only."""
     event = LiveEvent(1_000, reconnects=0)
     then = afterwards(event, simulate(event))
     assert 0.0 == then.reconnects
@@ -255,7 +255,7 @@ def test_renewing_by_token_carries_six_thousand() -> None:
     ],
 )
 def test_nothing_ends_before_the_earliest_finish(event: LiveEvent) -> None:
-    """And the service is never far from it."""
+    """No simulation ends before the earliest finish, nor far behind it."""
     earliest, finished = earliest_finish(event), simulate(event).finished
     assert earliest <= finished < 1.02 * earliest + 1.3
 
@@ -272,7 +272,7 @@ def test_the_earliest_finish_is_the_quotas() -> None:
 
 
 def test_gains_are_those_of_the_event_with_the_change() -> None:
-    """Though they are tried on a thinner crowd."""
+    """Gains tried on a smaller crowd match a simulation of the whole crowd."""
     made = plan(LiveEvent(10_000))
     assert ["one more region", "prewarming 50 s ahead"] == [gain.change for gain in made.gains]
     for gain in made.gains:
@@ -344,7 +344,7 @@ def test_the_shape_of_the_json_is_stable() -> None:
 
 @pytest.mark.parametrize("leave", [gc.enable, gc.disable])
 def test_the_garbage_collector_is_left_as_it_was(leave: Callable[[], None]) -> None:
-    """It pauses while a plan is made, and no longer."""
+    """The collector is on or off after a plan as it was before."""
     before = gc.isenabled()
     leave()
     try:
@@ -356,6 +356,6 @@ def test_the_garbage_collector_is_left_as_it_was(leave: Callable[[], None]) -> N
 
 
 async def test_a_coroutine_plans_in_a_thread() -> None:
-    """The plan has a loop of its own."""
+    """A simulation runs in a thread while a coroutine waits for it."""
     outcome = await asyncio.to_thread(simulate, LiveEvent(10))
     assert 10 == outcome.admitted

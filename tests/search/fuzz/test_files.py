@@ -75,7 +75,7 @@ _LIKELY = st.lists(_PIECES | st.text(max_size=5), max_size=30).map(
 def test_every_line_of_any_attendee_file_is_told(
     raw: bytes, shape: tuple[Format | None, str | None]
 ) -> None:
-    """Also behind a header."""
+    """Every line of any bytes is a row or an error, with a header before them or without."""
     check_attendees(raw, *shape)
     check_attendees(",".join(COLUMNS).encode() + b"\n" + raw, "csv", shape[1])
 
@@ -314,7 +314,7 @@ def check_arrivals(raw: bytes) -> None:
 @example(b"9" * 5000 + b"\n1")
 @example(b"0,0,1\n1")
 def test_everybody_in_a_file_of_arrivals_comes_or_a_line_is_told(raw: bytes) -> None:
-    """Numbers of any length included."""
+    """Arrivals add up to the numbers in the file, or an error names a line."""
     check_arrivals(raw)
 
 
