@@ -1,4 +1,4 @@
-"""``aioivschat fleet check``: does an engine suit, and what should be changed?"""
+"""`aioivschat fleet check`: whether an engine suits a fleet, and what should be changed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ async def _grades(url: str) -> dict[str, Grade]:
     return {finding.topic: finding.grade async for finding in check(url)}
 
 
-async def test_an_engine_that_suits_is_only_praised(tmp_path: Path) -> None:
-    """Every topic, and no advice."""
+async def test_an_engine_that_suits_gets_no_advice(tmp_path: Path) -> None:
+    """All topics of an engine that suits are checked, and none has an advice."""
     with EngineServer(tmp_path, **SUITED) as server:
         findings = [finding async for finding in check(server.url)]
     topics = "transport version role eviction memory persistence scripts latency"
     assert topics.split() == [finding.topic for finding in findings]
-    # How quick this machine is, is not what is tested.
+    # Latency depends on the machine.
     assert {Grade.OK} == {finding.grade for finding in findings if finding.topic != "latency"}
     assert {""} == {finding.advice for finding in findings if finding.topic != "latency"}
 
 
 async def test_settings_that_should_be_changed_are_named(tmp_path: Path) -> None:
-    """With what to set instead."""
+    """Settings that should be changed are found, each with what to set instead."""
     settings: dict[str, Any] = {
         "maxmemory_policy": "allkeys-lru",
         "appendonly": "yes",
@@ -48,8 +48,8 @@ async def test_settings_that_should_be_changed_are_named(tmp_path: Path) -> None
         assert advice in findings[topic].advice
 
 
-async def test_a_user_without_the_rights_is_found_out(tmp_path: Path) -> None:
-    """It may connect and ask, and may not write; the rule of the docs is enough."""
+async def test_a_user_without_the_rights_fails(tmp_path: Path) -> None:
+    """A user without rights to the fleet's keys fails at scripts, a wrong password before them."""
     with EngineServer(tmp_path, **SUITED) as server:
         with server.client() as client:
             client.execute_command("ACL", "SETUSER", "poor", "on", ">pw", "+@all", "~other:*")
@@ -62,7 +62,7 @@ async def test_a_user_without_the_rights_is_found_out(tmp_path: Path) -> None:
 
 
 async def test_a_cluster_and_one_of_its_nodes_are_told_apart(tmp_path: Path) -> None:
-    """The whole suits, with its slots; a node of it by itself does not."""
+    """A whole cluster suits; one of its nodes, addressed as a single server, does not."""
     with cluster(tmp_path) as servers:
         whole = await _grades(f"redis+cluster://{servers[0].address}")
         node = await _grades(servers[0].url)
@@ -72,7 +72,7 @@ async def test_a_cluster_and_one_of_its_nodes_are_told_apart(tmp_path: Path) -> 
 
 
 async def test_a_replica_does_not_suit_and_its_master_does(tmp_path: Path) -> None:
-    """By the sentinel the master is found."""
+    """A replica fails the check; its master, found by the sentinel, suits."""
     with replicated(tmp_path) as (_, replica, sentinel):
         assert Grade.FAIL == (await _grades(replica.url))["role"]
         found = await _grades(f"redis+sentinel://{sentinel.address}/fleet")
@@ -81,7 +81,7 @@ async def test_a_replica_does_not_suit_and_its_master_does(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("suits", [True, False])
 def test_the_command_says_it_line_by_line(engine_server: EngineServer, suits: bool) -> None:
-    """Its exit status tells whether the engine suits; a password is in no line."""
+    """The command prints a line per topic, without the password, and exits with the result."""
     url = engine_server.url if suits else "redis://user:canary-pw@127.0.0.1:1"
     command = [sys.executable, "-W", "error", "-m", "aioivschat", "fleet", "check", url]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

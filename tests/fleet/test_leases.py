@@ -1,4 +1,4 @@
-"""Cross-process flights: a lease that can be lost, and messages that can be."""
+"""Flights across processes: leases that run out, and messages that are lost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _token(text: str) -> ChatToken:
 
 @pytest.fixture
 async def open_tokens(engine_server: EngineServer) -> AsyncIterator[OpenTokens]:
-    """A factory of what a process has of the fleet's tokens."""
+    """A factory of the fleet's tokens, as one process each sees them."""
     tiers: list[RedisTier] = []
 
     def make() -> RedisTokens:
@@ -54,7 +54,7 @@ async def open_tokens(engine_server: EngineServer) -> AsyncIterator[OpenTokens]:
 
 @pytest.mark.fault(23)
 async def test_what_a_holder_does_after_its_lease_does_nothing(open_tokens: OpenTokens) -> None:
-    """Paused for too long, it finds a successor, whose lease and token it leaves alone."""
+    """A member paused past its lease changes neither its successor's lease nor its token."""
     paused = open_tokens().flight(ATTEMPT, ATTEMPT)
     successor = open_tokens().flight(ATTEMPT, ATTEMPT)
     third = open_tokens().flight(ATTEMPT, ATTEMPT)
@@ -106,7 +106,7 @@ asyncio.run(main())
 async def test_a_process_stopped_past_its_lease_harms_no_successor(
     open_tokens: OpenTokens, engine_server: EngineServer, landed: bool
 ) -> None:
-    """With SIGSTOP; when it goes on, its successor is still at it, or has landed."""
+    """A process stopped by SIGSTOP past its lease finds its successor minting, or done."""
     holder = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", _HOLDER, engine_server.url),
         cwd=TESTS,
@@ -141,7 +141,7 @@ async def test_a_process_stopped_past_its_lease_harms_no_successor(
 async def test_a_lease_that_was_given_back_late_is_not_the_successors(
     open_tokens: OpenTokens,
 ) -> None:
-    """Giving back compares the owner where the lease is."""
+    """A release after the lease ran out leaves the successor its lease."""
     paused = open_tokens().flight(ATTEMPT, ATTEMPT)
     successor = open_tokens().flight(ATTEMPT, ATTEMPT)
     assert await paused.claim(lease=0.05) is None
@@ -152,10 +152,10 @@ async def test_a_lease_that_was_given_back_late_is_not_the_successors(
     assert isinstance(await open_tokens().flight(ATTEMPT, ATTEMPT).claim(lease=1.0), Busy)
 
 
-async def test_a_follower_is_told_at_once(
+async def test_a_member_that_waits_is_told_at_once(
     open_tokens: OpenTokens, engine_server: EngineServer
 ) -> None:
-    """By a message, whether the holder brought a token or gave up."""
+    """A message ends the wait for another's flight, whether that published or gave up."""
     for landing in ("publish", "close"):
         attempt = Attempt((REQUEST.identity, landing))
         holder, tokens = open_tokens().flight(ATTEMPT, attempt), open_tokens()
@@ -173,8 +173,8 @@ async def test_a_follower_is_told_at_once(
 
 
 @pytest.mark.fault(25)
-async def test_a_follower_that_is_not_told_asks_again(open_tokens: OpenTokens) -> None:
-    """Long before the lease ends."""
+async def test_a_member_that_is_not_told_claims_again(open_tokens: OpenTokens) -> None:
+    """A member that misses the message claims again long before the lease ends."""
     holder, tokens = open_tokens().flight(ATTEMPT, ATTEMPT), open_tokens()
     follower = tokens.flight(ATTEMPT, ATTEMPT)
     assert await holder.claim(lease=60.0) is None
@@ -188,8 +188,8 @@ async def test_a_follower_that_is_not_told_asks_again(open_tokens: OpenTokens) -
 
 
 @pytest.mark.fault(25)
-async def test_followers_do_not_ask_all_at_once(open_tokens: OpenTokens) -> None:
-    """Each after a time of its own, half of it at random."""
+async def test_members_that_wait_do_not_claim_all_at_once(open_tokens: OpenTokens) -> None:
+    """Twenty flights that wait claim again at different moments: half of the time is random."""
     tokens = open_tokens()
     assert await open_tokens().flight(ATTEMPT, ATTEMPT).claim(lease=60.0) is None
     followers = [tokens.flight(ATTEMPT, ATTEMPT) for _ in range(20)]
@@ -212,7 +212,7 @@ async def test_followers_do_not_ask_all_at_once(open_tokens: OpenTokens) -> None
 async def test_a_call_whose_notification_is_lost_gets_its_token_in_time(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer, engine_server: EngineServer
 ) -> None:
-    """Here the connection that would have brought the message is cut."""
+    """A call whose message is lost with its connection gets the token of the other process."""
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.SLOW, latency=0.5))
     here, there = open_member(), open_member()
     first = asyncio.create_task(here.issue(REQUEST, idempotency_key="attempt"))
@@ -230,7 +230,7 @@ async def test_a_call_whose_notification_is_lost_gets_its_token_in_time(
 async def test_scripts_that_the_engine_forgot_are_sent_again(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer, engine_server: EngineServer
 ) -> None:
-    """SCRIPT FLUSH harms nobody."""
+    """After SCRIPT FLUSH attempts are still shared."""
     here, there = open_member(), open_member()
     await here.issue(REQUEST, idempotency_key="one")
     with engine_server.client() as client:
@@ -243,7 +243,7 @@ async def test_scripts_that_the_engine_forgot_are_sent_again(
 async def test_a_flight_that_fails_lets_the_next_one_try_at_once(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """Its lease is given back, and those who wait for it are told."""
+    """A flight that fails releases its lease, and the other processes mint at once."""
     ivschat_emulator.emulator.configure(any_room=False)
     members = [open_member() for _ in range(3)]
     calls = [member.issue(REQUEST, idempotency_key="attempt", timeout=5.0) for member in members]
@@ -252,10 +252,10 @@ async def test_a_flight_that_fails_lets_the_next_one_try_at_once(
     assert 3 == ivschat_emulator.emulator.counts().requests
 
 
-async def test_a_call_that_goes_away_while_it_follows_leaves_nothing(
+async def test_a_call_cancelled_while_it_waits_for_a_lease_leaves_nothing(
     open_tokens: OpenTokens, open_member: OpenService, engine_server: EngineServer
 ) -> None:
-    """No flight, no task that waits, and the holder's lease untouched."""
+    """A call cancelled during another's lease leaves no flight and no task; the lease holds."""
     holder = open_tokens().flight(ATTEMPT, ATTEMPT)
     assert await holder.claim(lease=60.0) is None
     member = open_member()
@@ -282,7 +282,7 @@ async def test_a_value_that_does_not_open_is_deleted_counted_and_a_miss(
     kind: str,
     spoil: str,
 ) -> None:
-    """An attempt's and a stocked one; whoever wrote it, nobody is handed it."""
+    """A stored value that was changed or moved is deleted and counted, and never handed out."""
     here, there = open_member(), open_member()
     if kind == "a":
         await here.issue(REQUEST)
@@ -314,7 +314,7 @@ async def test_a_value_that_does_not_open_is_deleted_counted_and_a_miss(
 
 
 async def test_what_was_invalidated_under_way_is_not_kept(open_tokens: OpenTokens) -> None:
-    """By the fence in the engine, also if no message of it was heard."""
+    """A token whose flight began before an invalidation is not stored, even without the message."""
     here, there = open_tokens(), open_tokens()
     flight = here.flight(ATTEMPT, ATTEMPT)
     assert await flight.claim(lease=60.0) is None

@@ -1,4 +1,4 @@
-"""Whatever happens, no token goes to two attempts."""
+"""No token goes to two attempts, whatever fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ async def test_a_token_has_one_owner(
     tmp_path: Path,
     seed: int,
 ) -> None:
-    """Calls of every kind at several processes, cancelled at random; the engine comes and goes."""
+    """Each token has one owner, though calls of every kind are cancelled at random at four members
+    and the engine comes and goes.
+    """
     rng = random.Random(seed)
     owners: dict[str, set[object]] = defaultdict(set)
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.SLOW, times=None, latency=0.01))

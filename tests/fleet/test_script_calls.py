@@ -1,4 +1,4 @@
-"""How often a call goes to the engine: never for a local hit, twice at most before a request."""
+"""How many script calls an issue makes: none for a local hit, two at most before a request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REQUEST = TokenRequest(ROOM, "alice")
 
 
 async def _settled(member: AsyncTokenService, server: EngineServer) -> int:
-    """Return the script calls so far, when the first ones have connected and listened."""
+    """Wait until a service has connected; return the script calls so far."""
     await member.issue(TokenRequest(ROOM, "somebody"))
     calls = -1
     while calls != (calls := server.script_calls()):
@@ -21,10 +21,10 @@ async def _settled(member: AsyncTokenService, server: EngineServer) -> int:
     return calls
 
 
-async def test_a_local_hit_goes_nowhere(
+async def test_a_local_hit_makes_no_script_call(
     open_member: OpenService, engine_server: EngineServer
 ) -> None:
-    """Plain calls and attempts; also for what came from another process once."""
+    """A token that this process has, minted here or claimed once, is issued without the engine."""
     here, there = open_member(), open_member()
     await here.issue(REQUEST)
     await _settled(here, engine_server)
@@ -35,10 +35,10 @@ async def test_a_local_hit_goes_nowhere(
     assert before == engine_server.script_calls()
 
 
-async def test_a_request_is_preceded_by_two_trips_at_most(
+async def test_a_request_is_preceded_by_two_script_calls_at_most(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer, engine_server: EngineServer
 ) -> None:
-    """One asks for the token, one for the permit."""
+    """Before a request there are two script calls: a claim, and one for a slot."""
     member = open_member()
     before = await _settled(member, engine_server)
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.SLOW, latency=0.5))
@@ -49,10 +49,10 @@ async def test_a_request_is_preceded_by_two_trips_at_most(
     await call
 
 
-async def test_a_token_that_the_fleet_has_costs_one_trip(
+async def test_a_token_that_the_fleet_has_costs_one_script_call(
     open_member: OpenService, engine_server: EngineServer
 ) -> None:
-    """And no permit."""
+    """A claimed token takes one script call, and no slot."""
     here, there = open_member(), open_member()
     await here.issue(REQUEST)
     await _settled(here, engine_server)

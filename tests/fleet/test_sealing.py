@@ -1,4 +1,4 @@
-"""What the engine gets to see: sealed values, under names that tell nothing."""
+"""What the engine sees: sealed values under keyed hashes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN = b"canary-plain"
 
 @pytest.mark.fault(30)
 def test_a_sealed_value_shows_nothing_and_never_looks_the_same_twice() -> None:
-    """Equal tokens cannot be told to be equal."""
+    """Sealing a value twice gives different texts, neither of which contains it."""
     sealer = Sealer([OLD])
     one, other = sealer.seal("name", PLAIN), sealer.seal("name", PLAIN)
     assert one != other
@@ -27,25 +27,25 @@ def test_a_sealed_value_shows_nothing_and_never_looks_the_same_twice() -> None:
 
 @pytest.mark.fault(25)
 def test_a_value_opens_under_its_own_name_only() -> None:
-    """One that somebody moved to another name is worth nothing."""
+    """A value moved to another name does not open."""
     sealer = Sealer([OLD])
     assert sealer.open("another name", sealer.seal("name", PLAIN)) is None
 
 
 @pytest.mark.fault(25)
 def test_a_corrupted_value_does_not_open() -> None:
-    """Wherever it was hit, and however short it was cut."""
+    """A value changed at any character, or cut anywhere, does not open."""
     sealer = Sealer([OLD])
     sealed = sealer.seal("name", PLAIN)
-    for place in range(len(sealed) - 2):  # of the last two characters some bits mean nothing
-        other = b"A" if sealed[place : place + 1] != b"A" else b"B"
-        assert sealer.open("name", sealed[:place] + other + sealed[place + 1 :]) is None
-        assert sealer.open("name", sealed[:place]) is None
+    for index in range(len(sealed) - 2):  # some bits of the last two characters mean nothing
+        other = b"A" if sealed[index : index + 1] != b"A" else b"B"
+        assert sealer.open("name", sealed[:index] + other + sealed[index + 1 :]) is None
+        assert sealer.open("name", sealed[:index]) is None
     assert sealer.open("name", b"\xff\x00") is None
 
 
 def test_keys_can_be_changed_while_a_fleet_runs() -> None:
-    """At each step, neighbours open each other's values and find each other's names."""
+    """At each step of changing a key, old and new processes open each other's values."""
     steps = [Sealer(keys) for keys in ([OLD], [OLD, NEW], [NEW, OLD], [NEW])]
     for before, after in pairwise(steps):
         for writer, reader in ((before, after), (after, before)):
@@ -56,7 +56,7 @@ def test_keys_can_be_changed_while_a_fleet_runs() -> None:
 
 
 def test_names_of_different_things_differ() -> None:
-    """Also where joined text would be the same."""
+    """Different things have different names, also where their joined texts are equal."""
     sealer = Sealer([OLD])
     parts = [("r", "u:x"), ("r:u", "x"), ("r", None), (None, "r"), ("r",), (["r"],), ("r", "")]
     for one, other in combinations(parts, 2):
@@ -67,8 +67,8 @@ def test_names_of_different_things_differ() -> None:
 
 @pytest.mark.fault(30)
 @pytest.mark.parametrize("key", [b"canary-short", "k" * 32, bytearray(32)])
-def test_a_key_that_is_none_is_refused_and_not_shown(key: object) -> None:
-    """At construction, naming the option."""
+def test_a_key_of_another_form_is_refused_and_not_shown(key: object) -> None:
+    """A key that is not 32 bytes is refused by the option's name, and no repr shows a key."""
     keys = [OLD, key]
     with pytest.raises(InvalidConfiguration, match=r"RedisTier\.keys: must be of 32 bytes each"):
         RedisTier("redis://127.0.0.1:1", keys=keys)  # type: ignore[arg-type]  # what is tested
@@ -78,6 +78,6 @@ def test_a_key_that_is_none_is_refused_and_not_shown(key: object) -> None:
 
 @pytest.mark.parametrize("namespace", ["", "{a}", "x" * 65])
 def test_a_namespace_that_would_break_the_hash_slot_is_refused(namespace: str) -> None:
-    """It is the tag of all keys."""
+    """A namespace is the hash tag of all keys, so braces and other lengths are refused."""
     with pytest.raises(InvalidConfiguration, match="namespace"):
         RedisTier("redis://127.0.0.1:1", namespace=namespace)

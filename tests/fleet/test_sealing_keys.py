@@ -17,13 +17,13 @@ REQUEST = TokenRequest(ROOM, "alice")
 OLD, NEW = b"o" * 32, b"n" * 32
 
 
-async def test_without_a_key_no_token_is_stored_and_that_is_said(
+async def test_without_a_key_no_token_is_stored(
     open_member: OpenService,
     engine_server: EngineServer,
     ivschat_emulator: ThreadedEmulatorServer,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """In the log once, and by an event; prewarmed tokens stay where they are."""
+    """Without a key tokens stay in their processes; the log and an event say so."""
     events: list[Event] = []
     with caplog.at_level(logging.WARNING, "aioivschat"):
         here, there = open_member(keys=[], observers=[events.append]), open_member(keys=[])
@@ -44,7 +44,7 @@ async def test_without_a_key_no_token_is_stored_and_that_is_said(
 async def test_a_key_is_changed_while_the_fleet_runs(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """At each step processes of the step before and of the step after share everything."""
+    """At each step of changing a key, processes of two steps share attempts, stock and fences."""
     steps = [[OLD], [OLD, NEW], [NEW, OLD], [NEW]]
     for number, (before, after) in enumerate(pairwise(steps)):
         one, other = open_member(keys=before), open_member(keys=after)
@@ -67,7 +67,7 @@ async def test_a_key_is_changed_while_the_fleet_runs(
 async def test_a_fleet_with_another_key_or_namespace_is_another_fleet(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """It neither finds nor spoils what is not its own."""
+    """Fleets with different keys or namespaces neither find nor reject each other's tokens."""
     here = open_member(keys=[OLD])
     others = [open_member(keys=[NEW]), open_member(keys=[OLD], namespace="staging")]
     first = await here.issue(REQUEST)
@@ -80,7 +80,7 @@ async def test_a_fleet_with_another_key_or_namespace_is_another_fleet(
 async def test_a_tier_serves_one_service(
     open_service: OpenService, engine_server: EngineServer
 ) -> None:
-    """A second service that is made with it is refused, before either is used."""
+    """A second service that is given the same tier is refused when it is made."""
     tier = RedisTier(engine_server.url)
     open_service(shared=tier)
     with pytest.raises(InvalidConfiguration, match="this service alone"):

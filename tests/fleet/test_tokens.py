@@ -1,4 +1,4 @@
-"""A fleet's tokens: minted anywhere, claimed once anywhere, and one for each attempt."""
+"""A fleet's tokens: one for each attempt at all processes, stock claimed once by any of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REQUEST = TokenRequest(ROOM, "alice", ["SEND_MESSAGE"], {"displayName": "Alice"}
 async def test_an_attempt_retried_at_another_process_gets_the_same_token(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """A load balancer sends the retry of an HTTP request wherever it likes."""
+    """An attempt has one token at all processes; a retry may reach any of them."""
     events: list[Event] = []
     here, there = open_member(), open_member(observers=[events.append])
     first = await here.issue(REQUEST, idempotency_key="attempt")
@@ -47,7 +47,7 @@ async def test_an_attempt_retried_at_another_process_gets_the_same_token(
 async def test_equal_plain_calls_share_a_token_anywhere(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """As they do within one process; a request that means something else gets its own."""
+    """Equal plain calls at two processes share a token; other requests and fresh ones do not."""
     here, there = open_member(), open_member()
     first = await here.issue(REQUEST)
     assert first.token == (await there.issue(REQUEST)).token
@@ -59,7 +59,7 @@ async def test_equal_plain_calls_share_a_token_anywhere(
 async def test_a_token_prewarmed_anywhere_is_claimed_once_anywhere(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer, engine_server: EngineServer
 ) -> None:
-    """Also by the very attempt that the next process retries."""
+    """A prewarmed token is claimed by one attempt, and is that attempt's at all processes."""
     here, there, elsewhere = open_member(), open_member(), open_member()
     assert 1 == (await here.prewarm([REQUEST])).minted
     with engine_server.client() as client:
@@ -76,7 +76,7 @@ async def test_a_token_prewarmed_anywhere_is_claimed_once_anywhere(
 async def test_one_of_fifty_processes_gets_the_only_undelivered_token(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """The others mint their own."""
+    """Of 50 fresh calls at 50 processes, one gets the stocked token, and the others mint."""
     members = [open_member() for _ in range(50)]
     await members[0].prewarm([REQUEST])
     tokens = await asyncio.gather(*(member.issue(REQUEST, fresh=True) for member in members))
@@ -88,7 +88,7 @@ async def test_one_of_fifty_processes_gets_the_only_undelivered_token(
 async def test_calls_at_many_processes_make_one_request(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """The others wait for whoever mints, and are woken when the token is there."""
+    """40 calls of one attempt at 8 processes make one request and share its token."""
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.SLOW, latency=0.3))
     members = [open_member() for _ in range(8)]
     calls = [
@@ -103,7 +103,7 @@ async def test_calls_at_many_processes_make_one_request(
 async def test_a_token_whose_caller_went_away_is_claimed_by_another_process(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """The request was sent, so its token is there; nobody was given it."""
+    """A token whose only caller left goes into stock, and another process claims it."""
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.SLOW, latency=0.2))
     here, there = open_member(), open_member()
     call = asyncio.create_task(here.issue(REQUEST, idempotency_key="attempt"))
@@ -119,7 +119,7 @@ async def test_a_token_whose_caller_went_away_is_claimed_by_another_process(
 async def test_a_call_takes_over_what_prewarming_has_under_way(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """And its token is the attempt's everywhere, and in no stock."""
+    """A call that takes over a flight of prewarming gets its token, which is not stocked."""
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.SLOW, latency=0.2))
     here, there = open_member(), open_member()
     prewarming = asyncio.create_task(here.prewarm([REQUEST]))
@@ -134,7 +134,7 @@ async def test_a_call_takes_over_what_prewarming_has_under_way(
 async def test_two_processes_that_prewarm_for_one_attempt_agree_on_one_token(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """Both have minted when they find out: one token is the attempt's, the other is stock."""
+    """If two processes have minted for one attempt, one token is the attempt's, the other stock."""
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.SLOW, times=2, latency=0.3))
     members = [open_member(), open_member()]
     prewarming = [asyncio.create_task(member.prewarm([REQUEST])) for member in members]
@@ -152,7 +152,7 @@ async def test_two_processes_that_prewarm_for_one_attempt_agree_on_one_token(
 async def test_a_call_in_a_full_queue_still_claims_what_the_fleet_has(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """A stocked token needs no permit, so a long queue is no reason to refuse."""
+    """A call that could not be queued is still given a stocked token of another process."""
     slow = Quota(rate=0.1, max_waiting=1)
     here, there = open_member(quota=slow), open_member(quota=slow)
     await here.prewarm([REQUEST])
@@ -169,7 +169,7 @@ async def test_a_call_in_a_full_queue_still_claims_what_the_fleet_has(
 async def test_a_token_of_the_fleet_lives_no_longer_than_one_of_its_own(
     open_member: OpenService, engine_server: EngineServer
 ) -> None:
-    """Its life is what the engine says is left; with too little of it, it is not handed out."""
+    """A token from the engine has its remaining life, and is not used below `min_remaining`."""
     here, there = open_member(), open_member(cache=CachePolicy(min_remaining=55.0))
     minted_at = datetime.now(UTC)
     first = await here.issue(REQUEST)
@@ -184,10 +184,10 @@ async def test_a_token_of_the_fleet_lives_no_longer_than_one_of_its_own(
     assert first.token != (await there.issue(REQUEST)).token
 
 
-async def test_what_a_closing_process_gives_back_is_there_for_the_others(
+async def test_closing_gives_leases_back(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """Closing waits for what is on its way to the engine; a right to mint is given back too."""
+    """A process that closes while it mints gives its lease back, so that another one mints."""
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.BLACK_HOLE))
     here, there = open_member(), open_member()
     held = asyncio.create_task(here.issue(REQUEST, idempotency_key="attempt"))

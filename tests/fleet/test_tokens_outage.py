@@ -1,4 +1,4 @@
-"""While the engine is away calls go on, and no token is handed out twice for it."""
+"""Tokens while the engine is away: calls go on, and no token is handed out twice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUEST = TokenRequest(ROOM, "alice")
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[EngineServer]:
-    """An engine to be killed."""
+    """A server that the test may kill."""
     with EngineServer(tmp_path) as engine:
         yield engine
 
@@ -34,7 +34,7 @@ def _states(events: list[Event]) -> list[SharedState]:
 
 
 async def _away(member: AsyncTokenService, events: list[Event]) -> None:
-    """Call until it is known that the engine is away."""
+    """Issue tokens until the service knows that the engine is away."""
     while _states(events)[-1:] != [SharedState.LOCAL]:
         await member.issue(REQUEST, fresh=True)
 
@@ -42,7 +42,7 @@ async def _away(member: AsyncTokenService, events: list[Event]) -> None:
 async def test_calls_go_on_without_the_engine_and_share_again_after_it_is_back(
     open_service: OpenService, server: EngineServer
 ) -> None:
-    """Nobody sees an error, the change is told, and what was cached is still there."""
+    """Without the engine calls succeed, cached tokens stay, and both changes make an event."""
     events: list[Event] = []
     here = open_service(shared=_tier(server), observers=[events.append])
     there = open_service(shared=_tier(server))
@@ -54,7 +54,7 @@ async def test_calls_go_on_without_the_engine_and_share_again_after_it_is_back(
     assert alone.token != (await there.issue(REQUEST, idempotency_key="alone")).token
     server.start()
     await until(lambda: _states(events)[-1] == SharedState.SHARED, within=20.0)
-    # The other notices at a moment of its own.
+    # The other process finds the engine at its own moment.
     async with asyncio.timeout(20.0):
         for number in range(10_000):
             one = await here.issue(REQUEST, idempotency_key=f"again-{number}")
@@ -63,10 +63,10 @@ async def test_calls_go_on_without_the_engine_and_share_again_after_it_is_back(
     assert [SharedState.SHARED, SharedState.LOCAL, SharedState.SHARED] == _states(events)
 
 
-async def test_an_engine_that_never_was_there_harms_nobody(
+async def test_a_service_starts_without_the_engine(
     open_service: OpenService, server: EngineServer
 ) -> None:
-    """Starting without it is no error either."""
+    """A service whose engine is away from the start issues tokens, and says that it is local."""
     server.kill()
     events: list[Event] = []
     member = open_service(shared=_tier(server), observers=[events.append])
@@ -75,10 +75,10 @@ async def test_an_engine_that_never_was_there_harms_nobody(
     assert [SharedState.LOCAL] == _states(events)[:1]
 
 
-async def test_what_is_prewarmed_meanwhile_is_this_processs_own_stock(
+async def test_what_is_prewarmed_without_the_engine_is_the_process_s_own_stock(
     open_service: OpenService, server: EngineServer, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """Each token goes to one call, also when the engine comes back in between."""
+    """Tokens prewarmed without the engine go to one call each, also after the engine is back."""
     events: list[Event] = []
     member = open_service(shared=_tier(server), observers=[events.append])
     await member.issue(REQUEST, fresh=True)
@@ -99,7 +99,7 @@ async def test_what_is_prewarmed_meanwhile_is_this_processs_own_stock(
 async def test_a_token_that_may_have_reached_the_engine_is_not_kept_here_too(
     open_service: OpenService, server: EngineServer, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """Stopped in the middle of it, the engine stores it later; it is claimed once."""
+    """A token that was sent to an engine that stopped is not kept here, and is claimed once."""
     events: list[Event] = []
     member = open_service(shared=_tier(server), observers=[events.append])
     await member.issue(REQUEST, fresh=True)
@@ -115,10 +115,10 @@ async def test_a_token_that_may_have_reached_the_engine_is_not_kept_here_too(
     assert 3 == len({token.token for token in tokens})
 
 
-async def test_an_invalidation_is_told_when_the_engine_is_back(
+async def test_an_invalidation_is_sent_when_the_engine_is_back(
     open_service: OpenService, server: EngineServer
 ) -> None:
-    """However many there were meanwhile; the others obey."""
+    """An invalidation without the engine reaches other processes after the engine is back."""
     events: list[Event] = []
     here = open_service(shared=_tier(server), observers=[events.append])
     there = open_service(shared=_tier(server))
@@ -138,10 +138,10 @@ async def test_an_invalidation_is_told_when_the_engine_is_back(
     [{"maxmemory": "1mb"}, {"requirepass": "another"}, {"replicaof": "127.0.0.1 1"}],
     ids=["full", "wrong password", "read-only"],
 )
-async def test_an_engine_that_refuses_is_as_good_as_away(
+async def test_an_engine_that_refuses_counts_as_away(
     open_service: OpenService, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    """Full, read-only, or behind another password: each process goes on by itself."""
+    """With a full or read-only engine, or a wrong password, the process issues tokens by itself."""
     events: list[Event] = []
     with EngineServer(tmp_path / "own", **settings) as engine:
         member = open_service(shared=_tier(engine), observers=[events.append])
@@ -155,7 +155,7 @@ async def test_an_engine_that_refuses_is_as_good_as_away(
 async def test_closing_does_not_wait_for_an_engine_that_is_away(
     open_service: OpenService, server: EngineServer
 ) -> None:
-    """Neither for what was not told yet, nor for connections."""
+    """Closing ends within seconds with an invalidation pending and the engine stopped."""
     member = open_service(shared=_tier(server))
     await member.issue(REQUEST)
     with server.stopped():
