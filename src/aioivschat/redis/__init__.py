@@ -97,20 +97,7 @@ class RedisTier:
         invalidated: Callable[[str | None, str | None], None],
         observers: Observers,
     ) -> RedisTokens | None:
-        """Serve one service; called when it is made.
-
-        Args:
-            clock: where the time comes from.
-            min_remaining: seconds that a token must have left to be of use.
-            invalidated: called with room and user when another process invalidated.
-            observers: told what the fleet shares, when that changes.
-
-        Returns:
-            The fleet's tokens; ``None``: the fleet shares its quota only.
-
-        Raises:
-            InvalidConfiguration: it serves another service already.
-        """
+        """Serve one service; called when it is made. See ``_service/fleet.py``, ``SharedTier``."""
         require(self._clock is None, "shared", "a tier of this service alone", "one in use")
         self._clock, self._observers = clock, observers
         if self._sealer is not None:
@@ -129,14 +116,7 @@ class RedisTier:
     def limiter(
         self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]
     ) -> Limiter:
-        """Return a limiter that shares the quota of an account and region; called by the service.
-
-        Args:
-            account: the AWS account's id.
-            region: the AWS region.
-            quota: what is allowed to the fleet as a whole.
-            on_rate: called with the fleet's new rate when what was learnt changes it.
-        """
+        """Return a limiter that shares the quota of an account and region."""
         assert self._clock is not None, "the service binds the tier first"  # noqa: S101 (its own)
         # Nothing of the sealing keys is in the name: changing them must not split the quota.
         name = f"{self._namespace}:{account}:{region}"

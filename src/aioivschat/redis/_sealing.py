@@ -1,8 +1,7 @@
-"""What the engine gets to see: sealed values under names that tell nothing.
+"""What the engine sees: sealed values, under names that are keyed hashes.
 
-Values are AES-256-GCM, with the name they are stored under as associated data, so one that is
-moved to another name does not open. Names are keyed hashes. Both keys are derived from one that
-the user gives.
+Values are sealed by AES-256-GCM with the name that they are stored under as associated data: a
+value moved to another name does not open. Both keys are derived from one that the user gives.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from aioivschat.errors import InvalidConfiguration
 
 KEY_BYTES = 32
-_NONCE_BYTES = 12  # what GCM is made for
+_NONCE_BYTES = 12  # as GCM recommends
 _ID_BYTES = 4
-_NAME_BYTES = 16  # too many to meet by chance, few enough to keep key names short
+_NAME_BYTES = 16  # enough that names do not collide, and short
 
 
 class SealingKey:
@@ -37,7 +36,7 @@ class SealingKey:
         self._name_secret = _derived(secret, b"name")
 
     def name(self, parts: bytes) -> str:
-        """Return the name of something: the same for the same parts, and telling nothing."""
+        """Return the keyed hash of some parts."""
         digest = hmac.digest(self._name_secret, parts, "sha256")
         return urlsafe_b64encode(digest[:_NAME_BYTES]).rstrip(b"=").decode()
 
@@ -65,7 +64,7 @@ class Sealer:
 
     def names(self, *parts: object) -> list[str]:
         """Return the name of something under every key: written under the first, read under all."""
-        # Unlike joined text, JSON never makes the same of two different things.
+        # JSON differs for different parts, where joined text may be equal.
         text = json.dumps(parts).encode()
         return [key.name(text) for key in self._keys]
 
@@ -73,7 +72,7 @@ class Sealer:
         """Seal a value for the name that it will be stored under; the result is ASCII."""
         key, nonce = self._keys[0], os.urandom(_NONCE_BYTES)
         sealed = key.cipher.encrypt(nonce, plain, name.encode())
-        # As text: a client that decodes its answers would choke on anything else.
+        # As text: a client that decodes its answers fails on other bytes.
         return urlsafe_b64encode(key.id + nonce + sealed)
 
     def open(self, name: str, sealed: bytes) -> bytes | None:
