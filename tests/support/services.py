@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiobotocore.session import AioSession
+from botocore.loaders import create_loader
 from moto.core.models import botocore_stubber
 
 from aioivschat import AsyncTokenService, Clock, Quota
@@ -21,6 +22,9 @@ UNLIMITED = Quota(rate=1_000_000.0)
 Server = ThreadedEmulatorServer | MotoServer
 OpenService = Callable[..., AsyncTokenService]
 
+
+_LOADER = create_loader()
+"""It reads each file once, for the sessions of all tests."""
 
 go_the_general_way = False
 """Whether no request of the tests is prepared: `--general`."""
@@ -63,6 +67,8 @@ def bare_session(*credentials: str) -> AioSession:
     session: Any = AioSession()
     if credentials:
         session.set_credentials(*credentials)
+    # Reading what botocore knows of AWS is most of what a client costs.
+    session.register_component("data_loader", _LOADER)
     # moto listens to every session from its import on, for mocks that are not used here.
     session.unregister("before-send", botocore_stubber)
     opened: AioSession = session
