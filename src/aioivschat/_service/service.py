@@ -276,16 +276,17 @@ class AsyncTokenService:
         if is_plain and self._lifecycle.loop_while_open is asyncio.get_running_loop():
             entry = self._issuer.find_delivered(request.identity)
             if entry is not None:
-                return entry.hand_out()
+                token = entry.token
+                return token if token.reused else entry.hand_out()
         self._lifecycle.check_open()
         try:
             key = sharing_key(request, idempotency_key, fresh)
         finally:
             del idempotency_key  # out of tracebacks that show locals
-        token = self._issuer.take_available(request, key)
-        if token is None:
-            token = await self._issuer.wait_for_token(request, key, priority, timeout)
-        return token
+        available = self._issuer.take_available(request, key)
+        if available is not None:
+            return available
+        return await self._issuer.wait_for_token(request, key, priority, timeout)
 
     def ready(
         self, request: TokenRequest, *, idempotency_key: str | None = None, fresh: bool = False
