@@ -54,41 +54,23 @@ class CachePolicy:
         require(0 <= least < TOKEN_LIFE_SECONDS, "CachePolicy.min_remaining", limit, least)
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Entry:
-    """A token with its two deadlines: the earlier one ends its life.
-
-    Args:
-        identity: of the token's request.
-        token: the token.
-        monotonic_end: when it ends by the monotonic clock, in seconds.
-        wall_end: when it ends by the wall clock, in seconds.
-        generation: of the fences, at the start of the token's request.
+    """A token with its two deadlines, in seconds: the earlier one ends its life.
 
     Attributes:
         key: under which it was delivered; before that, its identity.
+        generation: of the fences, at the start of the token's request.
         handed_out: whether somebody was given this token.
     """
 
-    __slots__ = ("_reply", "generation", "handed_out", "key", "monotonic_end", "token", "wall_end")
-
     key: SharingKey
-    _reply: dict[str, Any] | None
-
-    def __init__(
-        self,
-        identity: Identity,
-        token: ChatToken,
-        monotonic_end: float,
-        wall_end: float,
-        generation: int,
-    ) -> None:
-        self.key = identity
-        self.token = token
-        self.monotonic_end = monotonic_end
-        self.wall_end = wall_end
-        self.generation = generation
-        self.handed_out = token.reused
-        self._reply = None
+    token: ChatToken
+    monotonic_end: float
+    wall_end: float
+    generation: int
+    handed_out: bool = False
+    _reply: dict[str, Any] | None = None
 
     @property
     def identity(self) -> Identity:
@@ -113,11 +95,6 @@ class Entry:
 
 class TokenCache:
     """Delivered tokens, each by the key that callers agree on when they share it.
-
-    Args:
-        policy: the bounds.
-        clock: where the time comes from.
-        fences: what was invalidated.
 
     Attributes:
         hits: how often a delivered token was given again.

@@ -141,7 +141,8 @@ class FleetMinter(Minter):
         flight.source = Source.SHARED
         end = asked + held.life
         wall_end = self.clock.wall() + end - self.clock.monotonic()
-        return Entry(flight.call.identity, held.token, end, wall_end, flight.generation)
+        token = held.token
+        return Entry(flight.call.identity, token, end, wall_end, flight.generation, token.reused)
 
     def _put_into_stock(self, flight: TokenFlight, entry: Entry) -> None:
         now = self.clock.monotonic()

@@ -13,8 +13,6 @@ _NOT_OPEN = object()
 
 
 class State(Enum):
-    """How far a service is in its life."""
-
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
@@ -23,11 +21,7 @@ class State(Enum):
 class Lifecycle:
     """The life of one service. It belongs to the event loop and the process that first use it.
 
-    Args:
-        on_first_use: called on that event loop.
-
     Attributes:
-        state: how far it is.
         loop_while_open: the event loop, as long as the service is open there; a call that runs on
             it needs no other check.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from aioivschat._events import Observers, RateChanged
 from aioivschat._models import RoomArn
@@ -10,26 +11,14 @@ from aioivschat._service.fleet import SharedTier
 from aioivschat._service.limiter import Limiter, Quota
 
 
+@dataclass(eq=False)
 class Limiters:
-    """The limiters of a service, by account and region.
+    """The limiters of a service, which its tier makes."""
 
-    Args:
-        quota: what AWS allows; or a mapping from (account, region), where `Quota` with its
-            defaults holds for the rest.
-        tier: makes them.
-        observers: told when a rate changes.
-    """
-
-    def __init__(
-        self,
-        quota: Quota | Mapping[tuple[str, str], Quota],
-        tier: SharedTier,
-        observers: Observers,
-    ) -> None:
-        self._quota = quota
-        self._tier = tier
-        self._observers = observers
-        self._limiters: dict[tuple[str, str], Limiter] = {}
+    quota: Quota | Mapping[tuple[str, str], Quota]
+    tier: SharedTier
+    observers: Observers
+    _limiters: dict[tuple[str, str], Limiter] = field(default_factory=dict)
 
     @property
     def waiting(self) -> int:
@@ -41,13 +30,13 @@ class Limiters:
         account, region = arn.account, arn.region
         limiter = self._limiters.get((account, region))
         if limiter is None:
-            quota = self._quota
+            quota = self.quota
             if not isinstance(quota, Quota):
                 quota = quota.get((account, region)) or Quota()
 
             def tell(rate: float) -> None:
-                self._observers.tell(RateChanged(account, region, rate))
+                self.observers.tell(RateChanged(account, region, rate))
 
-            limiter = self._tier.limiter(account, region, quota, tell)
+            limiter = self.tier.limiter(account, region, quota, tell)
             self._limiters[account, region] = limiter
         return limiter

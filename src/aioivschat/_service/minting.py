@@ -34,20 +34,14 @@ from aioivschat.errors import AwsError, ChatTokenError, MalformedResponse, Throt
 class TokenFlight(Flight[Entry]):
     """The flight that mints one token.
 
-    Args:
-        call: whose it is.
-        limiter: of the room's account and region.
-        reservation: the place in the limiter's queue.
+    Attributes:
+        call: what is asked for, for as long and as urgently as its most demanding caller wants.
         generation: of the fences, at its start.
         started: when that was, by the monotonic clock.
         shared: the same flight as the fleet sees it; ``None`` without a fleet, or while no caller
             shares it.
-
-    Attributes:
-        call: what is asked for, for as long and as urgently as its most demanding caller wants.
         published: whether the fleet knows its token as the attempt's.
         sent: requests sent for it.
-        source: where its token came from.
     """
 
     __slots__ = (

@@ -22,11 +22,7 @@ CATCH_UP_SECONDS = 0.05
 
 
 class PendingRequest:
-    """A request to be minted ahead.
-
-    Attributes:
-        flight: its flight, once it has had its turn.
-    """
+    """A request to be minted ahead, with its flight once it has had its turn."""
 
     __slots__ = ("call", "flight", "queue")
 
@@ -42,10 +38,6 @@ class PendingRequest:
 
 class PendingQueue:
     """The requests of one ``prewarm`` for one account and region that have not had their turn.
-
-    Args:
-        limiter: of the account and region.
-        clock: where the time comes from.
 
     Attributes:
         has_capacity: set whenever a request has left.
@@ -107,23 +99,15 @@ class PendingQueue:
 class PendingRequests:
     """All requests that one service mints ahead.
 
-    Args:
-        fences: what was invalidated.
+    Attributes:
+        queues: those that leave permits to callers.
     """
 
     def __init__(self, fences: Fences) -> None:
         self._fences = fences
         # By identity and in order: those under way, then those whose turn is to come.
         self._by_identity: dict[Identity, OrderedDict[PendingRequest, None]] = {}
-        self._queues: set[PendingQueue] = set()
-
-    def add_queue(self, queue: PendingQueue) -> None:
-        """Let a queue take account of callers."""
-        self._queues.add(queue)
-
-    def remove_queue(self, queue: PendingQueue) -> None:
-        """Undo `add_queue`."""
-        self._queues.discard(queue)
+        self.queues: set[PendingQueue] = set()
 
     def remember(self, pending: PendingRequest) -> None:
         """Let calls find a request."""
@@ -168,6 +152,6 @@ class PendingRequests:
 
     def give_up_permits(self, limiter: Limiter, to: PendingQueue | None = None) -> None:
         """Let every queue of a limiter leave a permit to a call, or to one of the queues."""
-        for queue in self._queues:
+        for queue in self.queues:
             if queue is not to and queue.limiter is limiter:
                 queue.give_up_permit()

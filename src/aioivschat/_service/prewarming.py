@@ -176,7 +176,7 @@ class _RegionRun:
         self._is_complete = self._is_over = False
         self._next_in_budget = prewarmer.clock.monotonic()
         self._changed = asyncio.Event()
-        prewarmer.pending.add_queue(self.queue)
+        prewarmer.pending.queues.add(self.queue)
         self._task = asyncio.create_task(self._mint_all())
         self._task.add_done_callback(lambda _: self.queue.has_capacity.set())
 
@@ -217,7 +217,7 @@ class _RegionRun:
         self._task.cancel()
         for pending in (*self.queue, *self._under_way):
             self._prewarmer.pending.forget(pending)
-        self._prewarmer.pending.remove_queue(self.queue)
+        self._prewarmer.pending.queues.discard(self.queue)
         for waiter in self._under_way.values():
             waiter.cancel()
 

@@ -57,13 +57,7 @@ class RetryPolicy:
 
 
 class Retrier:
-    """Sends requests until one succeeds or no further one makes sense.
-
-    Args:
-        policy: how often and how patiently.
-        clock: where sleeping is done.
-        rng: where the jitter comes from.
-    """
+    """Sends requests until one succeeds or no further one makes sense."""
 
     def __init__(self, policy: RetryPolicy, clock: Clock, rng: random.Random) -> None:
         self._policy = policy

@@ -31,10 +31,6 @@ class _Stocked:
 class TokenStock:
     """Undelivered tokens by identity.
 
-    Args:
-        policy: the bounds.
-        cache: of the delivered tokens; it tells which tokens are usable.
-
     Attributes:
         capacity: how many are held at most.
         expired_unused: how many were dropped before anybody was given them.
@@ -136,13 +132,7 @@ class TokenStock:
 
 
 class StockSweeper:
-    """Drops stocked tokens soon after they expired, and reports how many once a second at most.
-
-    Args:
-        stock: what it sweeps.
-        clock: where the time comes from.
-        observers: told.
-    """
+    """Drops stocked tokens soon after they expired, and reports how many once a second at most."""
 
     def __init__(self, stock: TokenStock, clock: Clock, observers: Observers) -> None:
         self._stock = stock

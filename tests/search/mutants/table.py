@@ -377,7 +377,7 @@ MINTING = (
         "generation-of-the-answer",
         "_service/minting.py",
         "Entry(request.identity, minted.token, end, wall_end, flight.generation)",
-        "Entry(request.identity, minted.token, end, wall_end, self._fences.generation)",
+        "Entry(request.identity, minted.token, end, wall_end, self.fences.generation)",
         "a token that was under way outlives its invalidation",
         tests="service/test_service.py",
     ),
