@@ -20,7 +20,7 @@ def time() -> SteppedTime:
 
 @pytest.fixture
 def emulator(time: SteppedTime) -> Emulator:
-    """A model on those clocks."""
+    """A model on the stepped clocks of the fixture ``time``."""
     return Emulator(clock=time.wall, monotonic=time.monotonic)
 
 
@@ -33,13 +33,13 @@ async def server() -> AsyncIterator[EmulatorServer]:
 
 @pytest.fixture
 async def client(server: EmulatorServer) -> AsyncIterator[Any]:
-    """An aiobotocore client of that server."""
+    """An aiobotocore client of the emulator's server."""
     async with client_of(server.url) as opened:
         yield opened
 
 
 @pytest.fixture
 async def http(server: EmulatorServer) -> AsyncIterator[aiohttp.ClientSession]:
-    """A bare HTTP client of that server."""
+    """A bare HTTP client of the emulator's server."""
     async with aiohttp.ClientSession(server.url) as session:
         yield session
