@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from aioivschat.emulator._transport import reset_transport
+from aioivschat.emulator._edge import reset_transport
 
 Way = Literal["up", "down"]
 """Up is from the client to the server."""

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import get_args
 
 from ._faults import Fault, FaultKind
@@ -23,40 +24,23 @@ from .server import ThreadedEmulatorServer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM.
-
-    Args:
-        arguments: of the command line; None for those of the process.
-
-    Returns:
-        0, the exit status.
+    """Serve until SIGINT or SIGTERM, with the arguments of the process by default; return 0.
 
     Raises:
         SystemExit: the arguments are not valid, or the address cannot be listened on.
     """
     parser = _make_parser()
-    options = parser.parse_args(arguments)
+    options = vars(parser.parse_args(arguments))
+    faults = options.pop("fault")
+    names = ("host", "port", "verify_signatures")
+    server_options = {name: options.pop(name) for name in names}
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
     try:
-        emulator = Emulator(
-            quota=options.quota,
-            latency=options.latency,
-            jitter=options.jitter,
-            token_life=options.token_life,
-            minute=options.minute,
-            clock_skew=options.clock_skew,
-            any_room=options.any_room,
-            refusal=options.refusal,
-        )
-        emulator.fail_next(*options.fault)
-        server = ThreadedEmulatorServer(
-            emulator,
-            host=options.host,
-            port=options.port,
-            verify_signatures=options.verify_signatures,
-        )
+        emulator = Emulator(**options)
+        emulator.fail_next(*faults)
+        server = ThreadedEmulatorServer(emulator, **server_options)
         with server:
             urls = {"url": server.url, "edge_url": server.edge_url}
             sys.stdout.write(json.dumps(urls) + "\n")
@@ -72,6 +56,7 @@ def _make_parser() -> argparse.ArgumentParser:
         prog="python -m aioivschat.emulator", description="A local Amazon IVS Chat."
     )
     add = parser.add_argument
+    add_seconds = partial(add, type=float, metavar="SECONDS")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=0, help="port to listen on (default: a free one)")
     add(
@@ -81,23 +66,15 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="SHAPE",
         help="bucket:RATE:SIZE, fixed:RATE, sliding:RATE or unlimited (default: %(default)s)",
     )
-    add("--latency", type=float, default=0.0, metavar="SECONDS", help="before every answer")
-    add("--jitter", type=float, default=0.0, metavar="SECONDS", help="up to so much more latency")
-    add("--token-life", type=float, default=60.0, metavar="SECONDS", help="default: %(default)s")
-    add(
+    add_seconds("--latency", default=0.0, help="before every answer")
+    add_seconds("--jitter", default=0.0, help="up to so much more latency")
+    add_seconds("--token-life", default=60.0, help="default: %(default)s")
+    add_seconds(
         "--minute",
-        type=float,
         default=60.0,
-        metavar="SECONDS",
         help="how long a minute of session duration lasts (default: %(default)s)",
     )
-    add(
-        "--clock-skew",
-        type=float,
-        default=0.0,
-        metavar="SECONDS",
-        help="how far ahead the service's clock is",
-    )
+    add_seconds("--clock-skew", default=0.0, help="how far ahead the service's clock is")
     add(
         "--no-any-room",
         dest="any_room",

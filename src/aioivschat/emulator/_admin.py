@@ -19,21 +19,10 @@ from ._model import Emulator
 from ._wire import Answer, parse_json_object
 
 ADMIN_PREFIX = "/_emulator"
-_JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 def answer_admin_request(emulator: Emulator, method: str, path: str, body: bytes) -> Answer:
-    """Perform an admin request.
-
-    Args:
-        emulator: the emulator.
-        method: the HTTP method.
-        path: the path, `ADMIN_PREFIX` included.
-        body: the body.
-
-    Returns:
-        200 and JSON, 204, 400 with what is wrong, or 404.
-    """
+    """Perform an admin request; answer 200 and JSON, 204, 400 with what is wrong, or 404."""
     try:
         match method, path.removeprefix(ADMIN_PREFIX):
             case "GET", "":
@@ -48,9 +37,11 @@ def answer_admin_request(emulator: Emulator, method: str, path: str, body: bytes
             case "DELETE", "/faults":
                 emulator.clear_faults()
             case "POST", "/drop":
-                return _make_json_answer(
-                    HTTPStatus.OK, {"dropped": emulator.chat.drop(_parse_user(body))}
-                )
+                members = _parse_body(body)
+                user = members.pop("user", None)
+                if members or not isinstance(user, str | None):
+                    raise ValueError("the body may hold a user id as user, and nothing else")
+                return _make_json_answer(HTTPStatus.OK, {"dropped": emulator.chat.drop(user)})
             case "POST", "/reset":
                 emulator.reset()
             case _:
@@ -65,14 +56,6 @@ def _make_state_answer(emulator: Emulator) -> Answer:
     return _make_json_answer(HTTPStatus.OK, state)
 
 
-def _parse_user(body: bytes) -> str | None:
-    members = _parse_body(body)
-    user = members.pop("user", None)
-    if members or not isinstance(user, str | None):
-        raise ValueError("the body may hold a user id as user, and nothing else")
-    return user
-
-
 def _parse_body(body: bytes) -> dict[str, object]:
     value = parse_json_object(body)
     if value is None:
@@ -81,4 +64,4 @@ def _parse_body(body: bytes) -> dict[str, object]:
 
 
 def _make_json_answer(status: int, value: object) -> Answer:
-    return Answer(status, _JSON_HEADERS, json.dumps(value).encode())
+    return Answer(status, {"Content-Type": "application/json"}, json.dumps(value).encode())

@@ -6,16 +6,16 @@ to `Chat.receive`, and sends the client what `Connection.take` returns.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ._frames import ChatRequest, edge_error, error_frame, event_frame, message_frame
+from ._frames import ChatRequest, edge_error, error_frame, make_frame
 from ._quota import Meter, QuotaShape, throttling_error
 from ._tokens import Grant, TokenError
-from ._wire import Drop, ServiceError, new_id, parse_json_object
+from ._wire import Drop, ServiceError, iso_time, new_id, parse_json_object
 
 # IVS Chat service quotas: 10 messaging requests a second from one connection; and 100 a second of
 # each of SendEvent, DeleteMessage and DisconnectUser in an account and region, the API's and the
@@ -27,6 +27,8 @@ _OPERATION_QUOTA = QuotaShape("bucket", 100, 100)
 _OUTBOX_LIMIT_FRAMES = 1_000
 # The messages of a room that can be deleted: far more than a chat window shows.
 _MESSAGES_KEPT = 10_000
+_REASON_LIMIT_CHARACTERS = 256  # service model, Reason
+_ID_LIMIT_CHARACTERS = 128  # service model, UserID; a message id is shorter
 
 CLOSE_NORMAL = 1000  # close codes of RFC 6455
 CLOSE_GOING_AWAY = 1001
@@ -124,11 +126,6 @@ class Chat:
         events: events sent to rooms, each counted once.
     """
 
-    opened: int
-    refused: int
-    messages: int
-    events: int
-
     def __init__(
         self,
         *,
@@ -143,7 +140,7 @@ class Chat:
         self._find_rules = find_rules
         self._clock = clock
         self._monotonic = monotonic
-        self._rooms: dict[str, _RoomState] = {}
+        self._rooms: defaultdict[str, _RoomState] = defaultdict(_RoomState)
         self.reset()
 
     def reset(self) -> None:
@@ -151,8 +148,8 @@ class Chat:
         with self._lock:
             for connection in self._open_connections():
                 self.close(connection, Close(CLOSE_GOING_AWAY, "reset"))
-            self._rooms = {}
-            self._meters: dict[tuple[str, str, str], Meter] = {}
+            self._rooms.clear()
+            self._meters: dict[tuple[str, str, str], Meter] = defaultdict(_OPERATION_QUOTA.meter)
             self.opened = self.refused = self.messages = self.events = 0
 
     @property
@@ -179,7 +176,7 @@ class Chat:
                 self.refused += 1
                 raise
             connection = Connection(grant, notify)
-            self._get_or_add_room(grant.room).connections[connection] = None
+            self._rooms[grant.room].connections[connection] = None
             self.opened += 1
             return connection
 
@@ -209,9 +206,8 @@ class Chat:
         with self._lock:
             left = connection.grant.session_expires - self._clock()
             if left <= 0 and connection.ending is None:
-                self._put_or_drop(
-                    connection, error_frame(edge_error(401, "The connection has expired"))
-                )
+                error = edge_error(401, "The connection has expired")
+                self._put_or_drop(connection, error_frame(error))
                 self.close(connection, Close(CLOSE_NORMAL, "session expired"))
             return left
 
@@ -239,11 +235,8 @@ class Chat:
             The number of connections cut.
         """
         with self._lock:
-            cut = [
-                each
-                for each in self._open_connections()
-                if user is None or each.grant.user_id == user
-            ]
+            everybody = self._open_connections()
+            cut = [each for each in everybody if user in (None, each.grant.user_id)]
             for connection in cut:
                 self.close(connection, Drop())
             return len(cut)
@@ -261,7 +254,14 @@ class Chat:
         with self._lock:
             self._admit_operation(operation, room)
             event_id, now = new_id(), self._clock()
-            frame = event_frame(event_id, name, attributes, request_id=request_id, now=now)
+            frame = make_frame(
+                "EVENT",
+                event_id,
+                request_id,
+                EventName=name,
+                SendTime=iso_time(now),
+                Attributes=attributes,
+            )
             self._send_to_all(room, frame, now)
             self.events += 1
             return event_id
@@ -333,9 +333,9 @@ class Chat:
         action(self, grant, request, rules)
 
     def _send_message(self, grant: Grant, request: ChatRequest, rules: Mapping[str, Any]) -> None:
-        content = request.content(rules["maximumMessageLength"])
-        attributes = request.attributes()
-        room = self._get_or_add_room(grant.room)
+        content = request.read_required_text("Content", rules["maximumMessageLength"])
+        attributes = request.read_attributes()
+        room = self._rooms[grant.room]
         if room.meter is None:
             room.meter = QuotaShape("sliding", rules["maximumMessageRatePerSecond"]).meter()
         if not room.meter.admit(self._monotonic()):
@@ -347,27 +347,27 @@ class Chat:
         room.messages[message_id] = None
         if len(room.messages) > _MESSAGES_KEPT:
             room.messages.popitem(last=False)
-        frame = message_frame(
+        frame = make_frame(
+            "MESSAGE",
             message_id,
-            content,
-            attributes,
-            user_id=grant.user_id,
-            user_attributes=grant.attributes,
-            request_id=request.request_id,
-            now=now,
+            request.request_id,
+            Content=content,
+            SendTime=iso_time(now),
+            Attributes=attributes,
+            Sender={"UserId": grant.user_id, "Attributes": grant.attributes},
         )
         self._send_to_all(grant.room, frame, now)
         self.messages += 1
 
     def _delete_message(self, grant: Grant, request: ChatRequest, _: Mapping[str, Any]) -> None:
-        self.delete_message(
-            grant.room, request.message_id(), request.reason(), request_id=request.request_id
-        )
+        message_id = request.read_required_text("Id", _ID_LIMIT_CHARACTERS)
+        reason = request.read_text("Reason", _REASON_LIMIT_CHARACTERS)
+        self.delete_message(grant.room, message_id, reason, request_id=request.request_id)
 
     def _disconnect_user(self, grant: Grant, request: ChatRequest, _: Mapping[str, Any]) -> None:
-        self.disconnect_user(
-            grant.room, request.user_id(), request.reason(), request_id=request.request_id
-        )
+        user_id = request.read_required_text("UserId", _ID_LIMIT_CHARACTERS)
+        reason = request.read_text("Reason", _REASON_LIMIT_CHARACTERS)
+        self.disconnect_user(grant.room, user_id, reason, request_id=request.request_id)
 
     def _send_to_all(self, room: str, frame: str, now: float) -> None:
         for connection in self._connections_to(room):
@@ -383,17 +383,8 @@ class Chat:
 
     def _admit_operation(self, operation: str, room: str) -> None:
         _, _, _, region, account, room_id = room.split(":", 5)
-        key = (operation, account, region)
-        if key not in self._meters:
-            self._meters[key] = _OPERATION_QUOTA.meter()
-        if not self._meters[key].admit(self._monotonic()):
+        if not self._meters[operation, account, region].admit(self._monotonic()):
             raise throttling_error(room_id.removeprefix("room/"), _OPERATION_QUOTA)
-
-    def _get_or_add_room(self, arn: str) -> _RoomState:
-        room = self._rooms.get(arn)
-        if room is None:
-            room = self._rooms[arn] = _RoomState()
-        return room
 
     def _connections_to(self, arn: str) -> list[Connection]:
         room = self._rooms.get(arn)

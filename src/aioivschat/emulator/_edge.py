@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 import threading
 from contextlib import suppress
 
@@ -17,7 +19,6 @@ from ._chat import CLOSE_GOING_AWAY, CLOSE_NORMAL, Chat, Close, Connection
 from ._frames import edge_error, error_frame
 from ._model import Emulator
 from ._tokens import TokenError
-from ._transport import reset_transport
 from ._wire import Drop
 
 # The time that a client has to read what it is sent and to answer a close frame.
@@ -28,6 +29,17 @@ _FRAME_LIMIT_BYTES = 128 * 1024
 _SUBPROTOCOL = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _CLOSE_UNAUTHORIZED = 4401  # of the codes for applications, the one most like HTTP's 401
+
+# SO_LINGER, on, for 0 seconds: closing makes the kernel send a reset instead of an orderly end.
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def reset_transport(transport: asyncio.WriteTransport) -> None:
+    """Close a connection at once with a reset; what was not sent yet is lost."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and not transport.is_closing():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    transport.abort()
 
 
 def is_handshake(request: web.BaseRequest) -> bool:
@@ -86,11 +98,7 @@ class ChatEdge:
 
 
 class _Client:
-    """Passes frames between one chat connection and its WebSocket.
-
-    Raises:
-        TokenError: the token opens no connection.
-    """
+    """Opens a chat connection, or raises `TokenError`, and passes frames to and from its client."""
 
     def __init__(
         self,
@@ -117,7 +125,6 @@ class _Client:
                 self._loop.call_soon_threadsafe(self._wake_writer, connection)
 
     def close(self, ending: Close) -> None:
-        """End the connection."""
         self._chat.close(self._connection, ending)
 
     async def serve(self, request: web.BaseRequest) -> None:

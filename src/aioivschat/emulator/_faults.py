@@ -12,10 +12,6 @@ from typing import Any
 
 from ._wire import ServiceError
 
-_JSON = "application/json"
-_HTML = "text/html"
-_PAST_TIME = "2001-01-01T00:00:00.000Z"
-
 
 class FaultKind(StrEnum):
     """What goes wrong.
@@ -47,19 +43,11 @@ class FaultKind(StrEnum):
     GARBAGE = "garbage"  # 200, an HTML page
 
 
-SPOILING = frozenset(
-    {
-        FaultKind.SLOW,
-        FaultKind.TRUNCATE,
-        FaultKind.EMPTY_OBJECT,
-        FaultKind.MISSING_TOKEN,
-        FaultKind.MISSING_EXPIRY,
-        FaultKind.NAIVE_EXPIRY,
-        FaultKind.PAST_EXPIRY,
-        FaultKind.GARBAGE,
-    }
-)
-
+# The bodies, with the content type text/html, of throttles that are not as modelled.
+BARE_THROTTLES = {
+    FaultKind.THROTTLE_HTML: b"<html><body><h1>429 Too Many Requests</h1></body></html>",
+    FaultKind.THROTTLE_EMPTY: b"",
+}
 _MODELLED = {
     FaultKind.ERROR_500: (500, "InternalServerException", "Internal error"),
     FaultKind.ERROR_503: (503, "ServiceUnavailableException", "Service unavailable"),
@@ -155,8 +143,8 @@ class FaultQueue:
             self._hits = 0
 
 
-def modelled_error(kind: FaultKind, body: Mapping[str, Any]) -> ServiceError:
-    """Return the modelled error of a fault that refuses a request; not for throttles."""
+def modelled_error(kind: FaultKind, body: Mapping[str, Any]) -> ServiceError | None:
+    """Return the error with which a fault refuses a request; None for throttles and the rest."""
     if kind is FaultKind.ECHO_USER:
         user_id, attributes = body.get("userId"), body.get("attributes")
         return ServiceError(
@@ -169,13 +157,13 @@ def modelled_error(kind: FaultKind, body: Mapping[str, Any]) -> ServiceError:
                 {"name": "attributes", "message": f"{attributes} is not acceptable"},
             ],
         )
-    return ServiceError(*_MODELLED[kind])
+    return ServiceError(*_MODELLED[kind]) if kind in _MODELLED else None
 
 
 def spoil_reply(kind: FaultKind, reply: Mapping[str, Any]) -> tuple[str, bytes]:
     """Return the content type and the body that a fault makes of a successful reply."""
     if kind is FaultKind.GARBAGE:
-        return _HTML, b"<html><body><h1>It works!</h1></body></html>"
+        return "text/html", b"<html><body><h1>It works!</h1></body></html>"
     members = {} if kind is FaultKind.EMPTY_OBJECT else dict(reply)
     if kind is FaultKind.MISSING_TOKEN:
         del members["token"]
@@ -184,15 +172,6 @@ def spoil_reply(kind: FaultKind, reply: Mapping[str, Any]) -> tuple[str, bytes]:
     elif kind is FaultKind.NAIVE_EXPIRY:
         members["tokenExpirationTime"] = members["tokenExpirationTime"].removesuffix("Z")
     elif kind is FaultKind.PAST_EXPIRY:
-        members["tokenExpirationTime"] = _PAST_TIME
+        members["tokenExpirationTime"] = "2001-01-01T00:00:00.000Z"
     text = json.dumps(members).encode()
-    return _JSON, text[: len(text) // 2] if kind is FaultKind.TRUNCATE else text
-
-
-def bare_throttle(kind: FaultKind) -> tuple[str, bytes] | None:
-    """Return content type and body of a throttle that is not as modelled; None for other kinds."""
-    if kind is FaultKind.THROTTLE_HTML:
-        return _HTML, b"<html><body><h1>429 Too Many Requests</h1></body></html>"
-    if kind is FaultKind.THROTTLE_EMPTY:
-        return _HTML, b""
-    return None
+    return "application/json", text[: len(text) // 2] if kind is FaultKind.TRUNCATE else text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -18,20 +18,17 @@ from typing import Any
 from uuid import uuid4
 
 from ._chat import Chat
-from ._faults import (
-    SPOILING,
-    Fault,
-    FaultKind,
-    FaultQueue,
-    bare_throttle,
-    modelled_error,
-    spoil_reply,
-)
+from ._faults import BARE_THROTTLES, Fault, FaultKind, FaultQueue, modelled_error, spoil_reply
 from ._quota import Meter, throttling_error
 from ._rooms import Rooms
 from ._settings import Settings
 from ._tokens import Grant, Tokens
-from ._validation import EventMembers, ModerationMembers, TokenMembers
+from ._validation import (
+    read_deletion_request,
+    read_disconnection_request,
+    read_event_request,
+    read_token_request,
+)
 from ._wire import (
     DEFAULT_ACCOUNT,
     DEFAULT_REGION,
@@ -151,13 +148,6 @@ class Emulator:
         ValueError: a setting is not valid.
     """
 
-    settings: Settings
-    arrivals: deque[float]
-    outcomes: deque[tuple[float, int]]
-    minted_by_user: dict[str, int]
-    flights: _Gauge
-    chat: Chat
-
     def __init__(
         self,
         *,
@@ -185,15 +175,16 @@ class Emulator:
         with self._lock:
             self.chat.reset()
             self.settings = self._initial
-            self.arrivals = deque(maxlen=_ARRIVALS_KEPT)
-            self.outcomes = deque(maxlen=_ARRIVALS_KEPT)
-            self.minted_by_user = {}
+            self.arrivals: deque[float] = deque(maxlen=_ARRIVALS_KEPT)
+            self.outcomes: deque[tuple[float, int]] = deque(maxlen=_ARRIVALS_KEPT)
+            self.minted_by_user: dict[str, int] = {}
             # A new gauge: a request that began before the reset leaves the gauge that it entered.
             self.flights = _Gauge()
             self._rooms = Rooms()
             self._tokens = Tokens()
             self._faults = FaultQueue()
-            self._meters: dict[tuple[str, str], Meter] = {}
+            self._meters: defaultdict[tuple[str, str], Meter]
+            self._meters = defaultdict(lambda: self.settings.quota.meter())
             self._tally = dict.fromkeys(_TALLY_NAMES, 0)
             self._connections = 0
 
@@ -287,25 +278,24 @@ class Emulator:
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> dict[str, Any]:
         """Mint a token; neither counted as a request nor hit by a fault."""
-        members = TokenMembers.read(body)
+        room, user_id, capabilities, attributes, minutes = read_token_request(body)
         with self._lock:
-            room, settings, now = members.room, self.settings, self.now()
-            if not self._meter_of(room.account, room.region).admit(self._monotonic()):
-                raise self._throttling_error(room.room_id)
+            settings, now = self.settings, self.now()
+            if not self._meters[room.account, room.region].admit(self._monotonic()):
+                raise throttling_error(room.room_id, settings.quota)
             self._rooms.require(room, region, settings.any_room)
             grant = Grant(
                 room.text,
-                members.user_id,
-                members.capabilities,
-                members.attributes,
-                now + settings.token_life,
-                now + members.minutes * settings.minute,
+                user_id,
+                capabilities,
+                attributes,
+                token_expires=now + settings.token_life,
+                session_expires=now + minutes * settings.minute,
             )
             token = self._tokens.mint(grant)
             self._tally["minted"] += 1
             if settings.track_users:
-                minted = self.minted_by_user.get(grant.user_id, 0)
-                self.minted_by_user[grant.user_id] = minted + 1
+                self.minted_by_user[user_id] = self.minted_by_user.get(user_id, 0) + 1
         return {
             "token": token,
             "tokenExpirationTime": iso_time(grant.token_expires),
@@ -334,30 +324,28 @@ class Emulator:
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> dict[str, Any]:
         """Send an event to everybody in a room; see `Chat.send_event`."""
-        members = EventMembers.read(body)
+        room, name, attributes = read_event_request(body)
         with self._lock:
-            self._rooms.require(members.room, region, self.settings.any_room)
-            event_id = self.chat.send_event(members.room.text, members.name, members.attributes)
-            return {"id": event_id}
+            self._rooms.require(room, region, self.settings.any_room)
+            return {"id": self.chat.send_event(room.text, name, attributes)}
 
     def delete_message(
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> dict[str, Any]:
         """Tell everybody in a room to delete a message; see `Chat.delete_message`."""
-        members = ModerationMembers.read_deletion(body)
+        room, message_id, reason = read_deletion_request(body)
         with self._lock:
-            self._rooms.require(members.room, region, self.settings.any_room)
-            event_id = self.chat.delete_message(members.room.text, members.target, members.reason)
-            return {"id": event_id}
+            self._rooms.require(room, region, self.settings.any_room)
+            return {"id": self.chat.delete_message(room.text, message_id, reason)}
 
     def disconnect_user(
         self, body: Mapping[str, Any], *, region: str = DEFAULT_REGION, account: str = ""
     ) -> dict[str, Any]:
         """Close every connection of a user to a room; see `Chat.disconnect_user`."""
-        members = ModerationMembers.read_disconnection(body)
+        room, user_id, reason = read_disconnection_request(body)
         with self._lock:
-            self._rooms.require(members.room, region, self.settings.any_room)
-            self.chat.disconnect_user(members.room.text, members.target, members.reason)
+            self._rooms.require(room, region, self.settings.any_room)
+            self.chat.disconnect_user(room.text, user_id, reason)
             return {}
 
     def respond(self, request: Request) -> Outcome:
@@ -379,9 +367,10 @@ class Emulator:
         fault = self._faults.first()
         if fault is None or request.denial:
             return self._answer_operation(request)
-        if fault.kind not in SPOILING:
+        refusal = self._refuse_by_fault(request, fault)
+        if refusal is not None:
             self._faults.count_hit()
-            return self._refuse_by_fault(request, fault)
+            return refusal
         try:
             reply = self._run_operation(request)
         except ServiceError as error:
@@ -389,18 +378,19 @@ class Emulator:
         self._faults.count_hit()
         return self._make_answer(200, *spoil_reply(fault.kind, reply or {}), fault=fault)
 
-    def _refuse_by_fault(self, request: Request, fault: Fault) -> Outcome:
+    def _refuse_by_fault(self, request: Request, fault: Fault) -> Outcome | None:
         if fault.kind is FaultKind.RESET:
             return Drop(self._delay_seconds(fault))
         if fault.kind is FaultKind.BLACK_HOLE:
             return Hang()
-        if bare := bare_throttle(fault.kind):
-            return self._make_answer(429, *bare, fault=fault)
+        if fault.kind in BARE_THROTTLES:
+            return self._make_answer(429, "text/html", BARE_THROTTLES[fault.kind], fault=fault)
         body = parse_json_object(request.body) or {}
+        error = modelled_error(fault.kind, body)
         if fault.kind is FaultKind.THROTTLE_JSON:
             _, _, room_id = str(body.get("roomIdentifier")).rpartition("/")
-            return self._make_error_answer(self._throttling_error(room_id), fault)
-        return self._make_error_answer(modelled_error(fault.kind, body), fault)
+            error = throttling_error(room_id, self.settings.quota)
+        return self._make_error_answer(error, fault) if error else None
 
     def _answer_operation(self, request: Request) -> Answer:
         try:
@@ -421,16 +411,6 @@ class Emulator:
         if body is None:
             raise _validation_error("OTHER", "The body is not a JSON object")
         return operation(self, body, region=request.region, account=request.account)
-
-    def _meter_of(self, account: str, region: str) -> Meter:
-        key = (account, region)
-        meter = self._meters.get(key)
-        if meter is None:
-            meter = self._meters[key] = self.settings.quota.meter()
-        return meter
-
-    def _throttling_error(self, room_id: str) -> ServiceError:
-        return throttling_error(room_id, self.settings.quota)
 
     def _make_error_answer(self, error: ServiceError, fault: Fault | None = None) -> Answer:
         body = json.dumps(error.members).encode()

@@ -23,15 +23,7 @@ class Meter(Protocol):
     """Counts requests against one quota."""
 
     def admit(self, now: float) -> bool:
-        """Count a request if it is within the quota; a refused one takes nothing.
-
-        Args:
-            now: seconds on a clock that never goes back.
-
-        Returns:
-            Whether the request is within the quota.
-        """
-        ...
+        """Return whether a request is within the quota, and count it then; ``now``: monotonic."""
 
 
 class _Bucket:

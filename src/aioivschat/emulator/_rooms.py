@@ -27,10 +27,7 @@ class _Room:
 
 
 class Rooms:
-    """The rooms; a deleted room's ARN stays deleted.
-
-    The operations are documented on `Emulator`.
-    """
+    """The rooms, with the operations of `Emulator`; a deleted room's ARN stays deleted."""
 
     def __init__(self) -> None:
         self._rooms: dict[str, _Room] = {}
@@ -50,7 +47,9 @@ class Rooms:
 
     def get(self, body: Mapping[str, Any], *, region: str) -> dict[str, Any]:
         """Return a room's members."""
-        return dict(self._find(read_room_arn(body), region).members)
+        arn = read_room_arn(body)
+        self.require(arn, region, any_room=False)
+        return dict(self._rooms[arn.text].members)
 
     def list(self, body: Mapping[str, Any], *, region: str, account: str) -> dict[str, Any]:
         """Return one page of rooms, and ``nextToken`` if another page follows."""
@@ -74,7 +73,7 @@ class Rooms:
             and (not logging or logging in room.members["loggingConfigurationIdentifiers"])
         )
         page = list(islice(matching, limit + 1))
-        answer: dict[str, Any] = {"rooms": [_summary(room) for room in page[:limit]]}
+        answer: dict[str, Any] = {"rooms": [_summarize(room.members) for room in page[:limit]]}
         if len(page) > limit:
             answer["nextToken"] = str(page[limit - 1].serial)
         return answer
@@ -82,7 +81,7 @@ class Rooms:
     def delete(self, body: Mapping[str, Any], *, region: str) -> None:
         """Delete a room."""
         arn = read_room_arn(body)
-        self._find(arn, region)
+        self.require(arn, region, any_room=False)
         del self._rooms[arn.text]
         self._deleted.add(arn.text)
 
@@ -93,34 +92,24 @@ class Rooms:
         """
         exists = arn.text not in self._deleted if any_room else arn.text in self._rooms
         if not exists or arn.region != region:
-            raise _not_found(arn, region)
+            raise ServiceError(
+                404,
+                "ResourceNotFoundException",
+                f"Room {arn.room_id} does not exist in {region}",
+                resourceId=arn.room_id,
+                resourceType="ROOM",
+            )
 
     def find_rules(self, arn: str, any_room: bool) -> Mapping[str, Any] | None:
-        """Return the members of a room, which hold the limits of its messages; None for no room.
+        """Return a room's members, which limit its messages; None if it does not exist.
 
-        With ``any_room`` every room exists that was not deleted, and has the defaults.
+        A room that exists only by ``any_room`` has the defaults.
         """
         room = self._rooms.get(arn)
         if room is not None:
             return room.members
         return _DEFAULT_MEMBERS if any_room and arn not in self._deleted else None
 
-    def _find(self, arn: Arn, region: str) -> _Room:
-        room = self._rooms.get(arn.text)
-        if room is None or arn.region != region:
-            raise _not_found(arn, region)
-        return room
 
-
-def _summary(room: _Room) -> dict[str, Any]:
-    return {name: value for name, value in room.members.items() if name not in _NOT_IN_SUMMARY}
-
-
-def _not_found(arn: Arn, region: str) -> ServiceError:
-    return ServiceError(
-        404,
-        "ResourceNotFoundException",
-        f"Room {arn.room_id} does not exist in {region}",
-        resourceId=arn.room_id,
-        resourceType="ROOM",
-    )
+def _summarize(members: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if name not in _NOT_IN_SUMMARY}

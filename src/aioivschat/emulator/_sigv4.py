@@ -18,12 +18,11 @@ from ._wire import ServiceError
 
 DEFAULT_ACCESS_KEYS: Mapping[str, str] = {"testing": "testing"}
 _SERVICE = "ivschat"
-_CLOCK_TOLERANCE_SECONDS = (
-    300.0  # seconds; IAM user guide, "Signing AWS API requests": within five minutes
-)
+# IAM user guide, "Signing AWS API requests": within five minutes.
+_CLOCK_TOLERANCE_SECONDS = 300.0
 _AUTHORIZATION = re.compile(
-    r"AWS4-HMAC-SHA256 +Credential=(?P<scope>[^, ]+), *"
-    r"SignedHeaders=(?P<names>[^, ]+), *Signature=(?P<signature>[0-9a-f]{64})"
+    r"AWS4-HMAC-SHA256 +Credential=([^, /]*)/([^, /]*)/([^, /]*)/([^, /]*)/[^, /]*, *"
+    r"SignedHeaders=([^, ]+), *Signature=([0-9a-f]{64})"
 )
 
 
@@ -51,46 +50,34 @@ class SignatureVerifier:
         self._access_keys = dict(DEFAULT_ACCESS_KEYS if access_keys is None else access_keys)
 
     def find_denial(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: bytes,
-        now: float,
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes, now: float
     ) -> ServiceError | None:
-        """Check one request.
+        """Return the error that AWS would answer with, None for a good signature.
 
-        Args:
-            method: the HTTP method.
-            url: the whole URL as the client sent it.
-            headers: the headers, under names in lower case.
-            body: the body.
-            now: wall seconds by the service's clock.
-
-        Returns:
-            The error that AWS would answer with, None for a good signature.
+        ``url`` is whole, as the client sent it; the names of ``headers`` are in lower case; ``now``
+        is in wall seconds by the service's clock.
         """
         authorization = headers.get("authorization")
         if not authorization:
-            return _denial_error(
-                "MissingAuthenticationTokenException", "Missing Authentication Token"
+            return ServiceError(
+                403, "MissingAuthenticationTokenException", "Missing Authentication Token"
             )
         match = _AUTHORIZATION.fullmatch(authorization.strip())
-        scope = match["scope"].split("/") if match else []
-        timestamp = headers.get("x-amz-date", "")
-        if match is None or len(scope) != 5:
-            return _denial_error(
-                "IncompleteSignatureException", "Authorization header is incomplete"
+        if match is None:
+            return ServiceError(
+                403, "IncompleteSignatureException", "Authorization header is incomplete"
             )
-        access_key, date, region, service, _ = scope
-        names = match["names"].split(";")
+        access_key, date, region, service, signed_names, signature = match.groups()
+        names = signed_names.split(";")
+        timestamp = headers.get("x-amz-date", "")
 
         if service != _SERVICE:
             return _signature_error(
                 f"Credential should be scoped to correct service: '{_SERVICE}'."
             )
         if access_key not in self._access_keys:
-            return _denial_error(
+            return ServiceError(
+                403,
                 "UnrecognizedClientException",
                 "The security token included in the request is invalid.",
             )
@@ -115,7 +102,7 @@ class SignatureVerifier:
         request = AWSRequest(method=method, url=url, headers=dict(headers), data=body)
         request.context["timestamp"] = timestamp
         to_sign = signer.string_to_sign(request, signer.canonical_request(request))
-        if hmac.compare_digest(match["signature"], signer.signature(to_sign, request)):
+        if hmac.compare_digest(signature, signer.signature(to_sign, request)):
             return None
         return _signature_error(
             "The request signature we calculated does not match the signature you provided."
@@ -136,8 +123,4 @@ def _find_time_problem(timestamp: str, now: float) -> str | None:
 
 
 def _signature_error(message: str) -> ServiceError:
-    return _denial_error("InvalidSignatureException", message)
-
-
-def _denial_error(code: str, message: str) -> ServiceError:
-    return ServiceError(403, code, message)
+    return ServiceError(403, "InvalidSignatureException", message)

@@ -69,19 +69,10 @@ class Tokens:
         return token
 
     def redeem(self, token: str, now: float) -> Grant:
-        """Spend a token.
-
-        Args:
-            token: what `mint` returned.
-            now: wall seconds of the emulator.
-
-        Raises:
-            TokenError: one of its subclasses; an expired token stays unspent.
-        """
-        try:
-            grant = self._grants[token]
-        except KeyError:
-            raise TokenUnknown("no such token") from None
+        """Spend a token, or raise `TokenError`; an expired token stays unspent."""
+        if token not in self._grants:
+            raise TokenUnknown("no such token")
+        grant = self._grants[token]
         if grant is None:
             raise TokenSpent("the token was used before")
         if now >= min(grant.token_expires, grant.session_expires):

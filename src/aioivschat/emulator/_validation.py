@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from ._wire import ServiceError
 
@@ -119,13 +119,16 @@ class Members:
             self._add_problem(name, f"must have {most} entries at most")
         return value
 
-    def check_utf8_total(self, name: str, mapping: Mapping[str, str], limit: int) -> None:
-        """Check that the keys and values of a mapping have so many bytes in all at most."""
-        sizes = [utf8_size(text) for entry in mapping.items() for text in entry]
-        if None in sizes:
+    def read_attributes(self) -> dict[str, str]:
+        """Return the member ``attributes``, whose keys and values have 1 KB at most together."""
+        name, limit = "attributes", ATTRIBUTES_LIMIT_BYTES
+        attributes = self.read_mapping(name, most=limit)
+        size = utf8_size(*attributes, *attributes.values())
+        if size is None:
             self._add_problem(name, "must be well-formed UTF-8")
-        elif sum(filter(None, sizes)) > limit:
+        elif size > limit:
             self._add_problem(name, f"must have {limit} bytes at most, keys and values together")
+        return attributes
 
     def raise_problems(self) -> None:
         """Raise one ``ValidationException`` that names every member with a problem, if any."""
@@ -143,29 +146,19 @@ class Members:
         self._problems.append({"name": name, "message": message})
 
 
-@dataclass(frozen=True, slots=True)
-class TokenMembers:
-    """A valid CreateChatToken request."""
-
-    room: Arn
-    user_id: str
-    capabilities: frozenset[str]
-    attributes: Mapping[str, str]
-    minutes: int
-
-    @classmethod
-    def read(cls, body: Mapping[str, Any]) -> Self:
-        """Read a request's body."""
-        members = Members(body)
-        room = members.read_arn("roomIdentifier")
-        user_id = members.read_text("userId", required=True, shortest=1, longest=128)
-        # The service model limits neither the list's length nor repeats.
-        capabilities = members.read_texts("capabilities", most=1024, allowed=_CAPABILITIES)
-        minutes = members.read_integer("sessionDurationInMinutes", 1, 180, _DEFAULT_MINUTES)
-        attributes = members.read_mapping("attributes", most=ATTRIBUTES_LIMIT_BYTES)
-        members.check_utf8_total("attributes", attributes, ATTRIBUTES_LIMIT_BYTES)
-        members.raise_problems()
-        return cls(room, user_id, frozenset(capabilities), attributes, minutes)
+def read_token_request(
+    body: Mapping[str, Any],
+) -> tuple[Arn, str, frozenset[str], dict[str, str], int]:
+    """Read room, user id, capabilities, attributes and minutes of a CreateChatToken request."""
+    members = Members(body)
+    room = members.read_arn("roomIdentifier")
+    user_id = members.read_text("userId", required=True, shortest=1, longest=128)
+    # The service model limits neither the list's length nor repeats.
+    capabilities = members.read_texts("capabilities", most=1024, allowed=_CAPABILITIES)
+    minutes = members.read_integer("sessionDurationInMinutes", 1, 180, _DEFAULT_MINUTES)
+    attributes = members.read_attributes()
+    members.raise_problems()
+    return room, user_id, frozenset(capabilities), attributes, minutes
 
 
 def read_room_arn(body: Mapping[str, Any]) -> Arn:
@@ -195,61 +188,41 @@ def read_room_members(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class EventMembers:
-    """A valid SendEvent request."""
-
-    room: Arn
-    name: str
-    attributes: Mapping[str, str]
-
-    @classmethod
-    def read(cls, body: Mapping[str, Any]) -> Self:
-        """Read a request's body."""
-        members = Members(body)
-        room = members.read_arn("roomIdentifier")
-        name = members.read_text("eventName", required=True, shortest=1, longest=100)
-        attributes = members.read_mapping("attributes", most=ATTRIBUTES_LIMIT_BYTES)
-        members.check_utf8_total("attributes", attributes, ATTRIBUTES_LIMIT_BYTES)
-        members.raise_problems()
-        return cls(room, name, attributes)
+def read_event_request(body: Mapping[str, Any]) -> tuple[Arn, str, dict[str, str]]:
+    """Read room, event name and attributes of a SendEvent request."""
+    members = Members(body)
+    room = members.read_arn("roomIdentifier")
+    name = members.read_text("eventName", required=True, shortest=1, longest=100)
+    attributes = members.read_attributes()
+    members.raise_problems()
+    return room, name, attributes
 
 
-@dataclass(frozen=True, slots=True)
-class ModerationMembers:
-    """A valid DeleteMessage or DisconnectUser request; the target is a message id or a user id."""
-
-    room: Arn
-    target: str
-    reason: str
-
-    @classmethod
-    def read_deletion(cls, body: Mapping[str, Any]) -> Self:
-        """Read the body of a DeleteMessage request."""
-        members = Members(body)
-        target = members.read_text(
-            "id", required=True, shortest=12, longest=12, pattern=_MESSAGE_ID
-        )
-        return cls._read_rest(members, target)
-
-    @classmethod
-    def read_disconnection(cls, body: Mapping[str, Any]) -> Self:
-        """Read the body of a DisconnectUser request."""
-        members = Members(body)
-        target = members.read_text("userId", required=True, shortest=1, longest=128)
-        return cls._read_rest(members, target)
-
-    @classmethod
-    def _read_rest(cls, members: Members, target: str) -> Self:
-        room = members.read_arn("roomIdentifier")
-        reason = members.read_text("reason", shortest=1, longest=256)
-        members.raise_problems()
-        return cls(room, target, reason)
+def read_deletion_request(body: Mapping[str, Any]) -> tuple[Arn, str, str]:
+    """Read room, message id and reason of a DeleteMessage request."""
+    members = Members(body)
+    message_id = members.read_text(
+        "id", required=True, shortest=12, longest=12, pattern=_MESSAGE_ID
+    )
+    room = members.read_arn("roomIdentifier")
+    reason = members.read_text("reason", shortest=1, longest=256)
+    members.raise_problems()
+    return room, message_id, reason
 
 
-def utf8_size(text: str) -> int | None:
-    """Return a text's size in UTF-8 bytes; None for a lone surrogate, which JSON can hold."""
+def read_disconnection_request(body: Mapping[str, Any]) -> tuple[Arn, str, str]:
+    """Read room, user id and reason of a DisconnectUser request."""
+    members = Members(body)
+    user_id = members.read_text("userId", required=True, shortest=1, longest=128)
+    room = members.read_arn("roomIdentifier")
+    reason = members.read_text("reason", shortest=1, longest=256)
+    members.raise_problems()
+    return room, user_id, reason
+
+
+def utf8_size(*texts: str) -> int | None:
+    """Return the size of texts in UTF-8 bytes; None for a lone surrogate, which JSON can hold."""
     try:
-        return len(text.encode())
+        return sum(len(text.encode()) for text in texts)
     except UnicodeEncodeError:
         return None

@@ -127,16 +127,10 @@ def _handle_request(request: Any, url: str, headers: Mapping[str, str]) -> tuple
     body = request.get_data()
     lower_case = {name.lower(): value for name, value in headers.items()}
     with _emulator.flights:
-        outcome = _emulator.respond(
-            Request(
-                request.path[1:] if request.method == "POST" else "",
-                body,
-                region=region_of(lower_case.get("authorization")),
-                denial=_verifier.find_denial(
-                    request.method, url, lower_case, body, _emulator.now()
-                ),
-            )
-        )
+        denial = _verifier.find_denial(request.method, url, lower_case, body, _emulator.now())
+        operation = request.path[1:] if request.method == "POST" else ""
+        region = region_of(lower_case.get("authorization"))
+        outcome = _emulator.respond(Request(operation, body, region, denial=denial))
         connection = request.environ.get("werkzeug.socket")
         if connection is not None:
             _send_outcome(connection, outcome)

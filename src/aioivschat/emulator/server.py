@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Self
 from aiohttp import web
 
 from ._admin import ADMIN_PREFIX, answer_admin_request
-from ._edge import ChatEdge, is_handshake
+from ._edge import ChatEdge, is_handshake, reset_transport
 from ._model import Emulator
-from ._transport import reset_transport
 from ._wire import Answer, Hang, Outcome, Request, region_of
 
 if TYPE_CHECKING:
@@ -53,7 +52,12 @@ class _Server:
         self.emulator = emulator or Emulator()
         self._host = host
         self._port = port
-        self._verifier = _make_verifier(access_keys) if verify_signatures else None
+        self._verifier: SignatureVerifier | None = None
+        if verify_signatures:
+            # Few servers check signatures, and botocore's signer takes long to import.
+            from ._sigv4 import SignatureVerifier
+
+            self._verifier = SignatureVerifier(access_keys)
         self._edge = ChatEdge(self.emulator)
         self._server: _CountingServer | None = None
         self._runner: web.ServerRunner | None = None
@@ -121,10 +125,9 @@ class _Server:
         if is_handshake(request):
             return await self._edge.serve(request)
         if request.path.startswith(ADMIN_PREFIX):
+            body = await request.read()
             return _make_response(
-                answer_admin_request(
-                    self.emulator, request.method, request.path, await request.read()
-                )
+                answer_admin_request(self.emulator, request.method, request.path, body)
             )
         with self.emulator.flights:
             outcome = self._respond(request, await request.read())
@@ -137,21 +140,13 @@ class _Server:
     def _respond(self, request: web.BaseRequest, body: bytes) -> Outcome:
         denial = None
         if self._verifier is not None:
+            headers = {name.lower(): value for name, value in request.headers.items()}
             denial = self._verifier.find_denial(
-                request.method,
-                str(request.url),
-                {name.lower(): value for name, value in request.headers.items()},
-                body,
-                self.emulator.now(),
+                request.method, str(request.url), headers, body, self.emulator.now()
             )
-        return self.emulator.respond(
-            Request(
-                request.path[1:] if request.method == "POST" else "",
-                body,
-                region=region_of(request.headers.get("Authorization")),
-                denial=denial,
-            )
-        )
+        operation = request.path[1:] if request.method == "POST" else ""
+        region = region_of(request.headers.get("Authorization"))
+        return self.emulator.respond(Request(operation, body, region, denial=denial))
 
 
 class EmulatorServer(_Server):
@@ -252,10 +247,3 @@ def _send_outcome(request: web.BaseRequest, outcome: Outcome) -> web.StreamRespo
 
 def _make_response(answer: Answer) -> web.Response:
     return web.Response(status=answer.status, headers=answer.headers, body=answer.body)
-
-
-def _make_verifier(access_keys: Mapping[str, str] | None) -> SignatureVerifier:
-    # Few servers check signatures, and botocore's signer takes long to import.
-    from ._sigv4 import SignatureVerifier
-
-    return SignatureVerifier(access_keys)
