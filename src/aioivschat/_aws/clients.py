@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -56,35 +55,20 @@ class PoolPolicy:
 
 @dataclass(frozen=True, slots=True)
 class NewToken:
-    """A token of AWS's reply, checked.
-
-    Args:
-        token: the token.
-        life: seconds that it lives at least, counted from the start of its request.
-    """
+    """A token of AWS's reply, checked."""
 
     token: ChatToken
-    life: float
+    life: float  # the least seconds, from the start of its request
 
 
+# Sends a request, once, and returns botocore's parsed answer.
 _Call = Callable[[TokenRequest], Awaitable[Mapping[str, Any]]]
-"""Sends a request, once, and returns botocore's parsed answer."""
-
-
-def _tell_not_prepared(observers: Observers, region: str, reason: str) -> None:
-    observers.tell(NotPrepared(region, reason))
 
 
 class ClientPool:
     """The clients of all regions: opened at first use, one at a time, and closed in reverse order.
 
-    Args:
-        session: an ``AioSession``, an ``aioboto3.Session``, or ``None`` for a new session, which
-            finds credentials and profile as boto3 does.
-        endpoint_url: where to send requests instead of to AWS; HTTPS, or on this host.
-        policy: the connections.
-        clock: where the time comes from.
-        observers: told when a client was opened, and once if its requests cannot be prepared.
+    Observers are told when a client was opened, and once if its requests cannot be prepared.
 
     Raises:
         InvalidConfiguration: if the session or the endpoint cannot be used.
@@ -114,16 +98,9 @@ class ClientPool:
         return len(self._calls)
 
     def is_open(self, region: str) -> bool:
-        """Tell whether the client of a region is open."""
         return region in self._calls
 
     async def open(self, region: str) -> None:
-        """Open the client of a region, if it is not open.
-
-        Raises:
-            InvalidConfiguration: the environment or a profile names an endpoint that is neither
-                HTTPS nor on this host.
-        """
         async with self._opening:
             if region in self._calls:
                 return
@@ -143,15 +120,10 @@ class ClientPool:
                 client.meta.events.register("before-parse.ivschat.CreateChatToken", note_answer)
             self._calls[region] = self._create_call(region, client)
             if self._observers:
-                seconds = self._clock.monotonic() - started
-                self._observers.tell(ClientOpened(region, seconds))
+                self._observers.tell(ClientOpened(region, self._clock.monotonic() - started))
 
     async def mint(self, region: str, request: TokenRequest) -> NewToken:
-        """Send one request, once.
-
-        Args:
-            region: a region whose client is open.
-            request: what to ask for.
+        """Send one request, once, to a region whose client is open.
 
         Raises:
             AwsError: AWS refused.
@@ -176,15 +148,15 @@ class ClientPool:
         raise failure.with_traceback(None)
 
     async def aclose(self) -> None:
-        """Close all clients."""
         self._calls.clear()
         await self._open_clients.aclose()
 
     def _create_call(self, region: str, client: Any) -> _Call:
         if self._policy.prepared:
-            # No method of this pool: a client that outlives it must not hold it.
-            tell = partial(_tell_not_prepared, self._observers, region)
-            return PreparedCalls(client, tell).create_chat_token
+            observers = self._observers  # not the pool: a client that outlives it must not hold it
+            return PreparedCalls(
+                client, lambda reason: observers.tell(NotPrepared(region, reason))
+            ).create_chat_token
         return lambda request: client.create_chat_token(**request.as_members())
 
     def _client_config(self) -> AioConfig:

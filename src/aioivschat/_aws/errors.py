@@ -27,23 +27,19 @@ from aioivschat.errors import (
     ValidationFailed,
 )
 
-_THROTTLES = {
-    "RequestLimitExceeded",
-    "RequestThrottled",
-    "RequestThrottledException",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "ThrottledException",
-    "TooManyRequestsException",
-}
-
 _CLASS_BY_CODE: dict[str, type[AwsError]] = {
     "AccessDeniedException": AccessDenied,
     "PendingVerification": PendingVerification,
     "ResourceNotFoundException": ResourceNotFound,
     "ValidationException": ValidationFailed,
-    **dict.fromkeys(_THROTTLES, Throttled),
+    "RequestLimitExceeded": Throttled,
+    "RequestThrottled": Throttled,
+    "RequestThrottledException": Throttled,
+    "SlowDown": Throttled,
+    "Throttling": Throttled,
+    "ThrottlingException": Throttled,
+    "ThrottledException": Throttled,
+    "TooManyRequestsException": Throttled,
 }
 
 _CLASS_BY_STATUS: dict[int, type[AwsError]] = {
@@ -54,37 +50,27 @@ _CLASS_BY_STATUS: dict[int, type[AwsError]] = {
     429: Throttled,
 }
 
-_ERROR_MIN_STATUS = 301
-"""From here on, an answer is an error to botocore."""
-
 _RETRY_AFTER_MAX_SECONDS = 86_400.0
 """A server that asks to wait longer than a day is mistaken, or sent no number at all."""
 
-_CONNECTION_FAILURES: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
-    ((aiohttp.ClientSSLError,), "SSLError"),
-    (
-        (
-            aiohttp.ServerDisconnectedError,
-            aiohttp.ClientPayloadError,
-            aiohttp.http_exceptions.BadStatusLine,
-        ),
-        "ConnectionClosedError",
-    ),
-    ((aiohttp.ServerTimeoutError,), "ReadTimeoutError"),
-    ((aiohttp.ClientConnectionError, socket.gaierror), "EndpointConnectionError"),
-    ((TimeoutError,), "ReadTimeoutError"),
-)
+_CONNECTION_FAILURES: dict[type[Exception], str] = {
+    aiohttp.ClientSSLError: "SSLError",
+    aiohttp.ServerDisconnectedError: "ConnectionClosedError",
+    aiohttp.ClientPayloadError: "ConnectionClosedError",
+    aiohttp.http_exceptions.BadStatusLine: "ConnectionClosedError",
+    aiohttp.ServerTimeoutError: "ReadTimeoutError",
+    aiohttp.ClientConnectionError: "EndpointConnectionError",
+    socket.gaierror: "EndpointConnectionError",
+    TimeoutError: "ReadTimeoutError",
+}
 """What botocore calls aiohttp's errors without a whole answer; the first that fits."""
 
+# As many as a session has modelled errors; sessions are few.
 _mixed_classes: dict[tuple[type[AwsError], type[Exception]], type[AwsError]] = {}
-"""As many as a session has modelled errors; sessions are few."""
 
 
 def note_answer(response_dict: Mapping[str, Any], **_: object) -> None:
-    """Note status and headers of an answer whose body botocore may not be able to read.
-
-    A handler of botocore's event ``before-parse``.
-    """
+    """Note, at botocore's ``before-parse``, status and headers of an answer it may fail to read."""
     answer = current_answer.get()
     if answer is not None:
         answer |= {name: response_dict[name] for name in ("status_code", "headers")}
@@ -95,10 +81,7 @@ def translate_error(
 ) -> Exception:
     """Return what to raise instead of an error of botocore, aiohttp or the parser.
 
-    Args:
-        error: the foreign error.
-        request: what was asked for.
-        answer: what :func:`note_answer` noted, if anything came.
+    ``answer`` holds what :func:`note_answer` noted, if anything came.
     """
     if isinstance(error, botocore_errors.ClientError):
         return _to_aws_error(error, request)
@@ -111,7 +94,7 @@ def translate_error(
     elif isinstance(error, OSError):
         return ConnectionFailed(type(error).__name__)
     # The parser lets many kinds through: of a timestamp that is none, of nesting without end.
-    if answer and answer["status_code"] >= _ERROR_MIN_STATUS:
+    if answer and answer["status_code"] >= 301:  # an error to botocore
         return _to_aws_error(_error_without_body(answer), request)
     return MalformedResponse(f"it cannot be parsed ({type(error).__name__})")
 
@@ -121,7 +104,7 @@ def connection_failure_name(error: Exception) -> str:
     # Not by its class, which not all versions of aiohttp that aiobotocore allows have.
     if isinstance(error, aiohttp.ServerTimeoutError) and str(error).startswith("Connect"):
         return "ConnectTimeoutError"
-    names = (name for kinds, name in _CONNECTION_FAILURES if isinstance(error, kinds))
+    names = (name for kind, name in _CONNECTION_FAILURES.items() if isinstance(error, kind))
     return next(names, "HTTPClientError")
 
 
@@ -132,12 +115,14 @@ def answer_date(metadata: Mapping[str, Any]) -> datetime | None:
 
 def _error_without_body(answer: Mapping[str, Any]) -> botocore_errors.ClientError:
     headers, status = answer["headers"], answer["status_code"]
-    metadata = {
-        "RequestId": headers.get("x-amzn-requestid"),
-        "HTTPStatusCode": status,
-        "HTTPHeaders": headers,
+    response: Any = {
+        "Error": {"Code": str(status)},
+        "ResponseMetadata": {
+            "RequestId": headers.get("x-amzn-requestid"),
+            "HTTPStatusCode": status,
+            "HTTPHeaders": headers,
+        },
     }
-    response: Any = {"Error": {"Code": str(status)}, "ResponseMetadata": metadata}
     return botocore_errors.ClientError(response, "CreateChatToken")
 
 
@@ -185,7 +170,7 @@ def _parse_http_date(text: str) -> datetime | None:
 
 
 def _parse_retry_after(metadata: Mapping[str, Any]) -> float | None:
-    """Return the seconds that ``Retry-After`` asks for: a number, or a date."""
+    # A number of seconds, or a date.
     text = _header(metadata, "retry-after").strip()
     if text.isascii() and text.isdigit():
         return min(float(text), _RETRY_AFTER_MAX_SECONDS)

@@ -81,19 +81,15 @@ _INVOCATION_MASK = 0xFFFF_FFFF_FFFF
 
 _TIMESTAMP_FORM = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z")
 
-_Call = Callable[..., Awaitable[Mapping[str, Any]]]
-
 
 class _CannotPrepare(Exception):
     """A client's requests cannot be prepared; the message says why."""
 
 
 class PreparedCalls:
-    """``create_chat_token`` of one client, in the prepared way where that is possible.
+    """``create_chat_token`` of an open client, in the prepared way where that is possible.
 
-    Args:
-        client: an open ``ivschat`` client of aiobotocore that sends a request once.
-        on_general: called once with the reason, if all calls have to go the general way.
+    ``on_general`` is called once with the reason, if all calls have to go the general way.
     """
 
     def __init__(self, client: Any, on_general: Callable[[str], None]) -> None:
@@ -112,15 +108,7 @@ class PreparedCalls:
             self._stop_preparing(f"no {error.name}")
 
     async def create_chat_token(self, request: TokenRequest) -> Mapping[str, Any]:
-        """Make the call.
-
-        Returns:
-            What the client's own method returns.
-
-        Raises:
-            ConnectionFailed: no whole answer came to a prepared request.
-            Exception: what the client's own method raises.
-        """
+        """Return or raise what the client's own method does, or raise :class:`ConnectionFailed`."""
         pattern = self._pattern
         if pattern is not None and not all(map(is_, self._skipped_parts(), self._skipped)):
             # Instrumentation was put on while the client was open: check everything again.
@@ -132,11 +120,10 @@ class PreparedCalls:
                 reply = _parse_success(answer)
                 if reply is not None:
                     return reply
-                return await self._read_in_general_way(answer, request)
+                return await self._call_in_general_way(request, answer)
             # Credentials with a session token replaced some without, or the reverse.
             self._pattern = None
-        general_call: _Call = self._client.create_chat_token
-        return await general_call(**request.as_members())
+        return await self._call_in_general_way(request)
 
     async def _send(self, pattern: _RequestPattern, body: bytes, credentials: Any) -> _RawResponse:
         timeouts = self._timeouts
@@ -162,10 +149,10 @@ class PreparedCalls:
             timeouts.unwatch(task)
         raise ConnectionFailed(name)
 
-    async def _read_in_general_way(
-        self, answer: _RawResponse, request: TokenRequest
+    async def _call_in_general_way(
+        self, request: TokenRequest, answer: _RawResponse | None = None
     ) -> Mapping[str, Any]:
-        general_call: _Call = self._client.create_chat_token
+        general_call: Callable[..., Awaitable[Mapping[str, Any]]] = self._client.create_chat_token
         previous = _answer_to_read.set(answer)
         try:
             return await general_call(**request.as_members())
@@ -198,14 +185,10 @@ class PreparedCalls:
         return None
 
     def _skipped_parts(self) -> tuple[object, ...]:
-        """Return the parts of aiobotocore that the prepared way skips and others may replace.
-
-        They are the same objects each time unless one was replaced.
-        """
-        client = self._client
+        """Return what the prepared way skips: the same objects unless somebody replaced one."""
         return (
-            _underlying_function(client.create_chat_token),
-            _underlying_function(client._make_api_call),
+            _underlying_function(self._client.create_chat_token),
+            _underlying_function(self._client._make_api_call),
             AIOHTTPSession.send,
             # A new object once a handler is registered or unregistered.
             self._emitter._lookup_cache,
@@ -241,13 +224,8 @@ class _TimeoutWatch:
     """Cancels the tasks of requests whose answer is late.
 
     One timer serves all: they have equal time, so they become late in the order in which they
-    began. aiohttp would set two for each request, which costs as much as signing does.
-
-    Args:
-        timeout: the HTTP session's.
-
-    Attributes:
-        connect_timeout: the part of it that aiohttp still watches itself.
+    began. aiohttp would set two for each request, which costs as much as signing does; only
+    ``connect_timeout`` is left to it.
     """
 
     def __init__(self, timeout: aiohttp.ClientTimeout) -> None:
@@ -260,7 +238,6 @@ class _TimeoutWatch:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch_current_task(self) -> asyncio.Task[Any]:
-        """Cancel the current task if it is still watched when its time is over."""
         task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 (a coroutine runs in one)
         self._deadlines[task] = self._loop.time() + self._seconds
@@ -269,7 +246,6 @@ class _TimeoutWatch:
         return task
 
     def unwatch(self, task: asyncio.Task[Any]) -> None:
-        """Leave a task alone from now on."""
         del self._deadlines[task]
 
     def took_back_cancellation(self, task: asyncio.Task[Any]) -> bool:
@@ -291,15 +267,7 @@ class _TimeoutWatch:
 
 
 class _RequestPattern(Unpickled):
-    """What all requests of one client have in common.
-
-    Args:
-        url: where they go.
-        constant: the headers that are always the same, by their names as sent.
-        template: botocore's canonical request, with a placeholder for each part that varies.
-        names: the names of the varying headers as sent, by what they hold.
-        authorization: the parts of the ``Authorization`` header.
-    """
+    """What all requests of one client have in common."""
 
     def __init__(
         self,
@@ -310,9 +278,9 @@ class _RequestPattern(Unpickled):
         authorization: re.Match[str],
     ) -> None:
         self.url = url
-        self._constant = constant
-        self._template = template
-        self._names = names
+        self._constant = constant  # headers, by their names as sent
+        self._template = template  # the canonical request, with placeholders for what varies
+        self._names = names  # of the varying headers as sent, by what they hold
         self._region, self._service = authorization["region"], authorization["service"]
         self._signed = authorization["signed"]
         # Ids of botocore's form, cheaper than a random one for each request.
@@ -324,13 +292,9 @@ class _RequestPattern(Unpickled):
 
     @classmethod
     def from_request(cls, request: Any, credentials: Any) -> _RequestPattern | None:
-        """Make a pattern of a request as botocore is about to send it.
+        """Make a pattern of a request that botocore is about to send.
 
-        Returns:
-            ``None`` if it was signed with other credentials than these.
-
-        Raises:
-            _CannotPrepare: the pattern would not reproduce the request.
+        ``None``: it was signed with other credentials than these.
         """
         headers = request.headers.items()
         sent = {name: v.decode() if isinstance(v, bytes) else v for name, v in headers}
@@ -365,17 +329,10 @@ class _RequestPattern(Unpickled):
         return pattern
 
     def fits(self, credentials: Any) -> bool:
-        """Tell whether requests with these credentials have the headers of the pattern."""
         return ("token" in self._names) == bool(credentials.token)
 
     def compose_headers(self, body: bytes, credentials: Any, now: float) -> CIMultiDict[str]:
-        """Return the headers of a request.
-
-        Args:
-            body: the request's body.
-            credentials: what it is signed with.
-            now: the moment of signing, in seconds since the epoch.
-        """
+        """Return the headers of a request signed ``now``, in seconds since the epoch."""
         second = int(now)
         if second != self._second:
             self._second = second
@@ -421,7 +378,6 @@ class _RequestPattern(Unpickled):
 
 
 def _canonical_template(request: Any, authorization: re.Match[str], sent: Mapping[str, str]) -> str:
-    """Return botocore's canonical form of a request, with placeholders for what varies."""
     signed = authorization["signed"].split(";")
     copy = AWSRequest(
         method=request.method,
@@ -438,12 +394,7 @@ def _canonical_template(request: Any, authorization: re.Match[str], sent: Mappin
 
 
 class _RawResponse:
-    """The whole answer to a prepared request.
-
-    Args:
-        response: aiohttp's, read to its end.
-        body: its body.
-    """
+    """The whole answer to a prepared request."""
 
     __slots__ = ("body", "headers", "status", "url")
 
@@ -460,7 +411,6 @@ class _RawResponse:
         return self.body
 
     def as_aiobotocore_response(self) -> AioAWSResponse:
-        """Return what aiobotocore's HTTP session returns for such an answer."""
         return AioAWSResponse(str(self.url), self.status, self.headers, self)
 
 
@@ -472,13 +422,12 @@ _answer_to_read: ContextVar[_RawResponse | None] = ContextVar(
 
 def _serialize(request: TokenRequest) -> bytes:
     """Return what ``json.dumps`` returns for the request's members, in a quarter of its time."""
-    user = json.dumps(request.user)
     rest = _CAPABILITIES_JSON[request.capabilities]
     if request.attributes:
         rest += f', "attributes": {json.dumps(dict(request.attributes))}'
     # A room's ARN has no character that JSON escapes.
     return (
-        f'{{"roomIdentifier": "{request.room}", "userId": {user}, '
+        f'{{"roomIdentifier": "{request.room}", "userId": {json.dumps(request.user)}, '
         f'"sessionDurationInMinutes": {request.session_minutes}{rest}}}'
     ).encode()
 

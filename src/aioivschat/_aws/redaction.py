@@ -29,11 +29,8 @@ def redacted_response(
 ) -> dict[str, Any]:
     """Return of an error's parsed response what holds nothing of the request but its room.
 
-    Args:
-        response: as botocore gives it.
-        request: what was asked for.
-        quotes: whether messages of this kind of error quote the request.
-        resource: whether errors of this kind name a resource: a room, or what a quota belongs to.
+    Messages of the error may quote the request (``quotes``), and its members may name a
+    ``resource``: a room, or what a quota belongs to.
     """
     error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     message = str(error.get("Message", ""))
@@ -55,12 +52,8 @@ def redacted_response(
 
 
 def _holds_any(text: str, secrets: Iterable[str]) -> bool:
-    folded = text.casefold()
-    return any(
-        _holds(folded, spelled.casefold())
-        for secret in secrets
-        for spelled in _possible_spellings(secret)
-    )
+    folded, spellings = text.casefold(), map(_possible_spellings, secrets)
+    return any(_holds(folded, each.casefold()) for spelled in spellings for each in spelled)
 
 
 def _possible_spellings(secret: str) -> set[str]:
@@ -77,14 +70,9 @@ def _holds(text: str, secret: str) -> bool:
     return bool(secret) and re.search(rf"(?<!\w){re.escape(secret)}(?!\w)", text) is not None
 
 
-class _RequestLogFilter(logging.Filter):
-    """Drops debug records of our requests: they show token, user and signature."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.INFO or current_answer.get() is None
-
-
-_request_log_filter = _RequestLogFilter()
+def _shows_no_request(record: logging.LogRecord) -> bool:
+    # Debug records of our requests show token, user and signature.
+    return record.levelno >= logging.INFO or current_answer.get() is None
 
 
 def filter_debug_logs() -> None:
@@ -92,4 +80,4 @@ def filter_debug_logs() -> None:
     # A filter holds for its own logger only, not for those below it.
     for name in tuple(logging.root.manager.loggerDict):
         if name.partition(".")[0] in ("botocore", "aiobotocore", "aiohttp"):
-            logging.getLogger(name).addFilter(_request_log_filter)
+            logging.getLogger(name).addFilter(_shows_no_request)
