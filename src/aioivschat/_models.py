@@ -94,9 +94,8 @@ class RoomArn:
 @lru_cache(maxsize=1024)
 def _parse_room(text: str) -> RoomArn:
     if not 1 <= len(text) <= ROOM_MAX_CHARACTERS:
-        raise InvalidRequest(
-            "roomIdentifier", f"1 to {ROOM_MAX_CHARACTERS} characters", f"{len(text)}"
-        )
+        limit = f"1 to {ROOM_MAX_CHARACTERS} characters"
+        raise InvalidRequest("roomIdentifier", limit, f"{len(text)}")
     match = _ROOM_FORM.fullmatch(text)
     if match is None:
         # Show nothing but the start of an ARN: the rest may be a user id in the wrong place.
@@ -122,12 +121,10 @@ class Attempt(Secret, tuple[Identity, str]):
 
     @property
     def identity(self) -> Identity:
-        """What is asked for."""
         return self[0]
 
     @property
     def key(self) -> str:
-        """The caller's idempotency key."""
         return self[1]
 
     def __repr__(self) -> str:
@@ -253,10 +250,7 @@ class ChatToken(Secret):
 
 
 class Reply(Unpickled, dict[str, Any]):
-    """The reply of ``create_chat_token``: a dict whose ``repr`` does not show the token.
-
-    Tasks and log lines show results.
-    """
+    """The reply of ``create_chat_token``: a dict whose ``repr``, as in a log, hides the token."""
 
     __slots__ = ()
 
@@ -302,17 +296,11 @@ def unchecked_identity(
     attributes: Mapping[str, str] | None,
     session_minutes: int,
 ) -> tuple[Any, ...] | None:
-    """Return what equals the identity of a request with these arguments, if they are valid.
+    """Return what equals the identity of a request with these arguments; ``None``: check them.
 
     It is for look-ups and costs a fraction of the checks: whatever is found under it was stored
-    after a request with equal arguments had passed them.
-
-    Returns:
-        ``None`` if only the checks can tell.
-
-    Raises:
-        TypeError: attributes cannot be sorted or a capability cannot be hashed. Hashing the result
-            may raise it too.
+    after a request with equal arguments had passed them. It, or hashing what it returns, may raise
+    ``TypeError``.
     """
     # By exact type: True equals 1 but is no duration, and the keys of {"SEND_MESSAGE": False} are
     # not what was meant.
@@ -352,17 +340,14 @@ def _checked_capabilities(capabilities: Iterable[str]) -> frozenset[Capability]:
         return _CAPABILITY_SETS[frozenset(names)]
     except (KeyError, TypeError):
         pass
-    wrong: object = next(name for name in names if not _is_capability(name))
+    known = Capability.__members__
+    wrong: object = next(name for name in names if not (isinstance(name, str) and name in known))
     if not isinstance(wrong, str):
         found = _type_of(wrong)
     else:
         # Show only what looks like a capability: the rest may be a user id in the wrong place.
         found = repr(wrong) if _CAPABILITY_FORM.fullmatch(wrong) else "other text"
     raise InvalidRequest("capabilities", _CAPABILITIES_LIMIT, found)
-
-
-def _is_capability(name: object) -> bool:
-    return isinstance(name, str) and name in Capability.__members__
 
 
 # All eight: a hundred thousand cached requests share these objects, and a check is one look-up.
@@ -372,7 +357,6 @@ _CAPABILITY_SETS: dict[frozenset[str], frozenset[Capability]] = {
     for chosen in map(frozenset, combinations(Capability, size))
 }
 CAPABILITY_NAMES = {chosen: sorted(map(str, chosen)) for chosen in _CAPABILITY_SETS}
-"""The names of each set of capabilities, sorted."""
 
 
 def _checked_attributes(attributes: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -386,11 +370,8 @@ def _checked_attributes(attributes: Mapping[str, str]) -> tuple[tuple[str, str],
                 raise InvalidRequest("attributes", "text to text, encodable as UTF-8", found)
             size += len(text.encode())
     if size > ATTRIBUTES_MAX_BYTES:
-        raise InvalidRequest(
-            "attributes",
-            f"at most {ATTRIBUTES_MAX_BYTES} bytes of UTF-8 over all keys and values",
-            f"{size} bytes",
-        )
+        limit = f"at most {ATTRIBUTES_MAX_BYTES} bytes of UTF-8 over all keys and values"
+        raise InvalidRequest("attributes", limit, f"{size} bytes")
     return tuple(sorted(attributes.items()))
 
 
@@ -398,9 +379,8 @@ def _check_user(user: str) -> None:
     if not isinstance(user, str):
         raise InvalidRequest("userId", "text", _type_of(user))
     if not 1 <= len(user) <= USER_MAX_CHARACTERS:
-        raise InvalidRequest(
-            "userId", f"1 to {USER_MAX_CHARACTERS} characters", f"{len(user)} characters"
-        )
+        limit = f"1 to {USER_MAX_CHARACTERS} characters"
+        raise InvalidRequest("userId", limit, f"{len(user)} characters")
     if not _is_text(user):
         raise InvalidRequest("userId", "encodable as UTF-8", "a lone surrogate")
 

@@ -86,11 +86,7 @@ class InvalidConfiguration(ChatTokenError, ValueError):
 
 
 def require(holds: bool, option: str, limit: str, found: object) -> None:
-    """Raise :class:`InvalidConfiguration`, with the same arguments, unless an option is right.
-
-    Raises:
-        InvalidConfiguration: ``holds`` is false.
-    """
+    """Raise :class:`InvalidConfiguration`, with the same arguments, unless ``holds`` is true."""
     if not holds:
         raise InvalidConfiguration(option, limit, found)
 
