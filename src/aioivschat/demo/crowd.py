@@ -31,16 +31,7 @@ _EVERY_NTH_CALLS_TWICE = 5
 
 
 class Crowd:
-    """Viewers who come all at once, each with a token and a connection of its own.
-
-    Args:
-        service: issues the tokens.
-        edge_url: where they connect.
-
-    Attributes:
-        connected: viewers who are connected to the room.
-        refused: calls that were refused or ran out of time.
-    """
+    """Viewers who come all at once, each with a token and a connection to ``edge_url``."""
 
     def __init__(self, service: AsyncTokenService, edge_url: str) -> None:
         self._service = service
@@ -48,7 +39,7 @@ class Crowd:
         self._viewers: set[asyncio.Task[None]] = set()
         self._started = 0
         self.connected = 0
-        self.refused = 0
+        self.refused = 0  # calls that were refused or ran out of time
 
     async def __aenter__(self) -> Self:
         # No limit: connections stay open, and the default of 100 would keep later viewers out.

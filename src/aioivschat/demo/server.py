@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -57,9 +58,6 @@ async def run_demo(
         port: the port to listen on; 0 for one that is free.
         rate: tokens a second that the emulator allows; small, so that there is a queue to see.
         ready: called with the page's URL once it is there.
-
-    Raises:
-        OSError: the address cannot be listened on.
     """
     pace = _Pace()
     emulator = Emulator(quota=QuotaShape("bucket", rate, max(1.0, rate)), latency=_LATENCY_SECONDS)
@@ -69,7 +67,7 @@ async def run_demo(
             session=session, endpoint_url=server.url, quota=Quota(rate=rate), observers=[pace]
         )
         async with service, Crowd(service, server.edge_url) as crowd:
-            demo = _Demo(service, emulator, crowd, pace, rate)
+            demo = _Demo(service, emulator, ChatEdge(emulator), crowd, pace, rate)
             runner = web.AppRunner(
                 demo.application(), access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS
             )
@@ -95,49 +93,31 @@ class _Pace:
         self._sent: deque[float] = deque(maxlen=10_000)
 
     def __call__(self, event: Event, /) -> None:
-        """Record when a request was sent that has been answered."""
         if isinstance(event, Minted | AttemptFailed):
             self._sent.append(time.monotonic() - event.seconds)
 
     def rate(self) -> int:
-        """Return how many requests were sent in the last second."""
         since = time.monotonic() - 1.0
         return sum(sent > since for sent in self._sent)
 
 
+@dataclass(eq=False, repr=False)
 class _Demo:
-    """The handlers of the web application.
+    """The handlers of the web application."""
 
-    Args:
-        service: issues the tokens.
-        emulator: the chat, too.
-        crowd: the viewers who come on request.
-        pace: counts the requests that are sent.
-        quota: tokens a second that the emulator allows.
-    """
-
-    def __init__(
-        self,
-        service: AsyncTokenService,
-        emulator: Emulator,
-        crowd: Crowd,
-        pace: _Pace,
-        quota: float,
-    ) -> None:
-        self._service = service
-        self._emulator = emulator
-        self._edge = ChatEdge(emulator)
-        self._crowd = crowd
-        self._pace = pace
-        self._quota = quota
-        self._refused = 0
+    service: AsyncTokenService
+    emulator: Emulator
+    edge: ChatEdge
+    crowd: Crowd
+    pace: _Pace
+    quota: float  # tokens a second that the emulator allows
+    refused: int = 0
 
     def application(self) -> web.Application:
-        """Make the web application."""
         app = web.Application(middlewares=[self._count_refusals])
-        setup(app, authorize=self._authorize, service=self._service, path=_TOKEN_PATH)
+        setup(app, authorize=self._authorize, service=self.service, path=_TOKEN_PATH)
         add = app.router
-        add.add_get("/edge", self._edge.serve)
+        add.add_get("/edge", self.edge.serve)
         add.add_get("/demo/state", self._state)
         add.add_post("/demo/drop", self._drop)
         add.add_post("/demo/crowd", self._come)
@@ -161,22 +141,22 @@ class _Demo:
     ) -> web.StreamResponse:
         response = await handler(request)
         if request.path == _TOKEN_PATH and response.status in (403, 429, 503):
-            self._refused += 1
+            self.refused += 1
         return response
 
     async def _state(self, request: web.Request) -> web.Response:
-        stats = self._service.stats()
+        stats = self.service.stats()
         state = {
-            "quota": self._quota,
-            "rate": self._pace.rate(),
+            "quota": self.quota,
+            "rate": self.pace.rate(),
             "issued": stats.minted,
             "waiting": stats.waiting,
-            "wait": round(self._service.estimate(ROOM), 1),
+            "wait": round(self.service.estimate(ROOM), 1),
             "coalesced": stats.joined + stats.cached,
-            "refused": self._refused + self._crowd.refused,
+            "refused": self.refused + self.crowd.refused,
             "throttled": stats.throttled,
-            "connections": self._emulator.chat.connections,
-            "crowd": {"all": len(self._crowd), "in": self._crowd.connected, "max": CROWD_MAX},
+            "connections": self.emulator.chat.connections,
+            "crowd": {"all": len(self.crowd), "in": self.crowd.connected, "max": CROWD_MAX},
         }
         return web.json_response(state, headers={"Cache-Control": "no-store"})
 
@@ -184,7 +164,7 @@ class _Demo:
         who = _read_person(request)
         if who is None:
             raise web.HTTPForbidden
-        return web.json_response({"dropped": self._emulator.chat.drop(who)})
+        return web.json_response({"dropped": self.emulator.chat.drop(who)})
 
     async def _come(self, request: web.Request) -> web.Response:
         # A page of another origin needs a preflight to send JSON, which is not granted.
@@ -196,14 +176,14 @@ class _Demo:
             count = None
         if type(count) is not int or not 1 <= count <= CROWD_MAX:
             raise web.HTTPBadRequest
-        return web.json_response({"coming": self._crowd.come(count)})
+        return web.json_response({"coming": self.crowd.come(count)})
 
     async def _leave(self, request: web.Request) -> web.Response:
-        await self._crowd.leave()
+        await self.crowd.leave()
         return web.Response(status=204)
 
     async def _close_edge(self, app: web.Application) -> None:
-        self._edge.close()
+        self.edge.close()
 
 
 def _read_person(request: web.Request) -> str | None:

@@ -39,6 +39,7 @@ IN_FLIGHT = 400
 
 T = TypeVar("T")
 Requests = Iterable[TokenRequest | Attendee] | AsyncIterable[TokenRequest | Attendee]
+_Issue = Callable[[TokenRequest], Awaitable[ChatToken]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +95,10 @@ def onboard(
     Raises:
         InvalidConfiguration: ``in_flight`` or ``timeout`` is out of its range.
     """
-    return _flatten_batches(
-        onboard_in_batches(
-            service,
-            requests,
-            in_flight=in_flight,
-            timeout=timeout,
-            fresh=fresh,
-            priority=priority,
-        )
+    batches = onboard_in_batches(
+        service, requests, in_flight=in_flight, timeout=timeout, fresh=fresh, priority=priority
     )
+    return _flatten_batches(batches)
 
 
 async def _flatten_batches(
@@ -126,21 +121,11 @@ def onboard_in_batches(
 ) -> AsyncGenerator[list[Outcome], None]:
     """Issue tokens as :func:`onboard` does, and yield all outcomes since the last batch at once.
 
-    For a consumer that pays by the call: to write to a disk or a network, say.
-
-    Args:
-        service: as for :func:`onboard`.
-        requests: as for :func:`onboard`.
-        in_flight: as for :func:`onboard`; also the most outcomes in a batch.
-        timeout: as for :func:`onboard`.
-        fresh: as for :func:`onboard`.
-        priority: as for :func:`onboard`.
+    For a consumer that pays by the call: to write to a disk or a network, say. Arguments and errors
+    are those of :func:`onboard`; ``in_flight`` is also the most outcomes in a batch.
 
     Returns:
         Lists of at least one outcome.
-
-    Raises:
-        InvalidConfiguration: as :func:`onboard` does.
     """
     require(in_flight >= 1, "in_flight", "at least 1", in_flight)
     require(timeout is None or timeout > 0, "timeout", "above 0 s, or None", timeout)
@@ -149,7 +134,7 @@ def onboard_in_batches(
 
 
 async def _run_in_batches(
-    issue: Callable[[TokenRequest], Awaitable[ChatToken]], requests: Requests, in_flight: int
+    issue: _Issue, requests: Requests, in_flight: int
 ) -> AsyncGenerator[list[Outcome], None]:
     rows: Iterator[TokenRequest | Attendee] | AsyncIterator[TokenRequest | Attendee]
     rows = aiter(requests) if isinstance(requests, AsyncIterable) else iter(requests)
@@ -222,11 +207,7 @@ async def _read_next(rows: AsyncIterator[T]) -> T | None:
     return await anext(rows, None)
 
 
-async def _issue_for(
-    issue: Callable[[TokenRequest], Awaitable[ChatToken]],
-    attendee: Attendee,
-    request: TokenRequest,
-) -> Outcome:
+async def _issue_for(issue: _Issue, attendee: Attendee, request: TokenRequest) -> Outcome:
     try:
         return Outcome(attendee, token=await issue(request))
     except (InvalidConfiguration, ServiceClosed, WrongLoop):

@@ -45,18 +45,7 @@ def private_output(path: str | os.PathLike[str], *, force: bool = False) -> Iter
 
 
 def open_private_file(path: Path, flags: int) -> int:
-    """Open a file, never through a symbolic link; a new one is readable by its owner only.
-
-    Args:
-        path: the file.
-        flags: of :func:`os.open`.
-
-    Returns:
-        The descriptor.
-
-    Raises:
-        OSError: it cannot be opened, or is not a regular file.
-    """
+    """Open a regular file, never through a symbolic link; a new one is for its owner only."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, "is a symbolic link", str(path))
     # O_NONBLOCK: opening a pipe that nobody reads would block.
@@ -72,15 +61,7 @@ def open_private_file(path: Path, flags: int) -> int:
 
 
 def check_output_path(target: Path, *, force: bool) -> None:
-    """Refuse a path at which a file for secrets must not be created.
-
-    Args:
-        target: the path.
-        force: whether an existing file may be replaced.
-
-    Raises:
-        OSError: a file, a link or something else is there.
-    """
+    """Raise ``OSError`` if anything is there; with ``force``, a regular file may be."""
     if target.is_symlink():
         raise OSError(errno.ELOOP, "is a symbolic link", str(target))
     if target.exists():
