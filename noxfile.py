@@ -82,7 +82,12 @@ def newest(session: nox.Session) -> None:
     _install_newest(session)
     other_programs = ("--programs", "250", "--hypothesis-seed", "1")
     others = ("-m", "not (e2e or once)", *other_programs)
-    session.run("pytest", *others, *(session.posargs or PARALLEL))
+    if session.posargs:
+        session.run("pytest", *others, *session.posargs)
+        return
+    making_tasks = _in_tests("service", "fleet")
+    session.run("pytest", *others, *PARALLEL, *(f"--ignore={folder}" for folder in making_tasks))
+    session.run("pytest", "--tasks=eager", *PARALLEL, *making_tasks)
 
 
 @nox.session(python=OLDEST, requires=["build"])

@@ -70,7 +70,8 @@ async def test_a_token_has_one_owner(
         calls: set[asyncio.Task[None]] = set()
         number = 0
         while not troubling.done():
-            for _ in range(4):
+            # On a busy machine calls end more slowly than they are made.
+            for _ in range(min(4, 200 - len(calls))):
                 task = asyncio.create_task(call(rng.choice(members), number))
                 calls.add(task)
                 task.add_done_callback(calls.discard)
