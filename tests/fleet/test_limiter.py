@@ -119,6 +119,7 @@ async def test_each_process_gets_its_part_of_the_demand(
             assert crowd / 2 == pytest.approx(half[process], rel=0.2)
 
 
+@pytest.mark.lazy_tasks
 @virtual_time
 async def test_a_crowd_keeps_nobody_waiting_at_other_processes(engine_server: EngineServer) -> None:
     """20 callers at other processes are served long before a crowd of 1,000 at one process."""

@@ -496,6 +496,7 @@ async def crowd(
     return outcome
 
 
+@pytest.mark.lazy_tasks
 @pytest.mark.fault(7)
 @thorough
 @given(crowds, quotas, moments)
@@ -530,6 +531,7 @@ async def test_whoever_leaves_no_permit_is_lost_and_none_is_granted_twice(
             assert served == sorted(served, key=lambda n: (callers[n].arrives, n))
 
 
+@pytest.mark.lazy_tasks
 @pytest.mark.fault(7)
 @thorough
 @given(crowds, quotas, moments)

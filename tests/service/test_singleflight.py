@@ -491,6 +491,7 @@ async def test_a_value_that_one_takes_and_another_attends_is_not_offered(
     assert ([], ["value"]) == (airport.unclaimed, airport.taken)
 
 
+@pytest.mark.lazy_tasks
 @virtual_time
 async def test_attending_tells_how_the_flight_ended() -> None:
     """`landed` gets the failure, `FlightStopped` or ``None``; it is not called after leaving."""

@@ -46,6 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Have async tests make their tasks by the factory."""
+    if item.config.getoption("--tasks") == "eager" and item.get_closest_marker("lazy_tasks"):
+        item.add_marker(pytest.mark.skip(reason="the test itself needs tasks that begin later"))
     if isinstance(item, pytest.Function) and asyncio.iscoroutinefunction(item.obj):
         item.obj = with_factory(item.obj)
 
