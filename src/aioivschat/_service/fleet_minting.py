@@ -92,9 +92,9 @@ class FleetMinter(Minter):
                 flight.shared.close()
 
     async def _claim(self, flight: TokenFlight) -> Entry | None:
-        """Ask the fleet for a token; without one, take a place in the queue to mint it."""
+        """Ask the fleet for a token; without one, queue for a permit to mint it."""
         shared, limiter = flight.shared, flight.limiter
-        # A flight for the stock is there to mint, and has its place.
+        # A flight for the stock is there to mint, and has its reservation.
         if shared is None or flight.reservation is not _NO_RESERVATION_YET:
             return None
         while True:

@@ -93,7 +93,7 @@ class TokenFlight(Flight[Entry]):
         self.shared = shared
 
     def reserve(self, *, again: bool = False) -> None:
-        """Take a place in the limiter's queue, for the first request or for a retry."""
+        """Queue for a permit, for the first request or for a retry."""
         room, priority = self.call.request.room, self.call.priority
         self.reservation = self.limiter.reserve(priority, room=room, again=again)
 
