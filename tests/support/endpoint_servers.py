@@ -23,7 +23,7 @@ from aioivschat._endpoint.endpoint import Endpoint
 from aioivschat._endpoint.exchange import Received, Reply
 from aioivschat.aiohttp import Ask, EndpointPolicy
 from aioivschat.emulator import ThreadedEmulatorServer
-from aioivschat.planning._plan import minting_session
+from aioivschat.planning._virtual_time import minting_session
 from support.services import ROOM, OpenService
 from support.virtual import VirtualClock
 

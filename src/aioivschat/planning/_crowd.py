@@ -18,14 +18,8 @@ from typing import Any
 from aioivschat._clock import Clock
 from aioivschat._models import ChatToken, RoomArn, TokenRequest
 from aioivschat._service.service import AsyncTokenService
-from aioivschat.planning._event import HOUR_SECONDS, MAX_PREWARM_SECONDS, LiveEvent, Renewal
-from aioivschat.planning._outcomes import (
-    CrowdOutcome,
-    CrowdProgress,
-    Timeline,
-    Waits,
-    percentile,
-)
+from aioivschat.planning._event import MAX_PREWARM_SECONDS, LiveEvent, Renewal
+from aioivschat.planning._outcomes import CrowdOutcome, CrowdProgress, Timeline, Waits, percentile
 
 _RENEWAL_CHECK_SECONDS = 0.25
 """Poll interval for renewals that are due: clients are not more punctual than that."""
@@ -34,14 +28,7 @@ _ROUNDING_SECONDS = 1e-6
 
 
 class CrowdRun:
-    """Issues tokens to the crowd of an event, once.
-
-    Args:
-        event: the event.
-        service: a service that nobody else uses during the run.
-        rooms: the rooms' ARNs; attendees are spread over them in turn.
-        clock: the service's clock.
-    """
+    """Issues tokens to the crowd of an event, once, through a service that nobody else uses."""
 
     def __init__(
         self,
@@ -75,12 +62,7 @@ class CrowdRun:
         self._minted_by_second: list[int] = []  # up to the end of each second
 
     async def run(self) -> None:
-        """Issue the tokens; return when every viewer has a token or an error.
-
-        Raises:
-            ChatTokenError: the first request, before the doors, failed.
-            BotoCoreError: the first request failed, for lack of credentials say.
-        """
+        """Return when every viewer has a token or an error; raise if the first request fails."""
         # Opens the clients, so that the first viewers do not wait for that.
         for room in {RoomArn.parse(room).region: room for room in self._rooms}.values():
             await self._service.issue(TokenRequest(room, "warm-up"), fresh=True)
@@ -91,7 +73,7 @@ class CrowdRun:
             for each in (self._count_minted(), self._lose_connections(), self._renew_connections())
         ]
         if self._event.prewarm:
-            ahead = (self._make_request(attendee) for attendee in self._choose_prewarmed())
+            ahead = self._make_prewarmed_requests()
             minting = self._service.prewarm(ahead, doors=self._event.prewarm)
             work.append(asyncio.create_task(minting))
         try:
@@ -108,7 +90,6 @@ class CrowdRun:
             self._issue_tasks.clear()
 
     def progress(self) -> CrowdProgress:
-        """Return how the run stands now."""
         waits = sorted(self._compute_waits())
         failed = len(self._errors)
         minted = [0, 0, *self._minted_by_second[-2:]]
@@ -124,11 +105,9 @@ class CrowdRun:
         )
 
     def outcome(self) -> CrowdOutcome:
-        """Return how the crowd got in so far."""
         stats = self._service.stats()
         now = self._seconds_since_doors()
         waits, inside = list(self._compute_waits()), self._admitted
-        patience = self._event.patience
         settled = self._settled_at
         waiting = (
             now - self._arrival_times[each]
@@ -141,7 +120,7 @@ class CrowdRun:
             admitted=len(inside),
             failed={name: failures.count(name) for name in sorted(set(failures))},
             waits=Waits.of(waits),
-            late=sum(wait > patience for wait in chain(waits, waiting)),
+            late=sum(wait > self._event.patience for wait in chain(waits, waiting)),
             first_second=sum(settled[each] < 1 for each in inside),
             finished=settled[inside[-1]] if inside else 0.0,
             prewarmed=max(self._minted_by_second[: -self._first_second], default=0),
@@ -179,22 +158,18 @@ class CrowdRun:
         by_session = self._event.renewal is Renewal.SESSION
         end = token.session_expires if by_session else token.token_expires
         left = end.timestamp() - self._clock.wall()
-        due = self._renewal_times[attendee] = self._clock.monotonic() + self._event.renewal.due(
-            left
-        )
+        due = self._clock.monotonic() + self._event.renewal.due(left)
+        self._renewal_times[attendee] = due
         heappush(self._renewals, (due, attendee))
 
     async def _lose_connections(self) -> None:
         # A Poisson process over all attendees. A hit on one who is not inside yet is ignored, so
         # that the rate for each viewer is right.
-        rate = self._event.reconnects / HOUR_SECONDS * self._event.attendees
+        rate = self._event.reconnects / 3_600 * self._event.attendees
         while rate:
             await self._clock.sleep(self._rng.expovariate(rate))
             viewer = self._rng.randrange(self._event.attendees)
-            if (
-                viewer < len(self._admitted)
-                and self._renewal_times[self._admitted[viewer]] < math.inf
-            ):
+            if viewer < len(self._admitted):
                 self._reconnect(self._admitted[viewer])
 
     async def _renew_connections(self) -> None:
@@ -207,8 +182,9 @@ class CrowdRun:
                     self._reconnect(attendee)
 
     def _reconnect(self, attendee: int) -> None:
-        self._renewal_times[attendee] = math.inf  # a call is under way already
-        self._issue_tasks.append(asyncio.create_task(self._issue_again(attendee)))
+        if self._renewal_times[attendee] < math.inf:  # otherwise a call is under way already
+            self._renewal_times[attendee] = math.inf
+            self._issue_tasks.append(asyncio.create_task(self._issue_again(attendee)))
 
     async def _issue_again(self, attendee: int) -> None:
         try:
@@ -225,16 +201,15 @@ class CrowdRun:
             session_minutes=self._event.session_minutes,
         )
 
-    def _choose_prewarmed(self) -> Iterator[int]:
-        """Yield attendees whose prewarmed token is there, and still usable, when they come."""
+    def _make_prewarmed_requests(self) -> Iterator[TokenRequest]:
+        """Yield requests whose token, made ahead, is there and usable when the viewer comes."""
         event = self._event
-        regions = {RoomArn.parse(room).region for room in self._rooms}
-        rate = event.quota.rate * len(regions)
+        rate = event.quota.rate * len({RoomArn.parse(room).region for room in self._rooms})
         many = min(event.attendees, int(rate * event.prewarm))
         for attendee in range(many):
             minted = (attendee - many) / rate
             if self._arrival_times[attendee] - minted <= MAX_PREWARM_SECONDS:
-                yield attendee
+                yield self._make_request(attendee)
 
     def _seconds_since_doors(self) -> float:
         if self._doors_at == math.inf:
@@ -263,14 +238,13 @@ class CrowdRun:
         arrived = per_second(self._arrival_times[: self._arrived])
         admitted = per_second(self._settled_at[each] for each in self._admitted)
         failed = per_second(self._settled_at[each] for each in self._errors)
+        changes = zip(arrived, admitted, failed, strict=True)
         totals = [*self._minted_by_second[: seconds - 1], minted]
         totals += [minted] * (seconds - len(totals))
         return Timeline(
             start=self._first_second,
             arrived=arrived,
             admitted=admitted,
-            waiting=tuple(
-                accumulate(a - b - c for a, b, c in zip(arrived, admitted, failed, strict=True))
-            ),
+            waiting=tuple(accumulate(a - b - c for a, b, c in changes)),
             tokens=tuple(b - a for a, b in zip([0, *totals], totals, strict=False)),
         )

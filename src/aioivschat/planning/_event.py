@@ -26,9 +26,6 @@ REGIONS = (
 MAX_PREWARM_SECONDS = TOKEN_LIFE_SECONDS - CachePolicy().min_remaining
 """The greatest age at which a token is handed out: nothing is minted earlier before its use."""
 
-HOUR_SECONDS = 3_600.0
-_ACCOUNT = "123456789012"
-
 
 class Renewal(StrEnum):
     """When a client opens its next connection, by the ``tokenExpirationTime`` it was given.
@@ -91,13 +88,13 @@ class LiveEvent:
         check("regions", 1 <= self.regions <= len(REGIONS), f"1 to {len(REGIONS)}")
         check("rooms", self.regions <= self.rooms <= 1_000, "one for each region, at most 1,000")
         check("session_minutes", 1 <= self.session_minutes <= SESSION_MAX_MINUTES, "1 to 180")
-        check("reconnects", 0 <= self.reconnects <= HOUR_SECONDS, "0 to 3,600 an hour")
+        check("reconnects", 0 <= self.reconnects <= 3_600, "0 to 3,600 an hour")
         check("patience", 0 < self.patience < math.inf, "above 0 s")
         check("latency", 0 <= self.latency <= 5, "0 to 5 s")
 
     def arns(self) -> tuple[str, ...]:
         """Return made-up ARNs for the event's rooms."""
         return tuple(
-            str(RoomArn(REGIONS[room % self.regions], _ACCOUNT, f"Room{room + 1}"))
+            str(RoomArn(REGIONS[room % self.regions], "123456789012", f"Room{room + 1}"))
             for room in range(self.rooms)
         )

@@ -90,34 +90,18 @@ class CrowdOutcome:
 
 @dataclass(frozen=True, slots=True)
 class CrowdProgress:
-    """How a run stands now.
+    """How a run stands now, in viewers unless a comment says otherwise."""
 
-    Args:
-        seconds: since the doors; below 0 before them.
-        arrived: viewers who have come.
-        admitted: viewers who have a token.
-        waiting: viewers who wait.
-        failed: viewers who got an error.
-        rate: tokens minted in the last whole second.
-        throttled: requests that were throttled so far.
-        p95: seconds that 95 in 100 waited at most so far; 0 while nobody is admitted.
-    """
-
-    seconds: float
+    seconds: float  # since the doors; below 0 before them
     arrived: int
     admitted: int
     waiting: int
     failed: int
-    rate: int
-    throttled: int
-    p95: float
+    rate: int  # tokens minted in the last whole second
+    throttled: int  # requests, so far
+    p95: float  # seconds that 95 in 100 waited at most so far; 0 while nobody is admitted
 
 
 def percentile(ordered: Sequence[float], percent: int) -> float:
-    """Return a percentile by nearest rank.
-
-    Args:
-        ordered: values from the least to the greatest, at least one.
-        percent: 1 to 100.
-    """
+    """Return a percentile, 1 to 100, of one or more ascending values by nearest rank."""
     return ordered[math.ceil(percent / 100 * len(ordered)) - 1]

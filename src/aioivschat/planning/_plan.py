@@ -5,34 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import Any
-
-from aiobotocore.session import AioSession
 
 from aioivschat._aws.clients import PoolPolicy
 from aioivschat._clock import Clock
-from aioivschat._models import TOKEN_LIFE_SECONDS, RoomArn
+from aioivschat._models import TOKEN_LIFE_SECONDS
 from aioivschat._service.cache import CachePolicy
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.planning._crowd import CrowdRun
-from aioivschat.planning._event import (
-    HOUR_SECONDS,
-    MAX_PREWARM_SECONDS,
-    REGIONS,
-    LiveEvent,
-    Renewal,
-)
+from aioivschat.planning._event import MAX_PREWARM_SECONDS, REGIONS, LiveEvent, Renewal
 from aioivschat.planning._outcomes import CrowdOutcome, Waits
-from aioivschat.planning._virtual_time import (
-    CreateChatToken,
-    LoopClock,
-    VirtualLoop,
-    in_process_session,
-)
+from aioivschat.planning._virtual_time import LoopClock, VirtualLoop, minting_session
 
 MAX_CONNECTIONS = 50_000
 """Chat connections at once for an account and region (IVS Chat service quotas; adjustable)."""
@@ -119,13 +105,7 @@ def plan(event: LiveEvent) -> Plan:
 
     It runs an event loop of its own: in a coroutine, use :func:`asyncio.to_thread`. Meanwhile
     Python's cyclic garbage collector is off in the whole process. Each attendee who waits at the
-    same time takes about 5 KB.
-
-    Args:
-        event: the event.
-
-    Returns:
-        The plan, the same each time for the same event.
+    same time takes about 5 KB. The plan is the same each time for the same event.
     """
     outcome = simulate(event)
     return Plan(
@@ -151,10 +131,17 @@ def simulate(
     Returns:
         How its crowd gets in.
     """
-    with _collector_paused(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        loop = runner.get_loop()
-        assert isinstance(loop, VirtualLoop)  # noqa: S101 (for the type checker)
-        return runner.run(_run_crowd(event, rooms or event.arns(), LoopClock(loop), until))
+    loop = VirtualLoop()
+    # The cyclic collector would double the time by examining all waiting calls again and again,
+    # and find nothing: reference counts free a call's objects when it ends.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            return runner.run(_run_crowd(event, rooms or event.arns(), LoopClock(loop), until))
+    finally:
+        if collecting:
+            gc.enable()
 
 
 async def _run_crowd(
@@ -180,45 +167,6 @@ def stock_for(event: LiveEvent) -> CachePolicy:
     return CachePolicy(max_stock=math.ceil(event.quota.rate * TOKEN_LIFE_SECONDS) * event.regions)
 
 
-def minting_session(clock: Clock, latency: float) -> AioSession:
-    """Return a session whose clients mint in this process."""
-
-    async def create_chat_token(*, sessionDurationInMinutes: int = 60, **_: Any) -> dict[str, Any]:  # noqa: N803 (boto3's)
-        # A future and a timer: `sleep` takes twice the time.
-        loop = asyncio.get_running_loop()
-        answered = loop.create_future()
-        loop.call_later(latency, answered.set_result, None)
-        await answered
-        # A token's life begins when it is made, as at AWS.
-        now = datetime.fromtimestamp(clock.wall(), UTC)
-        return {
-            "token": "planned",
-            "tokenExpirationTime": now + timedelta(seconds=TOKEN_LIFE_SECONDS),
-            "sessionExpirationTime": now + timedelta(minutes=sessionDurationInMinutes),
-        }
-
-    async def open_client(_: str) -> CreateChatToken:
-        return create_chat_token
-
-    return in_process_session(open_client)
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause the cyclic garbage collector.
-
-    It would double the time of a plan by examining all waiting calls again and again, and find
-    nothing: reference counts free a call's objects when it ends.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def earliest_finish(event: LiveEvent) -> float:
     """Return the earliest second after the doors at which the last viewer can have a token.
 
@@ -227,12 +175,11 @@ def earliest_finish(event: LiveEvent) -> float:
     bound by arithmetic, which no service reaches.
     """
     times = event.arrivals.times(event.attendees)
-    regions = [RoomArn.parse(room).region for room in event.arns()]
+    ahead = math.ceil(event.quota.rate * event.prewarm)
+    ahead += event.quota.burst or math.ceil(event.quota.rate)
     earliest = 0.0
-    for region in set(regions):
-        own = [at for each, at in enumerate(times) if regions[each % len(regions)] == region]
-        ahead = math.ceil(event.quota.rate * event.prewarm)
-        ahead += event.quota.burst or math.ceil(event.quota.rate)
+    for region in range(event.regions):
+        own = [at for each, at in enumerate(times) if each % event.rooms % event.regions == region]
         for each, at in enumerate(own):
             to_come = max(0, len(own) - max(each, ahead))
             earliest = max(earliest, at + to_come / event.quota.rate)
@@ -240,15 +187,10 @@ def earliest_finish(event: LiveEvent) -> float:
 
 
 def afterwards(event: LiveEvent, outcome: CrowdOutcome) -> Afterwards:
-    """Compute what the crowd asks for once it is in.
-
-    Args:
-        event: the event.
-        outcome: how its crowd got in.
-    """
+    """Compute what the crowd asks for once it is in, given how it got in."""
     by_session = event.renewal is Renewal.SESSION
     after = event.renewal.due(event.session_minutes * 60.0 if by_session else TOKEN_LIFE_SECONDS)
-    lost = event.reconnects / HOUR_SECONDS
+    lost = event.reconnects / 3_600  # by each viewer, a second
     # The limit for a rate of 0 is 1 / R.
     renewed = lost / math.expm1(lost * after) if lost else 1 / after
     viewers, quota = outcome.admitted, event.quota.rate * event.regions
@@ -305,12 +247,7 @@ def plan_as_json(made: Plan) -> dict[str, Any]:
         "plan": asdict(made.outcome),
         "afterwards": {**asdict(made.afterwards), "fits": made.afterwards.fits},
         "gains": [
-            {
-                "change": gain.change,
-                "waits": gain.waits and asdict(gain.waits),
-                "finished": gain.finished,
-                "late": gain.late,
-            }
+            {name: value for name, value in asdict(gain).items() if name != "event"}
             for gain in made.gains
         ],
     }
@@ -331,5 +268,5 @@ def rehearsal_as_json(
 
 def _event_as_json(event: LiveEvent) -> dict[str, Any]:
     members = asdict(event)
-    quota: Mapping[str, Any] = members.pop("quota")
-    return {**members, "rate": quota["rate"], "burst": quota["burst"]}
+    del members["quota"]
+    return {**members, "rate": event.quota.rate, "burst": event.quota.burst}

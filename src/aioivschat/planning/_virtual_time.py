@@ -9,12 +9,14 @@ import asyncio
 import selectors
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
 from aiobotocore.session import AioSession
 
 from aioivschat._clock import Clock
+from aioivschat._models import TOKEN_LIFE_SECONDS
 
 EPOCH = 1_800_000_000.0
 """Seconds by which the wall clock is ahead of virtual time: a date in 2027."""
@@ -23,9 +25,7 @@ EPOCH = 1_800_000_000.0
 class _JumpingSelector(selectors.DefaultSelector):
     """Advances the loop's time by the timeout, instead of waiting."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 1_000.0
+    now = 1_000.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         # No system call: it would take longer than everything else that the loop does.
@@ -43,7 +43,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        """Return the virtual time."""
         return self._jumping.now
 
     def stall(self, seconds: float) -> None:
@@ -52,11 +51,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 
 class LoopClock(Clock):
-    """A clock whose wall and monotonic time are those of a virtual loop.
-
-    Args:
-        loop: the loop.
-    """
+    """A clock whose wall and monotonic time are those of a virtual loop."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
@@ -64,7 +59,6 @@ class LoopClock(Clock):
         self.monotonic = loop.time
 
     def wall(self) -> float:
-        """Return seconds since the epoch."""
         return EPOCH + self._loop.time()
 
 
@@ -75,11 +69,9 @@ CreateChatToken = Callable[..., Awaitable[Mapping[str, Any]]]
 def in_process_session(
     open_client: Callable[[str], Awaitable[CreateChatToken]], session: AioSession | None = None
 ) -> AioSession:
-    """Return a session whose clients call a function of this process instead of AWS.
+    """Return ``session``, or a new one, changed so that its clients do without AWS.
 
-    Args:
-        open_client: given a region, returns the function for its clients.
-        session: a session to change; a new one by default.
+    They call what ``open_client`` returns for their region.
     """
 
     @asynccontextmanager
@@ -95,3 +87,26 @@ def in_process_session(
     # Replaced rather than overridden: its type has an overload for every service of AWS.
     vars(session)["create_client"] = create_client
     return session
+
+
+def minting_session(clock: Clock, latency: float) -> AioSession:
+    """Return a session whose clients mint in this process."""
+
+    async def create_chat_token(*, sessionDurationInMinutes: int = 60, **_: Any) -> dict[str, Any]:  # noqa: N803 (boto3's)
+        # A future and a timer: `sleep` takes twice the time.
+        loop = asyncio.get_running_loop()
+        answered = loop.create_future()
+        loop.call_later(latency, answered.set_result, None)
+        await answered
+        # A token's life begins when it is made, as at AWS.
+        now = datetime.fromtimestamp(clock.wall(), UTC)
+        return {
+            "token": "planned",
+            "tokenExpirationTime": now + timedelta(seconds=TOKEN_LIFE_SECONDS),
+            "sessionExpirationTime": now + timedelta(minutes=sessionDurationInMinutes),
+        }
+
+    async def open_client(_: str) -> CreateChatToken:
+        return create_chat_token
+
+    return in_process_session(open_client)
