@@ -118,8 +118,10 @@ def test_json_holds_both(environment: dict[str, str], tmp_path: Path) -> None:
     assert list(shape["plan"]) == list(shape["measured"])
     for outcome in (shape["plan"], shape["measured"]):
         assert 200 == outcome["admitted"] == sum(outcome["timeline"]["admitted"])
-        assert 200 == outcome["prewarmed"]
+        assert outcome["prewarmed"] == outcome["timeline"]["tokens"][0]
         assert -1 == outcome["timeline"]["start"]
+    # A busy machine mints fewer before the doors: all of them only in virtual time.
+    assert 200 == shape["plan"]["prewarmed"] >= shape["measured"]["prewarmed"]
     assert "<!-- plan: admitted -->" in (tmp_path / "r.svg").read_text()
 
 

@@ -290,9 +290,12 @@ def test_neither_checkpoint_nor_output_goes_through_a_link(job: Job) -> None:
 
 def test_one_run_at_a_time(job: Job) -> None:
     """A second run of a job is refused while the first goes on: both would ask for everybody."""
-    # So slow that the first run outlasts the start of the second on a busy machine.
-    with job.start(*TO_FILE, "--rate", "5") as first:
-        while job.size() == 0:
+    # The first run's input never ends: it outlasts the second on a machine however busy.
+    with job.start("-", *TO_FILE, *FAST, stdin=subprocess.PIPE) as first:
+        assert first.stdin is not None
+        first.stdin.write(rows(1).encode())
+        first.stdin.flush()
+        while not job.checkpoint_lines("checkpoint"):
             time.sleep(0.01)
         status, _, said = job.run(*TO_FILE, *FAST)
         assert (1, "aioivschat: job.checkpoint: is in use by another run\n") == (status, said)
