@@ -241,3 +241,34 @@ async def test_a_connection_that_was_cut_is_no_outage(engine_server: EngineServe
             client.client_kill_filter(skipme=True, _type="normal")
         await limiter.reserve().granted()
         assert limiter.shared
+
+
+@virtual_time
+async def test_a_process_that_never_reached_the_engine_starts_at_once(
+    engine_server: EngineServer,
+) -> None:
+    """Its first permit comes within the first spacing of its part of the quota, not later."""
+    fleet = Fleet(engine_server, 1)
+    fleet.engines[0].go_away()
+    started = asyncio.get_running_loop().time()
+    await fleet.send_one(0)
+    assert asyncio.get_running_loop().time() - started <= 0.1
+    await fleet.aclose()
+
+
+@virtual_time
+async def test_callers_that_left_before_an_outage_stop_nobody_after_it(
+    engine_server: EngineServer,
+) -> None:
+    """All who wait for a slot leave, then the engine goes away: the next caller is served."""
+    fleet = Fleet(engine_server, 1)
+    await fleet.rush(5)
+    leaving = [asyncio.create_task(fleet.send_one(0)) for _ in range(30)]
+    await asyncio.sleep(0.02)
+    for task in leaving:
+        task.cancel()
+    await asyncio.sleep(0)
+    fleet.engines[0].go_away()
+    async with asyncio.timeout(10):
+        await fleet.limiters[0].reserve().granted()
+    await fleet.aclose()

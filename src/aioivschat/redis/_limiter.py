@@ -97,7 +97,7 @@ class SharedLimiter(QueuedLimiter):
         self._slots: list[tuple[float, int]] = []
         self._grant_timer: asyncio.TimerHandle | None = None
         # What the engine said at the last sync.
-        self._synced_at = -_HEARTBEAT_SECONDS
+        self._synced_at = 0.0
         self._clock_offset: float | None = None  # of our clock from the engine's, in seconds
         self._rate = self._ceiling
         self._members = members
@@ -390,6 +390,7 @@ class SharedLimiter(QueuedLimiter):
         """Have those who wait served by the limiter of the new state."""
         if self._grant_timer is not None:
             self._grant_timer.cancel()
+            self._grant_timer = None
         self._wake.set()
         if self.waiting:
             self._grant_due_slots()
