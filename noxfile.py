@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import nox
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
-OLDEST, GENERAL, NEWEST = PYTHONS[0], PYTHONS[1], PYTHONS[-1]
+OLDEST, NEWEST = PYTHONS[0], PYTHONS[-1]
 
 nox.needs_version = ">=2025.10.14"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.download_python = "never"
 nox.options.reuse_venv = "yes"
-nox.options.sessions = ["coverage", "general", "newest", "compat", "lint", "types"]
+nox.options.sessions = ["tests", "compat", "lint", "types"]
 
 WHEELS = Path(".nox", "wheels")
 EXTRAS = "[cli,moto,plot,redis,starlette]"
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
+ONCE_ELSEWHERE = ("-m", "not (e2e or once)")
 
 
 def _group(name: str) -> list[str]:
@@ -44,22 +47,39 @@ def _install_wheel(session: nox.Session, extras: str, *requirements: str) -> Non
     session.install(f"{wheel}{extras}", *requirements)
 
 
-def _install_newest(session: nox.Session) -> None:
-    groups = (*_group("test"), *_group("schema"))
-    _install_wheel(session, EXTRAS, "--upgrade", *groups)
+def _answers(python: str) -> bool:
+    """Tell whether a Python is there; a shim on the path may have nothing behind it."""
+    command = shutil.which(f"python{python}")
+    return command is not None and subprocess.run([command, "--version"]).returncode == 0
 
 
 @nox.session(python=PYTHONS, requires=["build"])
 def tests(session: nox.Session) -> None:
-    """Run all tests, or those that the arguments choose, with the newest dependencies."""
-    _install_newest(session)
-    session.run("pytest", *(session.posargs or PARALLEL))
+    """Run all tests on the first Python that is there; on others, those whose result may differ.
+
+    That is on 3.12 what sends requests, where none can be prepared, and on the newest all but what
+    one Python is enough for, with eager tasks. Arguments are those of pytest, and choose the tests.
+    """
+    _install_wheel(session, EXTRAS, "--upgrade", *_group("test"), *_group("schema"))
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+    elif session.python == next(filter(_answers, PYTHONS), OLDEST):
+        _run_all_tests(session)
+    elif session.python == NEWEST:
+        others = (*ONCE_ELSEWHERE, "--programs", "250", "--hypothesis-seed", "1", *PARALLEL)
+        making_tasks = _in_tests("service", "fleet")
+        session.run("pytest", *others, *(f"--ignore={folder}" for folder in making_tasks))
+        session.run("pytest", "--tasks=eager", *PARALLEL, *making_tasks)
+    else:
+        folders = ("aws", "endpoint", "fleet", "onboarding", "service")
+        session.run("pytest", "--general", *PARALLEL, *_in_tests(*folders))
 
 
-@nox.session(python=OLDEST, requires=["build"])
-def coverage(session: nox.Session) -> None:
-    """Run all tests, and show which lines no test runs and which test holds which fault."""
-    _install_newest(session)
+def _run_all_tests(session: nox.Session) -> None:
+    """Run all tests; in CI, show also which lines no test runs and which test holds which fault."""
+    if "CI" not in os.environ:
+        session.run("pytest", *PARALLEL)
+        return
     session.run("pytest", "--faults")
     session.run("coverage", "erase")
     session.run("coverage", "run", "-m", "pytest", *PARALLEL)
@@ -67,41 +87,24 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "report")
 
 
-@nox.session(python=GENERAL, requires=["build"])
-def general(session: nox.Session) -> None:
-    """Run the tests that send requests, where no request can be prepared."""
-    _install_newest(session)
-    folders = ("aws", "endpoint", "fleet", "onboarding", "service")
-    chosen = session.posargs or (*PARALLEL, *_in_tests(*folders))
-    session.run("pytest", "--general", *chosen)
-
-
-@nox.session(python=NEWEST, requires=["build"])
-def newest(session: nox.Session) -> None:
-    """Run the tests on the newest Python, except those that one Python is enough for."""
-    _install_newest(session)
-    other_programs = ("--programs", "250", "--hypothesis-seed", "1")
-    others = ("-m", "not (e2e or once)", *other_programs)
-    if session.posargs:
-        session.run("pytest", *others, *session.posargs)
-        return
-    making_tasks = _in_tests("service", "fleet")
-    session.run("pytest", *others, *PARALLEL, *(f"--ignore={folder}" for folder in making_tasks))
-    session.run("pytest", "--tasks=eager", *PARALLEL, *making_tasks)
-
-
 @nox.session(python=OLDEST, requires=["build"])
 def compat(session: nox.Session) -> None:
-    """Run the tests that use dependencies, with their lowest versions, aioboto3 among them."""
+    """Run the tests that use dependencies, with their lowest versions, aioboto3 among them.
+
+    Those of the service and of fleets run with a task factory of the old form.
+    """
     project = PROJECT["project"]
     extras = project["optional-dependencies"].values()
     pins = _lowest([*project["dependencies"], *(each for extra in extras for each in extra)])
     _install_wheel(session, "", *pins, *_group("test"))
     # test_schema.py needs a newer rich.
-    others = ("--ignore=tests/endpoint/test_schema.py", "-m", "not (e2e or once)")
+    others = ("--ignore=tests/endpoint/test_schema.py", *ONCE_ELSEWHERE)
+    if session.posargs:
+        session.run("pytest", *others, *session.posargs)
+        return
     moto = "emulator/test_moto_backend.py"
-    folders = ("aws", "cli", "demo", moto, "endpoint", "fleet", "service")
-    session.run("pytest", *others, *(session.posargs or (*PARALLEL, *_in_tests(*folders))))
+    session.run("pytest", *others, *PARALLEL, *_in_tests("aws", "cli", "demo", moto, "endpoint"))
+    session.run("pytest", "--tasks=old", *PARALLEL, *_in_tests("fleet", "service"))
 
 
 def _in_tests(*names: str) -> list[str]:
