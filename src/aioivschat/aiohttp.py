@@ -18,13 +18,7 @@ from aiohttp import hdrs, web
 from aioivschat._endpoint.asks import Ask
 from aioivschat._endpoint.browser import PATH, BrowserModule, openapi, provider_path
 from aioivschat._endpoint.endpoint import Authorize, Endpoint, raise_missing_service
-from aioivschat._endpoint.exchange import (
-    BODY_MAX_BYTES,
-    CLIENT_GONE,
-    Received,
-    Reply,
-    read_body,
-)
+from aioivschat._endpoint.exchange import BODY_MAX_BYTES, CLIENT_GONE, Received, Reply, read_body
 from aioivschat._endpoint.rate_limits import EndpointPolicy, Share
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.errors import require

@@ -23,6 +23,7 @@ from aioivschat._secrets import Secret
 from aioivschat.errors import InvalidRequest
 
 _WAIT_FORM = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])', re.IGNORECASE)
+_KEY_FORM = re.compile(rf"[!-~]{{1,{KEY_MAX_CHARACTERS}}}")
 
 _MIN_PATIENCE_SECONDS = 1.0
 """With less, hardly any answer from AWS would be in time."""
@@ -42,11 +43,6 @@ MEMBERS = {
 }
 """Members of a body: by its name there, the field of :class:`Ask`."""
 
-_FIELDS_OF_ERRORS = {
-    "roomIdentifier": "room",
-    "userId": "user",
-    "sessionDurationInMinutes": "session_minutes",
-}
 _HARMLESS_NAME = re.compile(r"[A-Za-z_]{1,40}")
 _ANY_ROOM = "arn:aws:ivschat:us-east-1:0:room/x"
 
@@ -83,11 +79,7 @@ class Ask(Secret):
 
 
 def check_form(received: Received) -> None:
-    """Check the headers and the body's size.
-
-    Raises:
-        Refusal: the request is not JSON, compressed, too large, or has a malformed key.
-    """
+    """Refuse what is not JSON, is compressed or too large, or has a malformed key."""
     headers, body, key = received.headers, received.body, received.key
     content_type = headers.get("Content-Type", "")
     # Any other type is refused because a page of another origin may send it with the user's
@@ -100,13 +92,7 @@ def check_form(received: Received) -> None:
         raise Refusal(UNSUPPORTED, "The body must not be compressed.")
     if body is None or len(body) > BODY_MAX_BYTES:
         raise Refusal(TOO_LARGE)
-    # Visible ASCII is what is printable, without the space.
-    if key is not None and not (
-        0 < len(key) <= KEY_MAX_CHARACTERS
-        and key.isascii()
-        and key.isprintable()
-        and " " not in key
-    ):
+    if key is not None and not _KEY_FORM.fullmatch(key):
         raise Refusal(
             BAD_REQUEST,
             f"Idempotency-Key must be 1 to {KEY_MAX_CHARACTERS} visible ASCII characters.",
@@ -123,11 +109,7 @@ def shorten_patience(patience: float, headers: Mapping[str, str]) -> float:
 
 
 def parse(body: bytes) -> Ask:
-    """Read a body.
-
-    Raises:
-        Refusal: it is not a JSON object, or a member is unknown or breaks a limit.
-    """
+    """Read a body; refuse one that is not an object of known members within their limits."""
     try:
         members = json.loads(body.decode())
     except (ValueError, RecursionError):
@@ -152,46 +134,32 @@ def parse(body: bytes) -> Ask:
         # The limits are those of a TokenRequest, which also needs a room and a user.
         checked = TokenRequest(**{"room": _ANY_ROOM, "user": "-", **asked})
     except InvalidRequest as error:
-        name = named[_FIELDS_OF_ERRORS.get(error.member, error.member)]
+        name = named[MEMBERS[error.member]]
         raise Refusal(INVALID_MEMBER, f"{name} must be {error.limit}.") from None
     return Ask(**{field: getattr(checked, field) for field in asked})
 
 
 def narrow(grant: TokenRequest, ask: Ask) -> TokenRequest:
-    """Return the grant, with no more capabilities and no longer a session than was asked for.
-
-    Raises:
-        Refusal: the client asks for something that is not granted.
-    """
+    """Return the grant, with less if less was asked for; refuse an ask for more than is granted."""
     capabilities, minutes = grant.capabilities, grant.session_minutes
     wanted = capabilities if ask.capabilities is None else ask.capabilities
+    asked_minutes = minutes if ask.session_minutes is None else ask.session_minutes
     fewer = wanted is not capabilities  # equal sets of capabilities are one object
     if (
         (ask.room is not None and ask.room != grant.room)
         or (ask.user is not None and ask.user != grant.user)
         or (fewer and not wanted <= capabilities)
-        or (ask.session_minutes is not None and ask.session_minutes > minutes)
+        or asked_minutes > minutes
         or (ask.attributes is not None and not ask.attributes.items() <= grant.attributes.items())
     ):
         raise Refusal(FORBIDDEN)
-    shorter = ask.session_minutes is not None and ask.session_minutes != minutes
-    if not (fewer or shorter):
+    if not fewer and asked_minutes == minutes:
         return grant
-    return TokenRequest(
-        grant.room,
-        grant.user,
-        wanted,
-        grant.attributes,
-        minutes if ask.session_minutes is None else ask.session_minutes,
-    )
+    return TokenRequest(grant.room, grant.user, wanted, grant.attributes, asked_minutes)
 
 
 def check_still_granted(minted: TokenRequest, grant: TokenRequest) -> None:
-    """Check that a token minted for one grant may be handed out under a later one.
-
-    Raises:
-        Refusal: the later grant allows less.
-    """
+    """Refuse to hand out a token that was minted for a grant if a later one allows less."""
     if not (
         minted.room == grant.room
         and minted.user == grant.user

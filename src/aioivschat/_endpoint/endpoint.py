@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
 from cachetools import TTLCache
@@ -52,15 +53,7 @@ _JSON_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"
 class Endpoint(Generic[R]):
     """Answers requests for tokens.
 
-    Args:
-        authorize: the application's rule.
-        policy: how callers are treated.
-        passed_on: exceptions of the framework that the rule may raise to answer in its own way.
-        clock: where the time comes from.
-        rng: where the jitter comes from.
-
-    Raises:
-        InvalidConfiguration: there is no rule.
+    To answer in its own way the rule raises a ``passed_on``, an exception of the framework.
     """
 
     def __init__(
@@ -86,23 +79,9 @@ class Endpoint(Generic[R]):
         )
 
     async def respond(
-        self,
-        service: AsyncTokenService,
-        request: R,
-        received: Received,
-        watch: WatchClient,
+        self, service: AsyncTokenService, request: R, received: Received, watch: WatchClient
     ) -> Reply:
-        """Answer a request.
-
-        Args:
-            service: issues the token.
-            request: the framework's own request, for the rule.
-            received: its headers and body.
-            watch: how to learn that the client disconnected; used while the request waits.
-
-        Raises:
-            Exception: one of ``passed_on``, raised by the rule.
-        """
+        """Answer a request: ``request`` is the framework's own, for the rule."""
         try:
             return await self._reply_with_token(service, request, received, watch)
         except _ClientDisconnected:
@@ -113,11 +92,7 @@ class Endpoint(Generic[R]):
             return reply_with_problem(error, self._rng)
 
     async def _reply_with_token(
-        self,
-        service: AsyncTokenService,
-        request: R,
-        received: Received,
-        watch: WatchClient,
+        self, service: AsyncTokenService, request: R, received: Received, watch: WatchClient
     ) -> Reply:
         check_form(received)
         assert received.body is not None  # noqa: S101 (its form was checked)
@@ -189,14 +164,12 @@ class Endpoint(Generic[R]):
         return Reply(200, _JSON_HEADERS, body.encode())
 
 
+@dataclass(eq=False, slots=True, repr=False)
 class _ServedAttempt(Unpickled):
     """The token that an attempt was given, and the reply that holds it."""
 
-    __slots__ = ("reply", "token")
-
-    def __init__(self, token: str, reply: Reply) -> None:
-        self.token = token
-        self.reply = reply
+    token: str
+    reply: Reply
 
 
 class _ClientDisconnected(Exception):
@@ -204,14 +177,7 @@ class _ClientDisconnected(Exception):
 
 
 class _CancelOnDisconnect:
-    """Cancels what runs within it when the client disconnects.
-
-    Args:
-        watch: how to learn that the client disconnected.
-
-    Raises:
-        _ClientDisconnected: on leaving, if that cancelled it.
-    """
+    """Cancels its block when the client disconnects, and raises ``_ClientDisconnected`` then."""
 
     def __init__(self, watch: WatchClient) -> None:
         self._watch = watch
@@ -240,9 +206,4 @@ class _CancelOnDisconnect:
 
 
 def raise_missing_service(where: str) -> NoReturn:
-    """Say that there is no open service.
-
-    Raises:
-        InvalidConfiguration: always.
-    """
     raise InvalidConfiguration(where, "set up, and the application started", "no open service")

@@ -16,12 +16,8 @@ PROBLEM_HEADERS = {"Content-Type": "application/problem+json", "Cache-Control": 
 class Received(Unpickled):
     """A request's headers and body; its ``repr`` shows neither, as tracebacks may show locals.
 
-    Args:
-        headers: by name, whatever the case.
-        body: ``None`` if it is larger than ``BODY_MAX_BYTES``.
-
-    Attributes:
-        key: the idempotency key, if there is one; not valid before the form was checked.
+    Headers are found by names of any case; a body larger than ``BODY_MAX_BYTES`` is ``None``;
+    ``key``, the idempotency key, is valid only after the form was checked.
     """
 
     __slots__ = ("body", "headers", "key")

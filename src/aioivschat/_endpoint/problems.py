@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import uuid
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 from aioivschat._endpoint.exchange import BODY_MAX_BYTES, PROBLEM_HEADERS, Reply
@@ -72,13 +73,7 @@ GRANT_CHANGED = _ProblemType(
 
 
 class Refusal(Exception):
-    """The endpoint itself refuses the request.
-
-    Args:
-        problem: its type.
-        detail: what to tell the client instead of the type's own detail.
-        retry_after: seconds after which to come back; ``None``: repeating is of no use.
-    """
+    """The endpoint itself refuses the request; with no ``retry_after``, repeating is of no use."""
 
     def __init__(
         self, problem: _ProblemType, detail: str | None = None, retry_after: float | None = None
@@ -90,12 +85,7 @@ class Refusal(Exception):
 
 
 def reply_with_problem(error: Exception, rng: random.Random) -> Reply:
-    """Describe an error to the client, and log its cause under the same id.
-
-    Args:
-        error: a refusal, or what the rule or the service raised.
-        rng: where the jitter of ``Retry-After`` comes from.
-    """
+    """Describe an error to the client, and log its cause under the same id."""
     if isinstance(error, Refusal):
         kind, detail, retry_after = error.problem, error.detail, error.retry_after
     else:
@@ -151,9 +141,7 @@ def _describe_cause(error: Exception) -> str:
         return f"{name}, {error.code}, request id {error.request_id}"
     if _problem_of(error)[0] is not _INTERNAL:
         return name
-    raised = error.__traceback__
-    while raised is not None and raised.tb_next is not None:
-        raised = raised.tb_next
-    if raised is None:
-        return name
-    return f"{name} at {raised.tb_frame.f_code.co_filename}:{raised.tb_lineno}"
+    where = ""
+    for frame, line in walk_tb(error.__traceback__):  # the last is where it was raised
+        where = f" at {frame.f_code.co_filename}:{line}"
+    return name + where

@@ -73,11 +73,7 @@ class RateLimits:
         self._rooms = policy.per_room and _Buckets(policy.per_room, clock)
 
     def charge(self, wanted: TokenRequest) -> None:
-        """Take one token from the shares of the user and of the room.
-
-        Raises:
-            Refusal: one of the shares is used up; nothing is taken from the other then.
-        """
+        """Take a token from the shares of user and room; refuse, taking none, if one is used up."""
         wait = max(
             self._users.wait(wanted.user) if self._users else 0.0,
             self._rooms.wait(wanted.room) if self._rooms else 0.0,

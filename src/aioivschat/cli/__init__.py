@@ -17,14 +17,7 @@ OK, FAILED, ROWS_FAILED, USED_WRONGLY, INTERRUPTED = 0, 1, 2, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: the command line without the program's name; ``None``: that of the process.
-
-    Returns:
-        The exit status.
-    """
+    """Run the command (by default, the process's own arguments), and return its exit status."""
     options = parse_options(arguments)
     try:
         status: int = import_module(options.module).run(options)

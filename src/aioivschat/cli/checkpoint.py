@@ -45,9 +45,7 @@ class InputChanged(Exception):
 class Fingerprint:
     """A file to read by lines, with a digest of what was read so far.
 
-    Args:
-        file: the file, opened in binary mode.
-        meaning: what else decides who the attendees are: the file's format, the default room.
+    ``meaning`` is what else decides who the attendees are: the file's format, the default room.
     """
 
     def __init__(self, file: BinaryIO, *meaning: str | None) -> None:
@@ -65,27 +63,17 @@ class Fingerprint:
 
 
 class Checkpoint:
-    """The log of a job.
+    """The log of a job, made if there is none.
 
-    Args:
-        path: where it is; it is made if there is none.
-        kind: what the outcomes are written to; the same in all runs of a job.
-
-    Attributes:
-        job_started: when the first run began, in seconds since the epoch.
-        tokens: attendees who have one.
-        failed: attendees who get none.
-        again: attendees so far whose token may have been minted twice.
-        output_bytes: how much of the output file is surely on the disk.
-
-    Raises:
-        OSError: the file cannot be written, is no checkpoint, is that of another kind of output, or
-            is in use by another run.
+    Opening it fails (OSError) if it cannot be written, is no checkpoint, is of another ``kind`` of
+    output, or is in use by another run.
     """
 
     def __init__(self, path: str, kind: str) -> None:
-        self.job_started = time.time()
-        self.tokens = self.failed = self.again = self.output_bytes = 0
+        self.job_started = time.time()  # when the first run began
+        self.tokens = self.failed = 0  # attendees who have a token, and who get none
+        self.again = 0  # attendees whose token may have been minted twice
+        self.output_bytes = 0  # of the output file, surely on the disk
         self._last_begun = 0
         self._input_digest = ""
         self._done = bytearray(1)  # a flag for each line: a megabyte for a million
@@ -125,15 +113,8 @@ class Checkpoint:
     ) -> Iterator[Attendee]:
         """Leave out the attendees who are done, and log the others as begun.
 
-        What earlier runs began is compared with the input before anybody else is begun.
-
-        Args:
-            rows: all attendees, read one by one from the file of the fingerprint.
-            fingerprint: of what was read so far.
-            ahead: rows to read for each entry of the log; 1 if reading may block.
-
-        Raises:
-            InputChanged: the rows are not those of the earlier runs.
+        If the input differs from what earlier runs began, InputChanged is raised before anybody
+        else is begun. An entry of the log covers ``ahead`` rows: 1 if reading may block.
         """
         if self._last_begun:
             yield from self._read_rows_in_doubt(rows, fingerprint)
@@ -181,12 +162,7 @@ class Checkpoint:
         return time.monotonic() - self._synced_at >= _SYNC_SECONDS
 
     def save(self, *, output_bytes: int = 0, sync: bool = False) -> None:
-        """Log the outcomes noted since the last call.
-
-        Args:
-            output_bytes: how much of the output file is surely on the disk.
-            sync: whether to sync the log to the disk too.
-        """
+        """Log the outcomes noted since the last call, and sync the log to the disk if asked to."""
         with self._lock:
             # A thread that was blocked writing returns here after the run has ended: the next run
             # may be using the log already, and writes those lines again.

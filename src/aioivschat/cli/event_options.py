@@ -12,17 +12,7 @@ from aioivschat.planning import Arrivals, LiveEvent, Renewal
 
 
 def event_from_options(options: argparse.Namespace, arns: tuple[str, ...] = ()) -> LiveEvent:
-    """Return the event that options describe.
-
-    Args:
-        options: as parsed.
-        arns: the event's rooms, if they are known.
-
-    Raises:
-        InvalidConfiguration: an option is out of its range, or a row of the arrivals is malformed.
-        OSError: the file of arrivals cannot be read.
-        InvalidRequest: one of the rooms is not a room's ARN.
-    """
+    """Return the event that options describe; ``arns`` are its rooms, if they are known."""
     arrivals = _read_arrivals(options.arrivals)
     attendees = options.attendees or sum(arrivals.counts)
     if not attendees:

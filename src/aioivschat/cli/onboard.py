@@ -219,14 +219,6 @@ def limit_job_length(
 
     Rows that come more slowly than the quota allows are passed on without end: their consumer takes
     each token as it comes.
-
-    Args:
-        options: with the rate and the burst of the quota.
-        rows: the attendees, of unknown number.
-        monotonic: the time in seconds.
-
-    Raises:
-        JobTooLong: there are too many.
     """
     started = monotonic()
     counts: Counter[tuple[str, str]] = Counter()

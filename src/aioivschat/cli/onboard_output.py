@@ -35,25 +35,17 @@ _MAX_LINE_BYTES = 1 << 20
 def open_output(
     path: str | None, checkpoint: Checkpoint | None, *, force: bool, stream: bool
 ) -> Iterator[Write]:
-    """Open what outcomes are written to.
+    """Open what outcomes are written to: standard output if there is no path.
 
-    Args:
-        path: the file; ``None``: standard output.
-        checkpoint: where to log what was written.
-        force: whether a job that begins replaces a file that is there already.
-        stream: whether the file is to be read while it grows.
-
-    Yields:
-        What writes. If the block fails, the file is removed, but for a stream or one to resume.
-
-    Raises:
-        OSError: the file cannot be written, or is not what the checkpoint says.
+    A job that begins replaces an existing file only with ``force``. If the block fails, the file is
+    removed, unless it is a stream or may be resumed.
     """
     if path is None:
         check_standard_output()
-        yield (
-            _write_to_standard_output if checkpoint is None else partial(_write_and_log, checkpoint)
-        )
+        if checkpoint is None:
+            yield lambda outcomes: write_to_standard_output(_as_lines(outcomes))
+        else:
+            yield partial(_write_and_log, checkpoint)
     elif stream or checkpoint is not None:
         with _open_growing_file(Path(path), checkpoint, force=force, stream=stream) as file:
             yield file.write
@@ -64,10 +56,6 @@ def open_output(
 
 def _as_lines(outcomes: Sequence[Outcome]) -> str:
     return "".join(map(outcome_as_json, outcomes))
-
-
-def _write_to_standard_output(outcomes: Sequence[Outcome]) -> None:
-    write_to_standard_output(_as_lines(outcomes))
 
 
 def _write_and_log(checkpoint: Checkpoint, outcomes: Sequence[Outcome]) -> None:
@@ -93,13 +81,7 @@ def _group_for_pipe(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
 
 
 class _GrowingFile:
-    """A file that is appended to, and ends with a whole line once it is closed.
-
-    Args:
-        descriptor: the file's.
-        end: its length in bytes.
-        checkpoint: where to log what was written.
-    """
+    """A file that is appended to, and ends with a whole line once it is closed."""
 
     def __init__(self, descriptor: int, end: int, checkpoint: Checkpoint | None) -> None:
         self._descriptor = descriptor

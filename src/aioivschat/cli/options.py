@@ -122,13 +122,9 @@ docs/guide.md plans an event from beginning to end, and describes --json.
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line; end the process after ``--help``, ``--version`` and wrong use.
+    """Return the options, with the command's ``module`` and ``parser``.
 
-    Args:
-        arguments: without the program's name; ``None``: those of the process.
-
-    Returns:
-        The options, with the command's ``module`` and ``parser``.
+    ``--help``, ``--version`` and wrong use end the process.
     """
     parser = argparse.ArgumentParser(
         prog="aioivschat", description="Issue Amazon IVS Chat tokens at the pace AWS allows."

@@ -13,13 +13,9 @@ from matplotlib.ticker import FuncFormatter
 from aioivschat.cli.terminal_report import event_title
 from aioivschat.planning import CrowdOutcome, LiveEvent
 
-_ARRIVED_COLOUR, _ADMITTED_COLOUR, _WAITING_COLOUR, _QUOTA_COLOUR = (
-    "#0072b2",
-    "#009e73",
-    "#d55e00",
-    "#666666",
-)
-"""Colours by Okabe and Ito, distinct in every kind of colour vision."""
+# Colours by Okabe and Ito, distinct in every kind of colour vision.
+_ARRIVED_COLOUR, _ADMITTED_COLOUR, _WAITING_COLOUR = "#0072b2", "#009e73", "#d55e00"
+_QUOTA_COLOUR = "#666666"
 
 
 def plot(
@@ -27,11 +23,7 @@ def plot(
 ) -> None:
     """Write a picture: viewers over time above, tokens a second against the quota below.
 
-    Args:
-        path: the file; ``.svg`` or ``.png``.
-        event: the event.
-        planned: the outcome by the plan.
-        measured: the outcome of a rehearsal; the plan is then drawn broad and pale behind it.
+    The outcome of a rehearsal, if there is one, has that of the plan broad and pale behind it.
     """
     figure = Figure(figsize=(10, 6), layout="constrained")
     viewers, tokens = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))

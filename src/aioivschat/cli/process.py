@@ -50,22 +50,11 @@ def write_to_standard_output(line: str) -> None:
 
 
 class Terminated(Exception):
-    """A signal ended the work.
-
-    Args:
-        number: the signal's.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.signal = number
+    """The signal of this number ended the work."""
 
 
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, or until a signal cancels the work as an interrupt would.
-
-    Raises:
-        Terminated: a signal ended the work.
-    """
+    """Run to the end; if a signal ends the work, as an interrupt would, raise Terminated."""
     received: list[int] = []
     gc.set_threshold(_COLLECTOR_THRESHOLD)
 
@@ -94,8 +83,8 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
 def say_why_it_ended(error: Exception) -> int:
     """Say why a command ended early, if that needs saying, and return the exit status."""
     match error:
-        case Terminated():
-            return 128 + error.signal
+        case Terminated(args=(number,)):
+            return 128 + int(number)
         case BrokenPipeError():
             # The reader of the output has closed it, as head(1) does.
             return FAILED

@@ -21,16 +21,8 @@ def show_progress(
 ) -> Iterator[Callable[[], None]]:
     """Show the line while the block runs, if standard error is a terminal and rich is there.
 
-    Args:
-        describe: returns how much is done, and the texts before and after the bar.
-        total: how much there is to do, if that is known.
-        bar_width: in columns of the terminal.
-        quiet: whether nothing is to be shown.
-        shows_time_left: whether an estimate of the time left ends the line.
-        without_rich: what to say instead if rich is missing.
-
-    Yields:
-        What brings the line up to date.
+    ``describe`` returns how much of the total is done, and the texts before and after the bar.
+    ``without_rich`` is said instead if rich is missing. Yields what brings the line up to date.
     """
     if quiet or sys.stderr is None or not sys.stderr.isatty():
         yield lambda: None

@@ -12,27 +12,16 @@ from aioivschat.onboarding import Outcome
 
 @dataclass(slots=True)
 class Tally:
-    """The counts of a job, over all its runs, and the pace of this run.
+    """The counts of a job, over all its runs, and the pace of this run."""
 
-    Args:
-        rate: tokens a second that the quota allows.
-        started: when this run began, on the monotonic clock.
-        tokens: attendees who have a token.
-        failed: attendees who get none.
-        tokens_before: how many of the tokens earlier runs wrote.
-        again: tokens that may have been minted twice, as a run ended before they were written.
-        job_started: when the first run began, in seconds since the epoch.
-        ended: when the last outcome came, on the monotonic clock; ``None``: more are to come.
-    """
-
-    rate: float
-    started: float
+    rate: float  # tokens a second that the quota allows
+    started: float  # this run, on the monotonic clock
     tokens: int = 0
     failed: int = 0
-    tokens_before: int = 0
-    again: int = 0
-    job_started: float = field(default_factory=time.time)
-    ended: float | None = None
+    tokens_before: int = 0  # written by earlier runs
+    again: int = 0  # tokens perhaps minted twice, as a run ended before they were written
+    job_started: float = field(default_factory=time.time)  # the first run
+    ended: float | None = None  # when the last outcome came, on the monotonic clock
 
     @property
     def total(self) -> int:

@@ -57,14 +57,7 @@ def plan_report(plan: Plan) -> str:
 def rehearsal_report(
     event: LiveEvent, planned: CrowdOutcome, measured: CrowdOutcome, interrupted: bool
 ) -> str:
-    """Show what was measured beside the plan, for people to read.
-
-    Args:
-        event: the event.
-        planned: the outcome by the plan; of an interrupted rehearsal, up to the same second.
-        measured: the outcome measured.
-        interrupted: whether the rehearsal was interrupted.
-    """
+    """Show what was measured beside the plan, which ends at the same second if interrupted."""
     rows = [
         (name, expected, found, _format_difference(name, planned, measured))
         for (name, expected), (_, found) in zip(
@@ -250,8 +243,7 @@ def _fit_to_width(values: Sequence[int], seconds: int, width: int) -> list[int]:
     for column in range(width):
         first = column * seconds // width
         end = max(first + 1, (column + 1) * seconds // width)
-        part = values[first:end]
-        columns.append(max(part, default=0))
+        columns.append(max(values[first:end], default=0))
     return columns
 
 
@@ -273,15 +265,16 @@ def _is_unicode() -> bool:
     return "utf" in (sys.stdout.encoding or "").lower()
 
 
-def _render(lines: Iterable[_StyledLine]) -> str:
+def _render(lines: Sequence[_StyledLine]) -> str:
     """Join lines, in colour if standard output is a terminal that has any and rich is there."""
+    plain = "".join(f"{text}\n" for text, _ in lines)
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
-        return "".join(f"{text}\n" for text, _ in lines)
+        return plain
     try:
         from rich.console import Console
         from rich.text import Text
     except ImportError:
-        return "".join(f"{text}\n" for text, _ in lines)
+        return plain
     console = Console()
     with console.capture() as captured:
         for text, style in lines:

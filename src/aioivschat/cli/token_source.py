@@ -27,15 +27,9 @@ async def open_service(
     options: argparse.Namespace,
     *,
     cache: CachePolicy = CachePolicy(),  # noqa: B008 (frozen)
-    latency: float = 0.0,
+    latency: float = 0.0,  # seconds before the emulator answers
 ) -> AsyncIterator[AsyncTokenService]:
-    """Open the service on AWS, an endpoint or an emulator of the command's own.
-
-    Args:
-        options: as parsed.
-        cache: the service's.
-        latency: seconds before the emulator answers.
-    """
+    """Open the service on AWS, an endpoint or an emulator of the command's own."""
     with ExitStack() as stack:
         if options.aws or options.endpoint_url:
             session, url = AioSession(profile=options.profile), options.endpoint_url
