@@ -68,7 +68,7 @@ async def test_admin_queues_and_clears_faults(http: aiohttp.ClientSession) -> No
 async def test_admin_refuses_what_it_does_not_know(
     http: aiohttp.ClientSession, method: str, path: str, body: object, status: int
 ) -> None:
-    """With a message that says what is wrong."""
+    """An unknown admin request is refused with a message that says what is wrong."""
     async with http.request(method, path, json=body) as response:
         assert status == response.status
         assert (await response.json())["message"]

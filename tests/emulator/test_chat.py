@@ -78,7 +78,7 @@ def test_token_connects_once(emulator: Emulator) -> None:
 
 
 def test_token_connects_within_its_minute(emulator: Emulator, time: SteppedTime) -> None:
-    """After it the token is of no use, and stays unspent."""
+    """A token older than a minute connects nobody and stays unspent."""
     token = emulator.create_chat_token({"roomIdentifier": ROOM, "userId": "alice"})["token"]
     time.passed = 60.0
     with pytest.raises(TokenExpired):
@@ -87,7 +87,7 @@ def test_token_connects_within_its_minute(emulator: Emulator, time: SteppedTime)
 
 
 def test_session_ends_with_a_401_and_a_close(emulator: Emulator, time: SteppedTime) -> None:
-    """At the session's end, as its timer finds it, and not before."""
+    """A session gets a 401 and a close at its end, by its timer, and not before."""
     client = Client(emulator, sessionDurationInMinutes=2)
     time.passed = 119.0
     assert 1.0 == emulator.chat.expire(client.connection)
@@ -105,7 +105,7 @@ def test_session_ends_with_a_401_and_a_close(emulator: Emulator, time: SteppedTi
 def test_session_that_is_over_neither_speaks_nor_hears(
     emulator: Emulator, time: SteppedTime
 ) -> None:
-    """Even if the timer is late: the first frame either way ends it."""
+    """If the timer is late, the first frame either way ends a session that is over."""
     speaker, hearer = Client(emulator), Client(emulator, "bob", sessionDurationInMinutes=1)
     time.passed = 61.0
     assert "hello" == speaker.say()["Content"]
@@ -117,7 +117,7 @@ def test_session_that_is_over_neither_speaks_nor_hears(
 
 
 def test_minute_of_a_session_can_be_shorter(time: SteppedTime) -> None:
-    """The setting that shortens minutes shortens connections."""
+    """The setting that shortens a session's minutes shortens connections."""
     emulator = Emulator(clock=time.wall, monotonic=time.monotonic, minute=0.5)
     assert 30.0 == emulator.chat.expire(Client(emulator).connection)
 
@@ -126,7 +126,7 @@ def test_minute_of_a_session_can_be_shorter(time: SteppedTime) -> None:
 
 
 def test_message_reaches_everybody_in_the_room(emulator: Emulator) -> None:
-    """The sender too, whose request id all see; nobody in another room."""
+    """A message reaches its sender and the whole room with its request id, no other room."""
     alice = Client(emulator, attributes={"displayName": "Alice"})
     bob, carol = Client(emulator, "bob"), Client(emulator, "carol", roomIdentifier=OTHER_ROOM)
     message = alice.say("hi ✓", RequestId="r-1", Attributes={"a": "b"})
@@ -146,7 +146,7 @@ def test_message_reaches_everybody_in_the_room(emulator: Emulator) -> None:
 
 
 def test_error_reaches_only_the_one_who_asked(emulator: Emulator) -> None:
-    """With the request's id, and an id of its own."""
+    """An ERROR goes to its requester only, with the request's id and an id of its own."""
     alice, bob = Client(emulator), Client(emulator, "bob")
     error = alice.ask("SEND_MESSAGE", RequestId="r-2", Content="")
     assert {"Type", "Id", "RequestId", "ErrorCode", "ErrorMessage"} == error.keys()
@@ -179,7 +179,7 @@ def test_error_reaches_only_the_one_who_asked(emulator: Emulator) -> None:
 def test_message_is_held_to_its_limits(
     emulator: Emulator, members: dict[str, Any], code: int
 ) -> None:
-    """What is malformed gets a 400, what is too large a 413; at the limit it is relayed."""
+    """A malformed message gets a 400, one too large a 413; one at the limit is relayed."""
     client = Client(emulator)
     emulator.chat.receive(client.connection, json.dumps({"Action": "SEND_MESSAGE", **members}))
     assert [code] == [frame.get("ErrorCode", 200) for frame in client.frames()]
@@ -187,7 +187,7 @@ def test_message_is_held_to_its_limits(
 
 @pytest.mark.parametrize("data", ["", "{", "[]", "null", "5", "[" * 100_000, b"{}", b"\xff"])
 def test_frame_that_is_no_request_gets_a_400(emulator: Emulator, data: str | bytes) -> None:
-    """Malformed JSON, JSON that is no object, and bytes."""
+    """Malformed JSON, JSON that is no object, and bytes get a 400."""
     client = Client(emulator)
     emulator.chat.receive(client.connection, data)
     assert [400] == [frame["ErrorCode"] for frame in client.frames()]
@@ -208,7 +208,7 @@ requests = st.fixed_dictionaries(
 
 @given(st.text() | st.binary() | requests.map(json.dumps))
 def test_whatever_comes_gets_one_well_formed_frame(data: str | bytes) -> None:
-    """Never an exception, and never a 500."""
+    """Any frame is answered by one well-formed frame, never an exception or a 500."""
     emulator = Emulator()
     client = Client(emulator, "eve")
     emulator.chat.receive(client.connection, data)
@@ -227,7 +227,7 @@ def test_room_sets_the_length_of_a_message(emulator: Emulator) -> None:
 
 @pytest.mark.parametrize(("fallback", "code"), [("ALLOW", 200), ("DENY", 406)])
 def test_review_falls_back(emulator: Emulator, fallback: str, code: int) -> None:
-    """No handler can be called, so that the room's fallback decides."""
+    """The room's fallback decides on a message, as no review handler can be called."""
     handler = {"uri": "arn:aws:lambda:us-east-1:123456789012:function:review"}
     arn = emulator.create_room({"messageReviewHandler": {**handler, "fallbackResult": fallback}})
     client = Client(emulator, roomIdentifier=arn["arn"])
@@ -235,7 +235,7 @@ def test_review_falls_back(emulator: Emulator, fallback: str, code: int) -> None
 
 
 def test_room_that_was_deleted_relays_nothing(emulator: Emulator) -> None:
-    """Those still connected get a 404."""
+    """Those still connected to a deleted room get a 404."""
     arn = emulator.create_room()["arn"]
     client = Client(emulator, roomIdentifier=arn)
     emulator.delete_room({"identifier": arn})
@@ -253,7 +253,7 @@ def test_room_that_was_deleted_relays_nothing(emulator: Emulator) -> None:
 def test_each_action_needs_its_capability(
     emulator: Emulator, action: str, members: dict[str, str]
 ) -> None:
-    """Whoever has all but the one is refused with 403."""
+    """An action is refused with 403 to a user who has all other capabilities."""
     client = Client(emulator, capabilities=set(EVERYTHING) - {action})
     assert 403 == client.code(action, **members)
 
@@ -262,7 +262,7 @@ def test_each_action_needs_its_capability(
 
 
 def test_connection_asks_ten_times_a_second(emulator: Emulator, time: SteppedTime) -> None:
-    """Requests of any kind count, malformed ones too; a second later it may ask again."""
+    """Ten requests a second are served, malformed ones counted; the next second is new."""
     client, other = Client(emulator), Client(emulator, "bob")
     codes = [client.code("NONSENSE") for _ in range(9)]
     assert [400] * 9 == codes
@@ -278,7 +278,7 @@ def test_connection_asks_ten_times_a_second(emulator: Emulator, time: SteppedTim
 def test_room_takes_so_many_messages_a_second(
     emulator: Emulator, time: SteppedTime, rate: int
 ) -> None:
-    """All connections together, by the room's maximumMessageRatePerSecond."""
+    """maximumMessageRatePerSecond holds for all connections of a room together."""
     arn = emulator.create_room({"maximumMessageRatePerSecond": rate})["arn"]
     clients = [Client(emulator, f"user-{n}", roomIdentifier=arn) for n in range(2 * rate)]
     codes = [client.code("SEND_MESSAGE", Content="x") for client in clients]
@@ -291,7 +291,7 @@ def test_room_takes_so_many_messages_a_second(
 
 
 def test_message_is_deleted_by_an_event(emulator: Emulator) -> None:
-    """Everybody is told which and why; to the moderator the event is the answer."""
+    """All are told which message was deleted and why; the moderator has no other answer."""
     moderator, viewer = Client(emulator, "mod"), Client(emulator, "bob")
     identifier = moderator.say()["Id"]
     event = moderator.ask("DELETE_MESSAGE", Id=identifier, Reason="spam", RequestId="r-4")
@@ -309,7 +309,7 @@ def test_message_is_deleted_by_an_event(emulator: Emulator) -> None:
 
 
 def test_unknown_message_is_not_deleted(emulator: Emulator) -> None:
-    """One of another room is as unknown as one that never was."""
+    """Deleting a message of another room fails like deleting one that never was."""
     elsewhere = Client(emulator, roomIdentifier=OTHER_ROOM)
     client = Client(emulator)
     for identifier in (elsewhere.say()["Id"], "AbCdEf123456"):
@@ -318,7 +318,7 @@ def test_unknown_message_is_not_deleted(emulator: Emulator) -> None:
 
 
 def test_disconnected_user_is_told_and_closed(emulator: Emulator) -> None:
-    """Every connection of the user to the room, in order, and no other."""
+    """All connections of the user to the room are told, then closed, and no others."""
     moderator, bystander = Client(emulator, "mod"), Client(emulator, "carol")
     bobs = [Client(emulator, "bob") for _ in range(2)]
     elsewhere = Client(emulator, "bob", roomIdentifier=OTHER_ROOM)
@@ -333,7 +333,7 @@ def test_disconnected_user_is_told_and_closed(emulator: Emulator) -> None:
 
 
 def test_disconnecting_spares_unspent_tokens(emulator: Emulator) -> None:
-    """Nothing says that it revokes them, so that a banned user with one is back."""
+    """A disconnected user with an unspent token can connect again (AWS documents no revocation)."""
     token = emulator.create_chat_token({"roomIdentifier": ROOM, "userId": "bob"})["token"]
     emulator.disconnect_user({"roomIdentifier": ROOM, "userId": "bob"})
     assert "bob" == emulator.chat.connect(token, lambda _: None).grant.user_id
@@ -353,7 +353,7 @@ def test_disconnecting_spares_unspent_tokens(emulator: Emulator) -> None:
 def test_moderation_is_held_to_its_limits(
     emulator: Emulator, members: dict[str, Any], code: int
 ) -> None:
-    """Those of the service model, with the edge's codes."""
+    """Moderation is held to the service model's limits, with the edge's codes."""
     assert code == Client(emulator).code("DISCONNECT_USER", **members)
 
 
@@ -369,7 +369,7 @@ def respond(emulator: Emulator, operation: str, **members: Any) -> tuple[int, di
 
 
 def test_operations_reach_the_room(emulator: Emulator) -> None:
-    """Each sends its event, which has no request id, to those who are there."""
+    """Each chat operation sends its event, without a request id, to all who are connected."""
     client, bob = Client(emulator), Client(emulator, "bob")
     identifier = client.say()["Id"]
     status, reply = respond(emulator, "SendEvent", eventName="app:go", attributes={"a": "b"})
@@ -407,7 +407,7 @@ def test_operations_reach_the_room(emulator: Emulator) -> None:
 def test_operations_are_validated(
     emulator: Emulator, operation: str, members: dict[str, Any], invalid: list[str]
 ) -> None:
-    """By the service model's constraints; the error names the members."""
+    """Chat operations are held to the service model's constraints; errors name the members."""
     status, error = respond(emulator, operation, **members)
     assert (400, invalid) == (status, [field["name"] for field in error["fieldList"]])
 
@@ -421,13 +421,13 @@ def test_operations_are_validated(
     ],
 )
 def test_operations_need_the_room(operation: str, members: dict[str, str]) -> None:
-    """A room that does not exist is not found."""
+    """A chat operation on a room that does not exist is not found."""
     status, error = respond(Emulator(any_room=False), operation, **members)
     assert (404, "ROOM") == (status, error["resourceType"])
 
 
 def test_operation_on_unknown_message_is_not_found(emulator: Emulator) -> None:
-    """The error names the message."""
+    """Deleting an unknown message gives an error that names it."""
     status, error = respond(emulator, "DeleteMessage", id="AbCdEf123456")
     assert (404, "MESSAGE", "AbCdEf123456") == (
         status,
@@ -437,7 +437,7 @@ def test_operation_on_unknown_message_is_not_found(emulator: Emulator) -> None:
 
 
 def test_operations_have_a_quota_of_their_own(emulator: Emulator, time: SteppedTime) -> None:
-    """100 a second each, over the API and the edge together, apart from the quota of tokens."""
+    """Each operation may be called 100 times a second, by API and edge together."""
     client = Client(emulator)
     for _ in range(100):
         emulator.disconnect_user({"roomIdentifier": ROOM, "userId": "nobody"})
@@ -454,7 +454,7 @@ def test_operations_have_a_quota_of_their_own(emulator: Emulator, time: SteppedT
 
 
 def test_slow_consumer_is_dropped_and_nobody_else(emulator: Emulator, time: SteppedTime) -> None:
-    """Beyond 1,000 frames that wait; those who keep up lose none."""
+    """A connection with over 1,000 waiting frames is dropped; others lose none."""
     slow, quick = Client(emulator, "slow"), Client(emulator, "quick")
     endings = []
     for _ in range(1_001):
@@ -468,7 +468,7 @@ def test_slow_consumer_is_dropped_and_nobody_else(emulator: Emulator, time: Step
 
 
 def test_connections_are_dropped_on_demand(emulator: Emulator) -> None:
-    """A user's, or everybody's, at once: what waited is lost."""
+    """Dropping a user's connections, or all, takes effect at once and loses waiting frames."""
     alice, bob = Client(emulator), Client(emulator, "bob")
     emulator.send_event({"roomIdentifier": ROOM, "eventName": "x"})
     assert 1 == emulator.chat.drop("alice")
@@ -479,7 +479,7 @@ def test_connections_are_dropped_on_demand(emulator: Emulator) -> None:
 
 
 def test_reset_closes_connections_and_forgets(emulator: Emulator) -> None:
-    """Messages and counts too; a connection of before changes nothing afterwards."""
+    """A reset forgets messages and counts; older connections change nothing afterwards."""
     client = Client(emulator)
     identifier = client.say()["Id"]
     emulator.reset()
@@ -492,7 +492,7 @@ def test_reset_closes_connections_and_forgets(emulator: Emulator) -> None:
 
 
 def test_whoever_left_hears_nothing(emulator: Emulator) -> None:
-    """And is not open any more."""
+    """A connection whose user left is not open and gets no frames."""
     gone = Client(emulator, "bob")
     emulator.chat.leave(gone.connection)
     Client(emulator).say()
@@ -500,7 +500,7 @@ def test_whoever_left_hears_nothing(emulator: Emulator) -> None:
 
 
 def test_every_frame_and_the_end_are_notified(emulator: Emulator) -> None:
-    """So that a server need not ask."""
+    """A server is notified of each frame and of the end: it need not poll."""
     client = Client(emulator)
     client.say()
     emulator.chat.drop()
@@ -508,7 +508,7 @@ def test_every_frame_and_the_end_are_notified(emulator: Emulator) -> None:
 
 
 def test_oldest_messages_are_forgotten(emulator: Emulator, time: SteppedTime) -> None:
-    """A room remembers 10,000, so that a long event does not fill the memory."""
+    """A room remembers 10,000 messages, so that a long event does not fill the memory."""
     arn = emulator.create_room({"maximumMessageRatePerSecond": 100})["arn"]
     client = Client(emulator, roomIdentifier=arn, sessionDurationInMinutes=180)
     identifiers = []

@@ -101,7 +101,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_token_is_echoed_as_the_protocol(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """Browsers take no other answer; the edge is beside the endpoint, on its port."""
+    """The edge echoes the token as the subprotocol, which browsers require, on the same port."""
     assert server.url.removeprefix("http://") == server.edge_url.removeprefix("ws://")
     token = token_of(server)
     async with http.ws_connect(server.edge_url, protocols=[token]) as websocket:
@@ -114,7 +114,7 @@ async def test_token_is_echoed_as_the_protocol(
 async def test_path_has_no_meaning(
     server: EmulatorServer, http: aiohttp.ClientSession, path: str
 ) -> None:
-    """The token alone says where a connection belongs."""
+    """The token alone says where a connection belongs, whatever the path."""
     async with http.ws_connect(server.edge_url + path, protocols=[token_of(server)]) as websocket:
         await websocket.send_json({"Action": "SEND_MESSAGE", "Content": "x"})
         assert "MESSAGE" == (await websocket.receive_json(timeout=10))["Type"]
@@ -134,7 +134,7 @@ async def useless_tokens(server: EmulatorServer, http: aiohttp.ClientSession) ->
 async def test_useless_token_is_refused_in_the_handshake(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """With 403, unless told otherwise; each is counted."""
+    """A useless token is refused with 403 by default, and counted."""
     for protocols in await useless_tokens(server, http):
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await http.ws_connect(server.edge_url, protocols=protocols)
@@ -146,7 +146,7 @@ async def test_useless_token_is_refused_in_the_handshake(
 async def test_useless_token_can_be_refused_by_a_close(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """The connection opens, and is closed at once with a code of its own."""
+    """If so set, a useless token's connection opens and is closed with its own code."""
     server.emulator.configure(refusal="close")
     for protocols in await useless_tokens(server, http):
         websocket = await http.ws_connect(server.edge_url, protocols=protocols)
@@ -158,7 +158,7 @@ async def test_useless_token_can_be_refused_by_a_close(
 async def test_useless_token_can_be_refused_by_an_error(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """The connection opens, an ERROR with 401 comes, then the close."""
+    """If so set, a useless token's connection gets an ERROR with 401, then a close."""
     server.emulator.configure(refusal="error")
     for protocols in await useless_tokens(server, http):
         client = Client(await http.ws_connect(server.edge_url, protocols=protocols))
@@ -170,7 +170,7 @@ async def test_useless_token_can_be_refused_by_an_error(
 async def test_handshake_that_is_none_spends_no_token(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """A version that there is not, say."""
+    """An invalid handshake, of an unknown version say, spends no token."""
     token = token_of(server)
     headers = {
         "Connection": "Upgrade",
@@ -203,7 +203,7 @@ async def raw_handshake(server: EmulatorServer, protocol: bytes) -> bytes:
 async def test_protocol_that_is_none_fails_the_handshake(
     server: EmulatorServer, refusal: str
 ) -> None:
-    """Whatever no header of the server's could hold is a malformed request, never logged."""
+    """A protocol that no header may hold is a malformed request, and never logged."""
     server.emulator.configure(refusal=refusal)
     for protocol in (b"\xff\xfe", b"a b", b'"quoted"', "ü".encode(), b"", b", x"):
         assert b"HTTP/1.1 400 Bad Request\r\n" == await raw_handshake(server, protocol)
@@ -212,7 +212,7 @@ async def test_protocol_that_is_none_fails_the_handshake(
 async def test_first_protocol_is_the_token(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """Whatever else a client offers."""
+    """The first protocol offered is the token, whatever else the client offers."""
     token = token_of(server)
     async with http.ws_connect(server.edge_url, protocols=[token, "chat"]) as websocket:
         assert token == websocket.protocol
@@ -221,7 +221,7 @@ async def test_first_protocol_is_the_token(
 async def test_refused_token_is_not_logged(
     server: EmulatorServer, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor is one that was good, at any level, however the refusal goes."""
+    """No refused token is logged at any level, valid or not, however it is refused."""
     caplog.set_level(logging.DEBUG)
     token = token_of(server)
     await (await http.ws_connect(server.edge_url, protocols=[token])).close()
@@ -234,7 +234,7 @@ async def test_refused_token_is_not_logged(
 
 
 async def test_two_users_chat(server: EmulatorServer, http: aiohttp.ClientSession) -> None:
-    """Each hears both, in one order, with the sender's attributes."""
+    """Two users both see both messages, in one order, with the sender's attributes."""
     alice = await connect(server, http, attributes={"displayName": "Alice"})
     bob = await connect(server, http, "bob")
     await alice.ask("SEND_MESSAGE", Content="hi", RequestId="r-1")
@@ -249,7 +249,7 @@ async def test_two_users_chat(server: EmulatorServer, http: aiohttp.ClientSessio
 
 
 async def test_message_is_deleted(server: EmulatorServer, http: aiohttp.ClientSession) -> None:
-    """By whoever may; the others are told."""
+    """A user with the capability deletes a message, and the others are told."""
     moderator = await connect(server, http, "mod")
     viewer = await connect(server, http, "bob", capabilities=[])
     await moderator.ask("SEND_MESSAGE", Content="x")
@@ -266,7 +266,7 @@ async def test_message_is_deleted(server: EmulatorServer, http: aiohttp.ClientSe
 
 
 async def test_user_is_disconnected(server: EmulatorServer, http: aiohttp.ClientSession) -> None:
-    """An orderly close, after the event; the moderator stays."""
+    """A disconnected user gets the event and an orderly close; the moderator stays."""
     moderator, bob = await connect(server, http, "mod"), await connect(server, http, "bob")
     await moderator.ask("DISCONNECT_USER", UserId="bob", Reason="rude")
     for client in (moderator, bob):
@@ -277,7 +277,7 @@ async def test_user_is_disconnected(server: EmulatorServer, http: aiohttp.Client
 
 
 async def test_connection_that_asks_too_much_is_told(http: aiohttp.ClientSession) -> None:
-    """Ten within a second are served, at the model's clock."""
+    """Ten requests within a second are served, by the model's clock, the next refused."""
     async with EmulatorServer(Emulator(monotonic=lambda: 0.0)) as server:
         client = await connect(server, http)
         for _ in range(11):
@@ -294,7 +294,7 @@ frames = st.text() | st.binary() | st.sampled_from(["{", "[]", "null", "[" * 5_0
 def test_malformed_frames_get_an_error_each(
     ivschat_emulator: ThreadedEmulatorServer, data: list[str | bytes]
 ) -> None:
-    """Never a 500, and the connection lives on."""
+    """Each malformed frame gets an ERROR, never a 500; the connection stays open."""
 
     async def converse() -> list[int]:
         async with aiohttp.ClientSession() as http:
@@ -315,7 +315,7 @@ def test_malformed_frames_get_an_error_each(
 async def test_text_that_is_no_utf8_closes_the_connection(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """As RFC 6455 wants it, and so does a frame that is far too large; the server serves on."""
+    """Text that is no UTF-8, or far too large, closes its connection only (RFC 6455)."""
     client = await connect(server, http)
     await client.websocket._writer.send_frame(b"\xff", WSMsgType.TEXT)
     assert 1007 == await client.end()
@@ -330,7 +330,7 @@ async def test_text_that_is_no_utf8_closes_the_connection(
 async def test_large_frame_gets_an_error(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """What is beyond the API's limits, but not absurd, is answered."""
+    """A frame beyond the API's limits, but not far beyond, gets an ERROR."""
     client = await connect(server, http)
     await client.ask("SEND_MESSAGE", Content="x" * 100_000, RequestId="r-3")
     error = await client.frame()
@@ -341,7 +341,7 @@ async def test_large_frame_gets_an_error(
 
 
 async def test_session_ends_by_itself(http: aiohttp.ClientSession) -> None:
-    """A 401 and a close, without anything being sent; not before its time."""
+    """An idle session ends with a 401 and a close, and not before its time."""
     async with EmulatorServer(Emulator(minute=0.2)) as server:
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -356,7 +356,7 @@ async def test_session_ends_by_itself(http: aiohttp.ClientSession) -> None:
 async def test_connections_are_dropped_at_once(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """A user's, then everybody's: no close frame; a new token connects again."""
+    """Dropped connections end without a close frame; a new token connects again."""
     alice, bob = await connect(server, http), await connect(server, http, "bob")
     async with http.post(f"{server.url}/_emulator/drop", json={"user": "bob"}) as response:
         assert {"dropped": 1} == await response.json()
@@ -372,7 +372,7 @@ async def test_connections_are_dropped_at_once(
 async def test_drop_that_names_nobody_is_refused(
     server: EmulatorServer, http: aiohttp.ClientSession, body: object
 ) -> None:
-    """Rather than everybody being dropped by a slip."""
+    """A drop that names nobody is refused, so that no slip drops everybody."""
     async with http.post(f"{server.url}/_emulator/drop", json=body) as response:
         assert 400 == response.status
 
@@ -380,14 +380,14 @@ async def test_drop_that_names_nobody_is_refused(
 async def test_reset_closes_connections(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """In order."""
+    """A reset closes connections in order."""
     client = await connect(server, http)
     await http.post(f"{server.url}/_emulator/reset")
     assert 1001 == await client.end()
 
 
 async def test_stopping_server_closes_its_connections_only(http: aiohttp.ClientSession) -> None:
-    """In order, at once; another server of the same emulator goes on."""
+    """A server that stops closes its connections; those of another server stay."""
     emulator = Emulator()
     async with EmulatorServer(emulator) as other:
         stays = await connect(other, http)
@@ -404,7 +404,7 @@ async def test_stopping_server_closes_its_connections_only(http: aiohttp.ClientS
 async def test_client_that_vanishes_is_forgotten(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """No close frame, just the end of the socket."""
+    """A client whose socket ends without a close frame is forgotten."""
     client = await connect(server, http)
     transport = client.websocket.get_extra_info("socket")
     transport.shutdown(socket.SHUT_RDWR)
@@ -437,7 +437,7 @@ EVENT = {"roomIdentifier": ROOM, "eventName": "x", "attributes": {"filler": "x" 
 
 
 async def test_slow_consumer_blocks_nobody_and_is_dropped(http: aiohttp.ClientSession) -> None:
-    """The others get every event, soon; the one that does not read is cut off."""
+    """A client that does not read is cut off; the others get every event soon."""
     async with EmulatorServer(ticking()) as server:
         quick = await connect(server, http)
         deaf = Deaf(server, token_of(server, "deaf"))
@@ -458,7 +458,7 @@ async def test_slow_consumer_blocks_nobody_and_is_dropped(http: aiohttp.ClientSe
 async def test_slow_consumer_is_disconnected_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whoever takes neither the frames nor the close is reset after a while."""
+    """A client that reads neither the frames nor the close is reset after a while."""
     monkeypatch.setattr("aioivschat.emulator._edge._CLOSE_TIMEOUT_SECONDS", 0.1)
     async with EmulatorServer(ticking()) as server:
         emulator, before = server.emulator, len(asyncio.all_tasks())
@@ -482,7 +482,7 @@ async def test_slow_consumer_is_disconnected_all_the_same(
 
 
 async def test_client_of_the_control_plane_reaches_the_room(http: aiohttp.ClientSession) -> None:
-    """botocore's own calls, signed and checked, act on the edge."""
+    """botocore's own calls, signed and checked, act on the edge's connections."""
     async with EmulatorServer(verify_signatures=True) as server:
         session: Any = get_session()
         options: dict[str, Any] = {
@@ -523,7 +523,7 @@ async def test_client_of_the_control_plane_reaches_the_room(http: aiohttp.Client
 async def test_counts_are_on_the_admin_surface(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """Connections, refusals, messages and events, beside those of the control plane."""
+    """The admin surface counts connections, refusals, messages and events of the edge."""
     client = await connect(server, http)
     await client.ask("SEND_MESSAGE", Content="x")
     await client.frame()
@@ -542,7 +542,7 @@ async def test_counts_are_on_the_admin_surface(
 async def test_model_is_used_from_other_threads(
     ivschat_emulator: ThreadedEmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """Events, messages and drops cross into the server's thread; none is lost on the way."""
+    """Events, messages and drops reach the server from other threads; none is lost."""
     server = ivschat_emulator
     client = await connect(server, http)
     for n in range(50):
@@ -555,13 +555,13 @@ async def test_model_is_used_from_other_threads(
 async def test_fixture_starts_each_test_without_connections(
     ivschat_emulator: ThreadedEmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """What the test before left open is gone, in the counts too."""
+    """Each test starts without the connections and counts of the one before."""
     assert ivschat_emulator.edge_url.startswith("ws://127.0.0.1:")
     counts = ivschat_emulator.emulator.counts()
     assert (0, 0) == (counts.chat_open, counts.chat_opened)
 
 
 def test_server_that_does_not_run_has_no_edge() -> None:
-    """As it has no endpoint."""
+    """A server that does not run has no edge's URL, as it has no endpoint's."""
     with pytest.raises(RuntimeError, match="not running"):
         _ = EmulatorServer().edge_url

@@ -52,7 +52,7 @@ def test_fault_leaves_the_request_unanswered(
 
 
 def test_faults_spoil_a_success(emulator: Emulator) -> None:
-    """Each of them is a 200 with something wrong in it, and each took a token from the quota."""
+    """A spoiling fault is a 200 with something wrong in it that took a token from the quota."""
     kinds = ["truncate", "empty_object", "missing_token", "missing_expiry"]
     kinds += ["naive_expiry", "past_expiry", "garbage"]
     emulator.fail_next(*[Fault(FaultKind(kind)) for kind in kinds])
@@ -81,7 +81,7 @@ def test_spoiling_fault_waits_for_a_success(emulator: Emulator) -> None:
 
 
 def test_fault_echoes_the_user(emulator: Emulator) -> None:
-    """The error repeats what a careful service would not."""
+    """The fault's error repeats the user id, which a careful service would not."""
     emulator.fail_next(Fault(FaultKind.ECHO_USER))
     text = answer(emulator, token_request(attributes={"name": "canary"})).body.decode()
     assert "alice" in text
@@ -89,7 +89,7 @@ def test_fault_echoes_the_user(emulator: Emulator) -> None:
 
 
 def test_faults_come_in_order_as_often_as_asked(emulator: Emulator) -> None:
-    """Twice the one, then the other until it is cleared."""
+    """A fault queued twice comes twice; the next one lasts until it is cleared."""
     emulator.fail_next(Fault(FaultKind.ERROR_500, times=2), Fault(FaultKind.ERROR_503, times=None))
     assert [500, 500, 503, 503, 503] == statuses(emulator, 5)
     emulator.clear_faults()
@@ -97,7 +97,7 @@ def test_faults_come_in_order_as_often_as_asked(emulator: Emulator) -> None:
 
 
 def test_fault_is_for_tokens_only(emulator: Emulator) -> None:
-    """Room operations do not meet it."""
+    """Room operations meet no fault."""
     emulator.fail_next(Fault(FaultKind.ERROR_500))
     assert 200 == answer(emulator, Request("CreateRoom", b"{}")).status
     assert [500] == statuses(emulator, 1)
@@ -112,7 +112,7 @@ def test_fault_is_for_tokens_only(emulator: Emulator) -> None:
     ],
 )
 def test_fault_is_read(text: str, fault: Fault) -> None:
-    """The command line's form of a fault."""
+    """A fault is parsed from the form of the command line."""
     assert fault == Fault.parse(text)
 
 
@@ -131,6 +131,6 @@ def test_fault_is_read(text: str, fault: Fault) -> None:
     ],
 )
 def test_malformed_fault_is_refused(value: object) -> None:
-    """Whatever is no fault raises `ValueError`."""
+    """A malformed fault raises `ValueError`."""
     with pytest.raises(ValueError, match=r".+"):
         Fault.from_json(value)

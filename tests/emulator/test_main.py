@@ -25,7 +25,7 @@ def run(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_process_says_where_it_is_and_ends_quietly(number: signal.Signals) -> None:
-    """One line of JSON, the options in force, and exit status 0 on a signal."""
+    """The process prints one line of JSON, uses its options, and exits with 0 on a signal."""
     options = ["--quota", "sliding:5", "--no-any-room", "--fault", "error_503:2", "--minute", "1"]
     options += ["--refusal", "close"]
     with run(*options) as process:
@@ -60,7 +60,7 @@ async def test_process_says_where_it_is_and_ends_quietly(number: signal.Signals)
     ],
 )
 def test_process_refuses_bad_arguments(arguments: list[str]) -> None:
-    """Exit status 2 and one line that says what is wrong, no traceback."""
+    """Bad arguments give exit status 2 and one line that says what is wrong, no traceback."""
     with run(*arguments) as process:
         printed, complaints = process.communicate(timeout=10)
     assert (2, "") == (process.returncode, printed)

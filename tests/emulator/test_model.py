@@ -10,14 +10,14 @@ from support.emulators import SteppedTime, answer, members, statuses, token_requ
 
 
 def test_delay_is_latency_jitter_and_that_of_the_fault() -> None:
-    """The three add up, the jitter by its share."""
+    """The delay is latency, a random share of the jitter and the fault's latency."""
     emulator = Emulator(latency=1.0, jitter=0.5, uniform=lambda: 0.5)
     emulator.fail_next(Fault(FaultKind.SLOW, latency=10.0))
     assert [11.25, 1.25] == [answer(emulator).delay for _ in range(2)]
 
 
 def test_clock_skew_moves_date_and_expiry_alike(emulator: Emulator) -> None:
-    """A service an hour ahead says so in its Date, and in what it says of tokens."""
+    """A service an hour ahead is so in its Date and in its tokens' times."""
     emulator.configure(clock_skew=3600.0)
     reply = answer(emulator)
     assert "Fri, 15 Jan 2027 09:00:00 GMT" == reply.headers["Date"]
@@ -26,7 +26,7 @@ def test_clock_skew_moves_date_and_expiry_alike(emulator: Emulator) -> None:
 
 
 def test_every_request_is_counted_once(emulator: Emulator, time: SteppedTime) -> None:
-    """Each ends up in one of the counts, with its arrival and status."""
+    """Each request is in one of the counts, with its arrival and status."""
     emulator.configure(quota="fixed:1")
     kinds = [FaultKind.ERROR_500, FaultKind.RESET, FaultKind.ACCESS_DENIED]
     emulator.fail_next(*map(Fault, kinds))
@@ -47,7 +47,7 @@ def test_every_request_is_counted_once(emulator: Emulator, time: SteppedTime) ->
 
 
 def test_users_are_counted_only_if_asked(emulator: Emulator) -> None:
-    """The tally per user is there for tests that need it."""
+    """Tokens are counted by user only if asked for."""
     emulator.respond(token_request())
     assert {} == emulator.minted_by_user
     emulator.configure(track_users=True)
@@ -57,14 +57,14 @@ def test_users_are_counted_only_if_asked(emulator: Emulator) -> None:
 
 
 def test_flights_are_counted_with_their_peak(emulator: Emulator) -> None:
-    """Two at once make a peak of two, which stays."""
+    """Two requests at once make a peak of two, which stays."""
     with emulator.flights, emulator.flights:
         assert 2 == emulator.counts().in_flight
     assert (0, 2) == (emulator.counts().in_flight, emulator.counts().peak_in_flight)
 
 
 def test_reset_restores_the_initial_state(time: SteppedTime) -> None:
-    """Settings, rooms, tokens, faults, quota and counts are those of the start."""
+    """A reset restores settings, rooms, tokens, faults, quota and counts."""
     emulator = Emulator(clock=time.wall, monotonic=time.monotonic, quota="fixed:1", any_room=False)
     fresh = emulator.counts()
     arn = emulator.create_room()["arn"]
@@ -83,7 +83,7 @@ def test_reset_restores_the_initial_state(time: SteppedTime) -> None:
 
 
 def test_public_names_are_sorted_and_there() -> None:
-    """``__all__`` is explicit, sorted, and every name of it can be had."""
+    """``__all__`` is sorted, and each of its names can be imported."""
     assert sorted(package.__all__) == package.__all__
     assert all(getattr(package, name) for name in package.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
@@ -91,7 +91,7 @@ def test_public_names_are_sorted_and_there() -> None:
 
 
 def test_denied_request_meets_no_fault(emulator: Emulator) -> None:
-    """Who is not let in uses up neither faults nor quota."""
+    """A request that is denied access uses up neither faults nor quota."""
     emulator.fail_next(Fault(FaultKind.ERROR_500))
     denial = ServiceError(403, "InvalidSignatureException", "no")
     refusal = answer(emulator, Request("CreateChatToken", b"{}", denial=denial))

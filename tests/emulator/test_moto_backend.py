@@ -29,7 +29,7 @@ def server() -> Iterator[MotoServer]:
 
 
 async def test_moto_serves_every_operation(server: MotoServer) -> None:
-    """Rooms and tokens, in the region of the client's signature."""
+    """moto serves rooms and tokens in the region of the client's signature."""
     async with client_of(server.url, region="eu-west-1") as client:
         room = await client.create_room(name="lobby")
         assert room["arn"].startswith("arn:aws:ivschat:eu-west-1:123456789012:room/")
@@ -44,7 +44,7 @@ async def test_moto_serves_every_operation(server: MotoServer) -> None:
 
 
 async def test_moto_reaches_chat_connections(server: MotoServer) -> None:
-    """Its control plane acts on whoever is connected to the model."""
+    """moto's chat operations act on whoever is connected to the model."""
     chat = server.emulator.chat
     async with client_of(server.url) as client:
         token = (await client.create_chat_token(roomIdentifier=ROOM, userId="alice"))["token"]
@@ -70,7 +70,7 @@ async def test_moto_serves_other_services_beside(server: MotoServer) -> None:
 
 
 async def test_moto_checks_signatures(server: MotoServer) -> None:
-    """A wrong secret is refused."""
+    """moto refuses a request signed with a wrong secret."""
     async with client_of(server.url, secret="wrong") as client:
         with pytest.raises(botocore.exceptions.ClientError, match="InvalidSignatureException"):
             await client.create_chat_token(roomIdentifier=ROOM, userId="alice")
@@ -101,7 +101,7 @@ async def outcome(url: str, **members: Any) -> object:
 
 @pytest.mark.parametrize("kind", list(FaultKind))
 async def test_moto_answers_faults_as_the_server_does(server: MotoServer, kind: FaultKind) -> None:
-    """Whatever the fault, a client sees the same of it."""
+    """A client sees the same of each fault from moto as from the emulator's server."""
     async with EmulatorServer(verify_signatures=True) as own:
         for emulator in (own.emulator, server.emulator):
             emulator.fail_next(Fault(kind, retry_after="3"))
@@ -122,7 +122,7 @@ async def test_moto_answers_faults_as_the_server_does(server: MotoServer, kind: 
 async def test_moto_follows_settings_as_the_server_does(
     server: MotoServer, settings: dict[str, Any]
 ) -> None:
-    """Throttles, unknown rooms and the Date header are those of the model."""
+    """Throttles, unknown rooms and the Date header of moto are the model's."""
     async with EmulatorServer(verify_signatures=True) as own:
         for emulator in (own.emulator, server.emulator):
             emulator.configure(**settings)
@@ -137,7 +137,7 @@ async def test_moto_follows_settings_as_the_server_does(
 
 
 async def test_black_hole_in_moto_holds_up_nobody_else(server: MotoServer) -> None:
-    """Another request is answered while one never is."""
+    """moto answers other requests while one is never answered."""
     server.emulator.fail_next(Fault(FaultKind.BLACK_HOLE))
     first = asyncio.create_task(outcome(server.url))
     for _ in range(500):
@@ -151,7 +151,7 @@ async def test_black_hole_in_moto_holds_up_nobody_else(server: MotoServer) -> No
 
 
 async def test_installing_twice_keeps_one_backend() -> None:
-    """The emulator in place stays, unless another is given; moto's own server serves it."""
+    """Installing again keeps the emulator unless another is given; moto's server serves it."""
     emulator = Emulator(any_room=False)
     assert emulator is install(emulator)
     assert emulator is install()
@@ -178,7 +178,7 @@ def test_decorator_of_moto_works_for_clients_that_are_not_async() -> None:
 
 
 def test_server_that_does_not_run_has_no_url() -> None:
-    """Before and after the context there is nothing to connect to."""
+    """Before and after its context a server has no URL."""
     server = MotoServer()
     with pytest.raises(RuntimeError, match="not running"):
         _ = server.url
@@ -190,12 +190,12 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_emulator_does_not_import_moto() -> None:
-    """moto is an extra: the package and its server do without."""
+    """The emulator's package and server do not import moto, which is an extra."""
     code = "import sys, aioivschat.emulator.server; sys.exit('moto' in sys.modules)"
     assert 0 == python(code).returncode
 
 
 def test_missing_moto_names_the_extra() -> None:
-    """The error says what to install."""
+    """The error without moto says what to install."""
     code = "import sys; sys.modules['moto'] = None; import aioivschat.emulator.moto_backend"
     assert "aioivschat[moto]" in python(code).stderr.splitlines()[-1]

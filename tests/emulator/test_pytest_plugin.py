@@ -53,7 +53,7 @@ def test_unmodified_code_reaches_the_emulator(
 
 
 def test_each_test_gets_the_emulator_as_new(suite: pytest.Pytester) -> None:
-    """One server for the session; settings, rooms, counts and connections start over."""
+    """One server serves all tests; settings, rooms, counts and connections start over."""
     result = run(
         suite,
         """
@@ -82,7 +82,7 @@ def test_each_test_gets_the_emulator_as_new(suite: pytest.Pytester) -> None:
 
 
 def test_fixtures_work_beside_an_event_loop(suite: pytest.Pytester) -> None:
-    """They are not async themselves, so that any runner will do."""
+    """The fixtures are not async, so that any async test runner will do."""
     result = run(
         suite,
         """
@@ -102,7 +102,7 @@ def test_fixtures_work_beside_an_event_loop(suite: pytest.Pytester) -> None:
 
 
 def test_moto_fixture_serves_the_model(suite: pytest.Pytester) -> None:
-    """Its URL is moto's, its emulator the model behind it."""
+    """The moto fixture has moto's URL, and as emulator the model behind it."""
     result = run(
         suite,
         """
@@ -122,7 +122,7 @@ def test_moto_fixture_serves_the_model(suite: pytest.Pytester) -> None:
 
 
 def test_moto_fixture_without_moto_names_the_extra(suite: pytest.Pytester) -> None:
-    """A test that asks for it fails with what to install; it is not skipped."""
+    """Without moto its fixture fails a test, naming what to install, and skips none."""
     result = run(
         suite,
         """
@@ -138,7 +138,7 @@ def test_moto_fixture_without_moto_names_the_extra(suite: pytest.Pytester) -> No
 
 
 def test_fixtures_are_documented(suite: pytest.Pytester) -> None:
-    """``pytest --fixtures`` shows each with what it is."""
+    """``pytest --fixtures`` shows a description of each fixture."""
     result = suite.runpytest_subprocess("-p", PLUGIN, "--fixtures")
     names = ("ivschat_emulator", "ivschat_env", "ivschat_moto", "ivschat_room")
     for name in names:
@@ -147,7 +147,7 @@ def test_fixtures_are_documented(suite: pytest.Pytester) -> None:
 
 
 def test_plugin_imports_light() -> None:
-    """Every user's run loads it: beyond the library itself it brings in nothing heavy."""
+    """The plugin, which each pytest run loads, imports nothing heavy but the library."""
     code = f"""
 import sys, pytest, aioivschat
 before = set(sys.modules)

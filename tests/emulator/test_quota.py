@@ -15,7 +15,7 @@ OTHER_ACCOUNT = "arn:aws:ivschat:us-east-1:210987654321:room/AbCdEf123456"
 
 
 def test_throttled_answer_is_as_modelled() -> None:
-    """429, the code in the header, and the members of the service model."""
+    """A throttle is a 429 with its code in the header and the service model's members."""
     emulator = Emulator(quota="fixed:1", monotonic=lambda: 0.0)
     assert [200, 429] == statuses(emulator, 2)
     refusal = answer(emulator)
@@ -29,7 +29,7 @@ def test_throttled_answer_is_as_modelled() -> None:
 
 
 def test_each_account_and_region_has_its_own_quota(emulator: Emulator) -> None:
-    """The quota counts by what is in the room's ARN."""
+    """The quota counts by the account and region of the room's ARN."""
     emulator.configure(quota="fixed:1")
     requests = [
         token_request(roomIdentifier=ROOM),
@@ -41,7 +41,7 @@ def test_each_account_and_region_has_its_own_quota(emulator: Emulator) -> None:
 
 
 def test_invalid_request_takes_nothing_from_the_quota(emulator: Emulator) -> None:
-    """Only requests that name a room count."""
+    """Only requests that name a room count towards the quota."""
     emulator.configure(quota="fixed:1")
     assert 400 == answer(emulator, token_request(userId="")).status
     assert [200, 429] == statuses(emulator, 2)
@@ -71,7 +71,7 @@ def test_fixed_window_starts_with_the_first_request(emulator: Emulator, time: St
 
 
 def test_unlimited_refuses_nobody(emulator: Emulator) -> None:
-    """A thousand requests at one instant are all served."""
+    """Without a limit a thousand requests at one instant are all served."""
     emulator.configure(quota="unlimited")
     assert {200} == set(statuses(emulator, 1000))
 
@@ -92,7 +92,7 @@ def admitted(shape: QuotaShape, pauses: Iterable[float]) -> list[float]:
 
 @given(limit=st.integers(1, 5), pauses=gaps)
 def test_no_sliding_second_is_above_the_limit(limit: int, pauses: list[float]) -> None:
-    """From each admission on, a second holds at most as many as the limit."""
+    """No second that begins with an admission holds more than the limit."""
     times = admitted(QuotaShape("sliding", limit), pauses)
     for start in times:
         assert limit >= sum(start <= time < start + 1 for time in times)
@@ -100,7 +100,7 @@ def test_no_sliding_second_is_above_the_limit(limit: int, pauses: list[float]) -
 
 @given(limit=st.integers(1, 5), pauses=gaps)
 def test_no_fixed_window_is_above_the_limit(limit: int, pauses: list[float]) -> None:
-    """The windows lie on a grid from the first admission on."""
+    """No window of the grid from the first admission on holds more than the limit."""
     times = admitted(QuotaShape("fixed", limit), pauses)
     windows = [int(time - times[0]) for time in times]
     assert all(limit >= windows.count(window) for window in windows)
@@ -123,7 +123,7 @@ def test_bucket_never_gives_more_than_it_held_and_gained(
     kind=st.sampled_from(["fixed:{}", "sliding:{}", "bucket:{0}:{0}"]),
 )
 def test_throttled_request_takes_nothing(kind: str, limit: int, pauses: list[float]) -> None:
-    """Hammering a meter between requests changes nothing about which of them are served."""
+    """More requests that are throttled change nothing about which of the others are served."""
     shape = QuotaShape.parse(kind.format(limit))
     calm, hammered, now = shape.meter(), shape.meter(), 0.0
     for pause in pauses:
@@ -145,7 +145,7 @@ def test_throttled_request_takes_nothing(kind: str, limit: int, pauses: list[flo
     ],
 )
 def test_quota_is_read_and_printed(text: str, shape: QuotaShape) -> None:
-    """A shape survives being printed and read."""
+    """A printed quota is parsed as the same quota."""
     parsed = QuotaShape.parse(text)
     assert (shape.kind, shape.rate) == (parsed.kind, parsed.rate)
     assert text == str(shape) == str(parsed)
@@ -153,7 +153,7 @@ def test_quota_is_read_and_printed(text: str, shape: QuotaShape) -> None:
 
 
 def test_bucket_holds_a_second_by_default() -> None:
-    """A size left out is the rate; nothing said at all is the published quota."""
+    """A bucket without a size holds its rate; the default is the published quota."""
     assert QuotaShape("bucket", 50, 50) == QuotaShape.parse("bucket:50")
     assert QuotaShape("bucket", 200, 200) == QuotaShape()
 
@@ -167,6 +167,6 @@ def test_bucket_holds_a_second_by_default() -> None:
     ],
 )
 def test_malformed_quota_is_refused(text: str) -> None:
-    """What is no shape raises, and says so."""
+    """A malformed quota raises an error that says so."""
     with pytest.raises(ValueError, match=r"quota|rate|bucket|not"):
         QuotaShape.parse(text)

@@ -22,7 +22,7 @@ def test_room_is_created_found_and_deleted(emulator: Emulator) -> None:
 
 
 def test_rooms_are_listed_by_pages_that_survive_deletion(emulator: Emulator) -> None:
-    """Following the tokens gives each room once, although one seen before is deleted between."""
+    """Pages list each room once, although one already listed is deleted between."""
     arns = [emulator.create_room({"name": f"room-{n}"})["arn"] for n in range(7)]
     first = emulator.list_rooms({"maxResults": 3})
     emulator.delete_room({"identifier": arns[2]})
@@ -45,7 +45,7 @@ def test_rooms_are_listed_by_account_region_and_name(emulator: Emulator) -> None
 
 @pytest.mark.parametrize("any_room", [True, False])
 def test_room_that_was_deleted_has_no_tokens(any_room: bool) -> None:
-    """Whether or not every room exists, a deleted one does not."""
+    """A deleted room gives no tokens, whether or not all rooms are taken to exist."""
     emulator = Emulator(any_room=any_room)
     arn = emulator.create_room()["arn"]
     assert 200 == answer(emulator, token_request(roomIdentifier=arn)).status
@@ -54,7 +54,7 @@ def test_room_that_was_deleted_has_no_tokens(any_room: bool) -> None:
 
 
 def test_unknown_room_is_not_found_if_rooms_must_exist() -> None:
-    """The error is as modelled."""
+    """If rooms must exist, an unknown one gives the error of the service model."""
     refusal = answer(Emulator(any_room=False))
     error = members(refusal)
     assert (404, "ResourceNotFoundException") == (

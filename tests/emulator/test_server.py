@@ -21,7 +21,7 @@ from support.emulators import ROOM, TOKEN_REQUEST, client_of
 
 
 async def test_client_does_every_operation(server: EmulatorServer) -> None:
-    """Rooms and tokens, in the region of the client's signature."""
+    """A client does all operations in the region of its signature."""
     async with client_of(server.url, region="eu-west-1") as client:
         room = await client.create_room(name="lobby", tags={"event": "final"})
         assert room["arn"].startswith("arn:aws:ivschat:eu-west-1:123456789012:room/")
@@ -58,7 +58,7 @@ async def test_client_pages_through_rooms(client: Any) -> None:
 
 
 async def test_client_parses_modelled_errors(server: EmulatorServer, client: Any) -> None:
-    """Errors come as the client's own exception classes, with their members."""
+    """Errors are the client's own exception classes, with their members."""
     errors = client.exceptions
     with pytest.raises(errors.ResourceNotFoundException) as not_found:
         await client.get_room(identifier=ROOM)
@@ -89,7 +89,7 @@ async def test_client_parses_modelled_errors(server: EmulatorServer, client: Any
 async def test_client_parses_fault(
     server: EmulatorServer, client: Any, kind: str, name: str
 ) -> None:
-    """A modelled fault is an exception class too."""
+    """A modelled fault is one of the client's own exception classes."""
     server.emulator.fail_next(Fault(FaultKind(kind)))
     with pytest.raises(getattr(client.exceptions, name)):
         await client.create_chat_token(**TOKEN_REQUEST)
@@ -97,13 +97,13 @@ async def test_client_parses_fault(
 
 @pytest.mark.parametrize("path", ["/UpdateRoom", "/", "/CreateChatToken/"])
 async def test_unknown_path_is_refused(http: aiohttp.ClientSession, path: str) -> None:
-    """Whatever is not an operation is a modelled validation error."""
+    """A path that is no operation gives a modelled validation error."""
     async with http.post(path, json=TOKEN_REQUEST) as response:
         assert (400, "UNKNOWN_OPERATION") == (response.status, (await response.json())["reason"])
 
 
 async def test_only_post_is_an_operation(http: aiohttp.ClientSession) -> None:
-    """A GET of an operation's path does nothing."""
+    """A GET of an operation's path performs nothing."""
     async with http.get("/CreateRoom") as response:
         assert 400 == response.status
 
@@ -114,7 +114,7 @@ async def test_only_post_is_an_operation(http: aiohttp.ClientSession) -> None:
 async def test_bare_throttles_have_no_json(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """HTML, or nothing, and the Retry-After as it was given."""
+    """A bare throttle is HTML, or nothing, with the Retry-After that was set."""
     server.emulator.fail_next(
         Fault(FaultKind.THROTTLE_HTML, retry_after="2"),
         Fault(FaultKind.THROTTLE_EMPTY, retry_after="soon"),
@@ -137,7 +137,7 @@ async def test_bare_throttles_have_no_json(
 async def test_truncated_answer_has_the_length_of_what_is_sent(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """It is a whole HTTP response, of half a JSON text."""
+    """A truncated answer is a whole HTTP response with half of a JSON text."""
     server.emulator.fail_next(Fault(FaultKind.TRUNCATE))
     async with http.post("/CreateChatToken", json=TOKEN_REQUEST) as response:
         body = await response.read()
@@ -149,7 +149,7 @@ async def test_truncated_answer_has_the_length_of_what_is_sent(
 async def test_reset_connection_gives_no_answer(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """The client sees a reset, and the next request is served."""
+    """After a reset the client has no answer, and its next request is served."""
     server.emulator.fail_next(Fault(FaultKind.RESET))
     with pytest.raises(aiohttp.ClientOSError) as reset:
         await http.post("/CreateChatToken", json=TOKEN_REQUEST)
@@ -162,7 +162,7 @@ async def test_reset_connection_gives_no_answer(
 async def test_idle_connections_can_be_reset(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """A pooled connection is gone, and the server still serves."""
+    """A reset of idle connections ends a pooled one; the server serves the next."""
     async with http.post("/CreateChatToken", json=TOKEN_REQUEST) as response:
         await response.read()
     server.reset_connections()
@@ -175,7 +175,7 @@ async def test_idle_connections_can_be_reset(
 async def test_black_hole_lasts_until_the_client_leaves(
     server: EmulatorServer, client: Any
 ) -> None:
-    """No answer comes, and what waits for it on the server ends with the client's patience."""
+    """A black hole does not answer, and ends on the server when the client leaves."""
     server.emulator.fail_next(Fault(FaultKind.BLACK_HOLE))
     with pytest.raises(botocore.exceptions.ReadTimeoutError):
         await client.create_chat_token(**TOKEN_REQUEST)
@@ -184,7 +184,7 @@ async def test_black_hole_lasts_until_the_client_leaves(
 
 
 async def test_server_stops_at_once_with_a_black_hole_open() -> None:
-    """Leaving the context ends requests that nobody would ever answer."""
+    """A server stops at once although a request is never answered."""
     async with EmulatorServer() as server, aiohttp.ClientSession(server.url) as http:
         server.emulator.fail_next(Fault(FaultKind.BLACK_HOLE))
         hanging = asyncio.create_task(http.post("/CreateChatToken", json=TOKEN_REQUEST))
@@ -218,7 +218,7 @@ async def test_latency_is_waited_for_by_each_on_its_own(
 async def test_date_header_is_the_models(
     server: EmulatorServer, http: aiohttp.ClientSession
 ) -> None:
-    """Skewed, garbled or absent: the framework adds none of its own."""
+    """The Date header is the model's, skewed, garbled or absent; no framework adds one."""
 
     async def dates() -> list[str]:
         async with http.post("/CreateChatToken", json=TOKEN_REQUEST) as response:
@@ -239,7 +239,7 @@ async def test_date_header_is_the_models(
 
 
 def test_threaded_server_serves_code_that_is_not_async() -> None:
-    """A plain botocore client, no event loop around it."""
+    """A threaded server serves a plain botocore client without an event loop."""
     with ThreadedEmulatorServer() as server:
         client: Any = botocore.session.Session().create_client(
             "ivschat",
@@ -256,7 +256,7 @@ def test_threaded_server_serves_code_that_is_not_async() -> None:
 
 
 def test_threaded_server_leaves_no_thread_and_no_port() -> None:
-    """After the context nothing of it runs, and there is no URL."""
+    """A threaded server that ended has no thread, no port and no URL."""
     before = threading.active_count()
     with ThreadedEmulatorServer() as server:
         port = int(server.url.rpartition(":")[2])
@@ -268,7 +268,7 @@ def test_threaded_server_leaves_no_thread_and_no_port() -> None:
 
 
 async def test_port_in_use_is_an_error_for_both_servers(server: EmulatorServer) -> None:
-    """The error comes out of the context manager, also across the thread."""
+    """A port in use is an error of the context manager, of the threaded server's too."""
     port = int(server.url.rpartition(":")[2])
     with pytest.raises(OSError, match="address"):
         await EmulatorServer(port=port).__aenter__()

@@ -26,7 +26,7 @@ from support.emulators import answer
     ],
 )
 def test_invalid_setting_changes_nothing(emulator: Emulator, setting: dict[str, Any]) -> None:
-    """It is refused, at construction as later."""
+    """An invalid setting is refused, at construction and later, and changes nothing."""
     before = emulator.settings
     with pytest.raises(ValueError, match=r".+"):
         emulator.configure(**{"minute": 1.0, **setting})
@@ -39,13 +39,13 @@ def test_invalid_setting_changes_nothing(emulator: Emulator, setting: dict[str, 
     ("setting", "sent"), [("absent", None), ("garbled", "yesterday, around noon")]
 )
 def test_date_header_can_be_wrong(emulator: Emulator, setting: str, sent: str | None) -> None:
-    """It can be left out, or be no date."""
+    """The Date header can be left out, or be no date."""
     emulator.configure(date_header=setting)
     assert sent == answer(emulator).headers.get("Date")
 
 
 @pytest.mark.parametrize("value", ["nonsense", None, True])
 def test_refusal_is_one_of_three(value: Any) -> None:
-    """A setting as any other."""
+    """A refusal that is none of the three raises ValueError."""
     with pytest.raises(ValueError, match="refusal"):
         Emulator(refusal=value)

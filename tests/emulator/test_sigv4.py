@@ -18,7 +18,7 @@ from support.emulators import ROOM, TOKEN_REQUEST, client_of
 
 @pytest.mark.parametrize("session_token", [None, "a/session+token=="])
 async def test_good_signature_is_accepted(session_token: str | None) -> None:
-    """With and without a session token."""
+    """A good signature is accepted with and without a session token."""
     async with (
         EmulatorServer(verify_signatures=True) as server,
         client_of(server.url, aws_session_token=session_token) as client,
@@ -28,7 +28,7 @@ async def test_good_signature_is_accepted(session_token: str | None) -> None:
 
 
 async def test_keys_can_be_chosen() -> None:
-    """Then the usual ones are unknown."""
+    """If keys are chosen, the usual ones are unknown."""
     async with (
         EmulatorServer(verify_signatures=True, access_keys={"mine": "own"}) as server,
         client_of(server.url) as client,
@@ -38,7 +38,7 @@ async def test_keys_can_be_chosen() -> None:
 
 
 async def test_wrong_secret_is_refused() -> None:
-    """The error is AWS's, and counted as refused."""
+    """A wrong secret gives AWS's error, and is counted as refused."""
     async with (
         EmulatorServer(verify_signatures=True) as server,
         client_of(server.url, secret="wrong") as client,
@@ -51,7 +51,7 @@ async def test_wrong_secret_is_refused() -> None:
 
 @pytest.mark.parametrize("skew", [-400.0, 400.0])
 async def test_signature_of_another_time_is_refused(skew: float) -> None:
-    """More than five minutes either way from the service's clock is too far."""
+    """A signature more than 5 minutes from the service's clock is refused."""
     emulator = Emulator(clock_skew=skew)
     async with (
         EmulatorServer(emulator, verify_signatures=True) as server,
@@ -76,7 +76,7 @@ def without(headers: Mapping[str, str], name: str) -> dict[str, str]:
 
 
 async def test_tampered_request_is_refused() -> None:
-    """A body, header or scope that is not what was signed."""
+    """A request whose body, header or scope is not what was signed is refused."""
     body = json.dumps(TOKEN_REQUEST).encode()
     other = body.replace(b"alice", b"mallory")
     async with (

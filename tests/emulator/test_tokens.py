@@ -9,14 +9,14 @@ from support.emulators import ROOM, SteppedTime, answer, members, token_request
 
 
 def test_token_lives_a_minute_and_session_as_long_as_asked(emulator: Emulator) -> None:
-    """Both times are counted from the creation, in ISO 8601 with milliseconds."""
+    """Both expiry times count from the creation, in ISO 8601 with milliseconds."""
     reply = members(answer(emulator, token_request(sessionDurationInMinutes=90)))
     assert "2027-01-15T08:01:00.000Z" == reply["tokenExpirationTime"]
     assert "2027-01-15T09:30:00.000Z" == reply["sessionExpirationTime"]
 
 
 def test_tokens_are_distinct_and_safe_in_headers(emulator: Emulator) -> None:
-    """300 characters that a URL and a WebSocket subprotocol may hold, no two alike."""
+    """Tokens are distinct, of 300 characters that URLs and WebSocket subprotocols may hold."""
     tokens = [members(answer(emulator))["token"] for _ in range(100)]
     assert 100 == len(set(tokens))
     assert {300} == {len(token) for token in tokens}
@@ -46,7 +46,7 @@ def test_token_is_redeemed_once(emulator: Emulator) -> None:
 def test_token_is_redeemed_within_its_minute(
     emulator: Emulator, time: SteppedTime, after: float, works: bool
 ) -> None:
-    """At the very end of its minute a token is of no more use."""
+    """A token cannot be redeemed at the very end of its minute."""
     token = members(answer(emulator))["token"]
     time.passed += after
     if works:
@@ -58,13 +58,13 @@ def test_token_is_redeemed_within_its_minute(
 
 
 def test_unknown_token_is_not_redeemed(emulator: Emulator) -> None:
-    """What was never minted has an error of its own."""
+    """Redeeming a token that was never minted has an error of its own."""
     with pytest.raises(TokenUnknown):
         emulator.redeem("forged")
 
 
 def test_grant_shows_no_user(emulator: Emulator) -> None:
-    """User id and attributes stay out of the repr."""
+    """The repr of a grant holds neither user id nor attributes."""
     token = members(answer(emulator, token_request(attributes={"name": "canary"})))["token"]
     shown = repr(emulator.redeem(token))
     assert "alice" not in shown
@@ -72,7 +72,7 @@ def test_grant_shows_no_user(emulator: Emulator) -> None:
 
 
 def test_requests_and_answers_show_no_body(emulator: Emulator) -> None:
-    """Neither a user id nor a token is in a repr."""
+    """The reprs of requests and answers hold neither a user id nor a token."""
     request = token_request(userId="canary")
     reply = answer(emulator, request)
     assert "canary" not in repr(request)

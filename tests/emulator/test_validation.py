@@ -63,12 +63,12 @@ def test_invalid_member_is_named(emulator: Emulator, member: str, value: Any) ->
     ],
 )
 def test_member_at_its_limit_is_accepted(emulator: Emulator, member: str, value: Any) -> None:
-    """What the constraints just allow gets a token."""
+    """Members at the limits of the service model get a token."""
     assert 200 == answer(emulator, token_request(**{member: value})).status
 
 
 def test_every_invalid_member_is_named_at_once(emulator: Emulator) -> None:
-    """One answer tells all that is wrong."""
+    """One answer names all invalid members."""
     refusal = answer(emulator, token_request(userId="", sessionDurationInMinutes=0))
     names = [field["name"] for field in members(refusal)["fieldList"]]
     assert ["userId", "sessionDurationInMinutes"] == names
@@ -83,11 +83,11 @@ def test_body_that_is_no_object_is_refused(emulator: Emulator, body: bytes) -> N
 
 @given(st.binary())
 def test_no_body_breaks_the_model(body: bytes) -> None:
-    """Whatever comes gets an answer, and none of it is a token."""
+    """Random bytes as a body always get an answer with 400."""
     assert 400 == answer(Emulator(), Request("CreateChatToken", body)).status
 
 
 def test_unknown_operation_is_refused(emulator: Emulator) -> None:
-    """An operation that is not emulated is a validation error with that reason."""
+    """An operation that is not emulated is a validation error that says so."""
     refusal = answer(emulator, Request("UpdateRoom", b"{}"))
     assert (400, "UNKNOWN_OPERATION") == (refusal.status, members(refusal)["reason"])

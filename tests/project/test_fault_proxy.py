@@ -105,7 +105,7 @@ async def _seconds(work: Any) -> float:
 
 
 async def test_without_toxics_nothing_is_changed() -> None:
-    """All bytes pass both ways, and so does the end."""
+    """Without toxics all bytes pass both ways, and so does the end of the stream."""
     async with connected() as (proxy, echo, client):
         await client.send()
         assert TEXT == await client.receive()
@@ -118,7 +118,7 @@ async def test_without_toxics_nothing_is_changed() -> None:
 
 @pytest.mark.parametrize("way", ["up", "down"])
 async def test_latency_delays_one_way(way: str) -> None:
-    """Set while the connection is open; the bytes stay the same."""
+    """Latency set on an open connection delays one way and leaves the bytes as they are."""
     async with connected() as (proxy, _, client):
         await client.send(b"a")
         await client.receive(1)
@@ -131,7 +131,7 @@ async def test_latency_delays_one_way(way: str) -> None:
 
 
 async def test_jitter_is_random_and_repeats_with_its_seed() -> None:
-    """The delay is the very one that the seed gives."""
+    """Jitter delays a piece by exactly what its seed gives."""
     seed = next(seed for seed in range(99) if random.Random(seed).random() > 0.95)
     async with connected(seed) as (proxy, _, client):
         proxy.up = Toxics(jitter=0.1)
@@ -140,7 +140,7 @@ async def test_jitter_is_random_and_repeats_with_its_seed() -> None:
 
 
 async def test_bandwidth_takes_its_time() -> None:
-    """Bytes divided by bytes a second."""
+    """A piece takes its bytes divided by the bandwidth."""
     async with connected() as (proxy, _, client):
         proxy.down = Toxics(bandwidth=len(TEXT) / 0.1)
         await client.send()
@@ -148,7 +148,7 @@ async def test_bandwidth_takes_its_time() -> None:
 
 
 async def test_slices_come_one_by_one() -> None:
-    """With pauses between them, and in order."""
+    """Slices arrive in order, with pauses between them."""
     async with connected() as (proxy, echo, client):
         proxy.up = Toxics(slice=1000, pause=0.01)
         await client.send()
@@ -165,7 +165,7 @@ async def test_slices_come_one_by_one() -> None:
 @pytest.mark.parametrize("limit", [0, 1, 777])
 @pytest.mark.parametrize("end", list(End))
 async def test_a_limit_cuts_the_way_back(end: End, limit: int) -> None:
-    """So many bytes come, and then the end of its kind."""
+    """The client gets as many bytes as the limit says, then the end that is set."""
     async with connected() as (proxy, echo, client):
         proxy.down = Toxics(limit=limit, end=end)
         await client.send()
@@ -200,7 +200,7 @@ async def test_a_limit_cuts_the_way_back(end: End, limit: int) -> None:
 
 @pytest.mark.parametrize("end", list(End))
 async def test_a_limit_cuts_the_way_there(end: End) -> None:
-    """The server sees so many bytes, and no more."""
+    """The server gets as many bytes as the limit says, and no more."""
     async with connected() as (proxy, echo, client):
         proxy.up = Toxics(limit=300, end=end)
         await client.send()
@@ -214,7 +214,7 @@ async def test_a_limit_cuts_the_way_there(end: End) -> None:
 
 
 async def test_a_limit_counts_from_when_it_was_set() -> None:
-    """What passed before does not count; a new one starts anew."""
+    """A limit ignores what passed before it; a new one counts from 0."""
     async with connected() as (proxy, _, client):
         for _ in range(3):
             proxy.down = Toxics(limit=6)
@@ -226,7 +226,7 @@ async def test_a_limit_counts_from_when_it_was_set() -> None:
     ("end", "seen"), [(End.RESET, ConnectionError), (End.CLOSE, None), (End.HALF_CLOSE, None)]
 )
 async def test_idle_connections_can_be_ended(end: End, seen: type[Exception] | None) -> None:
-    """Without a byte, both sides see it; half of it, the client only."""
+    """Ending an idle connection is seen on both sides; a half close by the client only."""
     async with connected() as (proxy, echo, client):
         await client.send(b"a")
         await client.receive(1)
@@ -243,7 +243,7 @@ async def test_idle_connections_can_be_ended(end: End, seen: type[Exception] | N
 
 
 async def test_where_nobody_listens_connections_are_reset() -> None:
-    """As the server's own host would do."""
+    """If the server does not listen, its client sees a reset."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         async with FaultProxy(f"//127.0.0.1:{nobody.getsockname()[1]}") as proxy:
@@ -255,7 +255,7 @@ async def test_where_nobody_listens_connections_are_reset() -> None:
 
 
 async def test_a_proxy_leaves_nothing_behind() -> None:
-    """Whatever was open when it ended: no task, no file."""
+    """A proxy that ends leaves no task and no file, whatever was open."""
     tasks, files = len(asyncio.all_tasks()), _open_files()
     async with connected() as (proxy, _, client):
         proxy.down = HOLE
@@ -357,7 +357,7 @@ async def test_a_slow_way_costs_time_and_nothing_else(
     ivschat_emulator: ThreadedEmulatorServer,
     toxics: Toxics,
 ) -> None:
-    """Every call gets its token by its first request."""
+    """On a slow network every call gets its token by its first request."""
     proxy.up = proxy.down = toxics
     service = through(pool=PoolPolicy(connect_timeout=ENOUGH, read_timeout=ENOUGH))
     tokens = _check_accounts(await _rush(service, ENOUGH), service, ivschat_emulator)
@@ -377,7 +377,7 @@ async def test_what_is_cut_off_is_asked_for_again(
     way: str,
     prepared: bool,
 ) -> None:
-    """When the way is clear again, every call has a whole token of its own."""
+    """Calls that were cut off each get a whole token once the network works."""
 
     def clear(event: Event) -> None:
         if isinstance(event, AttemptFailed):
@@ -401,7 +401,7 @@ async def test_what_is_cut_off_is_asked_for_again(
 async def test_what_stays_cut_off_is_an_error_in_time(
     proxy: FaultProxy, through: Through, ivschat_emulator: ThreadedEmulatorServer, toxics: Toxics
 ) -> None:
-    """No answer is taken for whole that is not, and nobody waits beyond the deadline."""
+    """While all is cut off, calls fail by their deadline; no partial answer is a token."""
     proxy.down = toxics
     service = through(
         retry=RetryPolicy(max_attempts=3, base_delay=0.001, max_delay=0.001),
@@ -425,7 +425,7 @@ async def test_what_stays_cut_off_is_an_error_in_time(
 async def test_a_throttle_in_slices_is_a_throttle(
     proxy: FaultProxy, through: Through, ivschat_emulator: ThreadedEmulatorServer, kind: FaultKind
 ) -> None:
-    """However few bytes of it come at once, with its ``Retry-After``."""
+    """A throttle that comes in slices is read whole, with its ``Retry-After``."""
     proxy.down = Toxics(slice=11, pause=0.0001)
     ivschat_emulator.emulator.fail_next(Fault(kind, times=CALLS, retry_after="0"))
     service = through(retry=STUBBORN)
@@ -444,7 +444,7 @@ async def test_a_pooled_connection_that_ended_costs_one_more_request_at_most(
     end: End,
     prepared: bool,
 ) -> None:
-    """Whether it ended while nobody looked, or ends under the request."""
+    """A pooled connection that ended, idle or in use, costs at most one more request."""
     service = through(retry=STUBBORN, pool=PoolPolicy(prepared=prepared))
     await service.issue(TokenRequest(ROOM, "first"))
     proxy.end(end)
@@ -469,7 +469,7 @@ async def test_a_black_hole_keeps_nobody_beyond_the_deadline(
     prepared: bool,
     way: str,
 ) -> None:
-    """One connection, four callers: the wait for the connection counts; its token is not lost."""
+    """Waiting for a stuck connection counts towards the deadline; its token is not lost."""
     policy = PoolPolicy(max_connections=1, read_timeout=60.0, prepared=prepared)
     service = through(pool=policy)
     await service.issue(TokenRequest(ROOM, "first"))  # to open a client takes a while

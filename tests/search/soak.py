@@ -1,12 +1,12 @@
-"""A soak: the real service under load and bad weather, for minutes; nothing lost, doubled or kept.
+"""A soak: minutes of load and faults on the real service; no token lost, doubled or leaked.
 
 ::
 
     cd tests && python -X dev -W error -m search.soak --seconds 600
 
-Books are kept in files and judged at the end, so that counting does not look like a leak. Every few
-seconds the load pauses and everything comes to its end; what is there then must not grow. A seed
-repeats the load and the weather; how they meet is real time's affair.
+Calls and tokens are logged to files and checked at the end, so that logging does not look like a
+leak. Every few seconds the load pauses until all calls have ended; what the process holds then must
+not grow. A seed repeats the load and the faults, but not how they coincide in real time.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ _GRACE = 0.1
 
 _TURNS = 5
 """Turns of the loop that ending takes: the timer, the cancellation, the flight, the caller. On a
-machine that is too busy each is as long as the loop is held up."""
+busy machine each takes as long as the loop is held up."""
 
 _TIMEOUTS = (None, None, 0.05, 0.5, 2.0, 2.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What is there when nothing is under way.
+    """What the process holds while no call runs.
 
     Args:
         calls: calls so far.
@@ -77,7 +77,7 @@ class Sample:
 
     @classmethod
     def take(cls, calls: int) -> Sample:
-        """Look at this process."""
+        """Measure this process."""
         gc.collect()
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return cls(
@@ -166,7 +166,7 @@ class Account:
 def judge(
     started: int, calls: Iterable[Called], delivered: dict[str, str], account: Account
 ) -> list[str]:
-    """Tell what is wrong with the books.
+    """Return what is wrong with the logged calls and tokens.
 
     Args:
         started: how many calls there were.
@@ -198,7 +198,7 @@ def judge(
     if ended != started:
         found.append(f"lost: {started - ended} calls never ended")
     stats, failed = account.stats, account.failed
-    # Every token that came was handed out, is or was in the stock, or was invalidated on its way.
+    # Every minted token was handed out, is or was in the stock, or was invalidated in flight.
     from_flights = len(owners) - stats["stock"]
     wasted = stats["minted"] - from_flights - stats["stocked"]
     if not 0 <= wasted <= account.fenced:
@@ -208,7 +208,7 @@ def judge(
         found.append(f"{left} tokens left the stock without a trace")
     if stats["requests"] != stats["minted"] + stats["throttled"] + stats["failed"]:
         found.append("requests without an outcome")
-    # A token that was made and did not come is one of a request that failed for it.
+    # A token that was made and not received belongs to a request whose connection failed.
     missing = account.minted - stats["minted"] - failed["MalformedResponse"]
     if not 0 <= missing <= failed["ConnectionFailed"]:
         found.append(f"{missing} tokens missing, {failed['ConnectionFailed']} connections failed")
@@ -225,11 +225,11 @@ _DOCUMENTED = {"token", "done", "cancelled", *_names(ChatTokenError)}
 
 
 class Soak:
-    """The load.
+    """Sends the load, and logs how its calls ended.
 
     Args:
         options: as :func:`parser` gives them.
-        book: where to write down how calls ended.
+        book: the log of calls.
     """
 
     def __init__(self, options: argparse.Namespace, book: TextIO) -> None:
@@ -249,7 +249,7 @@ class Soak:
         self._tick = 0.0
 
     async def run(self, url: str, command: Any) -> dict[str, int]:
-        """Run for as long as it is to be.
+        """Run the load for as long as the options say.
 
         Args:
             url: where requests go.
@@ -259,7 +259,7 @@ class Soak:
             The service's last stats.
         """
         options, loop = self.options, asyncio.get_running_loop()
-        loop.slow_callback_duration = 5.0  # of a busy machine there is nothing to tell
+        loop.slow_callback_duration = 5.0  # a busy machine is no fault
         loop.set_exception_handler(lambda _, context: self.untold.append(context["message"]))
         sys.unraisablehook = lambda told: self.untold.append(repr(told.exc_value))
         session = AioSession()
@@ -307,7 +307,7 @@ class Soak:
             due += self.rng.expovariate(self.options.rate)
 
     async def _rest(self) -> None:
-        """Wait until all has come to its end; give up what does not."""
+        """Wait until all calls and flights have ended; report those that do not in time."""
         loop = asyncio.get_running_loop()
         limit = loop.time() + self.options.patience
         while self._calls and loop.time() < limit:
@@ -340,7 +340,7 @@ class Soak:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
         if rng.random() < self.options.cancel:
-            # At any moment of its life: before it begins, in the queue, under way.
+            # At any moment of the call: before it begins, in the queue, in flight.
             asyncio.get_running_loop().call_later(rng.choice((0, 0.3)) * rng.random(), task.cancel)
 
     async def _call(
@@ -397,7 +397,7 @@ class Soak:
             self.failed[event.error] += 1
 
     async def _watch_lag(self) -> None:
-        """Measure how long the loop is held up: what is late for that is nobody's fault."""
+        """Measure how long the loop is held up, to allow calls that much more time."""
         loop = asyncio.get_running_loop()
         while True:
             self._tick = loop.time() + 0.02
@@ -485,7 +485,7 @@ async def soak(options: argparse.Namespace, folder: Path) -> Report:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return what reads the command line."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--seconds", type=float, default=600.0, help="of load, pauses apart (default: 600)")

@@ -1,7 +1,7 @@
-"""What the soak's service talks to, as a process of its own: an emulator behind the fault proxy.
+"""The upstream of the soak's service, as a process: an emulator behind the fault proxy.
 
-Weather comes and goes, of the network and of the service behind it. Commands come on standard
-input, one a line, and each is answered with one line of JSON.
+Faults of the network and of the emulator change all the time. Commands are read from standard
+input, one a line; each is answered with one line of JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aioivschat.emulator._wire import Outcome, Request
 from support.fault_proxy import HOLE, NONE, End, FaultProxy, Toxics
 
 _SPELL = 0.2, 1.2
-"""Seconds that one weather lasts."""
+"""Seconds from one change of faults to the next."""
 
 _THROTTLES = (FaultKind.THROTTLE_JSON, FaultKind.THROTTLE_HTML, FaultKind.THROTTLE_EMPTY)
 _REFUSED = (
@@ -42,16 +42,16 @@ _SPOILT = (
 
 
 def digest(token: str) -> str:
-    """Return what stands for a token in the books."""
+    """Return what stands for a token in the logs."""
     return hashlib.blake2b(token.encode(), digest_size=8).hexdigest()
 
 
 class RecordingEmulator(Emulator):
-    """Writes down every token as it goes, and for whom it is.
+    """Logs each token that it sends, with its user.
 
     Args:
-        book: where to; a line of JSON for each answer that has a token.
-        settings: as for any.
+        book: the log, a line of JSON for each answer that has a token.
+        settings: those of any emulator.
     """
 
     def __init__(self, book: TextIO, **settings: Any) -> None:
@@ -59,7 +59,7 @@ class RecordingEmulator(Emulator):
         self._book = book
 
     def respond(self, request: Request) -> Outcome:
-        """Decide as any does."""
+        """Answer as any emulator does, and log the token."""
         outcome = super().respond(request)
         if isinstance(outcome, Answer) and outcome.status == 200:
             try:
@@ -73,7 +73,7 @@ class RecordingEmulator(Emulator):
 
 
 class Weather:
-    """What goes wrong for a while, at random.
+    """Random faults of network and service, from ``storm`` to ``calm``.
 
     Args:
         proxy: the network.
@@ -88,11 +88,11 @@ class Weather:
         self._task: asyncio.Task[None] | None = None
 
     def storm(self) -> None:
-        """Begin."""
+        """Begin to cause faults."""
         self._task = asyncio.create_task(self._change())
 
     async def calm(self) -> None:
-        """End; who is in a black hole gets out by a reset."""
+        """End all faults; connections in a black hole are reset."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait((self._task,))

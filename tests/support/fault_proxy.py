@@ -1,7 +1,7 @@
-"""A TCP proxy that spoils the way between a client and its server as told, while it runs.
+"""A TCP proxy that delays, limits or ends connections between a client and its server as set.
 
-It is our own, as nothing on PyPI does this: toxiproxy's clients need its Go server, and what there
-is in Python can neither reset nor half-close a connection, and takes no seed.
+Nothing on PyPI does this: toxiproxy's clients need its Go server, and the proxies in Python can
+neither reset nor half-close a connection, and take no seed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class End(Enum):
 
     CLOSE = "close"  # in order, both ways
     RESET = "reset"  # both ways
-    HALF_CLOSE = "half close"  # one way only, where nothing passes any more; the other goes on
-    BLACK_HOLE = "black hole"  # not at all, and yet nothing passes any more that way
+    HALF_CLOSE = "half close"  # one way only; the other goes on
+    BLACK_HOLE = "black hole"  # stays open, and nothing passes that way
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class FaultProxy:
         return f"{self._target.scheme}://127.0.0.1:{self.port}"
 
     def calm(self) -> None:
-        """Spoil nothing from now on; what is lost stays lost."""
+        """Pass on all bytes unchanged from now on; those that were lost stay lost."""
         self.up = self.down = NONE
 
     def end(self, how: End, way: Way = "down") -> None:
@@ -146,7 +146,7 @@ class FaultProxy:
         except OSError:
             reset_transport(writer.transport)  # as if nobody listened
         except asyncio.CancelledError:
-            pass  # by nobody but the end of the proxy, and the stream's own callback cannot bear it
+            pass  # only the end of the proxy cancels this, and asyncio's callback would log it
         finally:
             if connection is not None:
                 connection.end(End.CLOSE, "down")
@@ -182,7 +182,7 @@ class FaultProxy:
                     left -= len(part)
                     if not left:
                         connection.end(toxics.end, way)
-            # What ends on one side ends on the other.
+            # The end of one side is passed on to the other.
             connection.end(End.HALF_CLOSE, way)
         except ConnectionError:
             connection.end(End.RESET, way)
@@ -200,7 +200,7 @@ class _Connection:
         self.swallows: dict[Way, bool] = {"up": False, "down": False}
 
     def end(self, how: End, way: Way) -> None:
-        """End it."""
+        """End both ways, or one, as ``how`` says."""
         self.swallows[way] = True
         for writer in self._to.values():
             if how is End.RESET:

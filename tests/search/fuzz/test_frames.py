@@ -16,7 +16,7 @@ _CODES = {400, 401, 403, 404, 406, 413, 429, 500}
 
 
 def check_frame(data: str | bytes) -> None:
-    """Check what comes of a frame, for who sent it and for who hears."""
+    """Check what the sender of a frame gets, and what another in the room gets."""
     emulator = Emulator()
     talker, listener = (
         emulator.chat.connect(
@@ -68,7 +68,7 @@ _FRAMES = st.fixed_dictionaries(
 @example("[" * 100_000)
 @example('{"Action": "SEND_MESSAGE", "Content": "x", "RequestId": "\\ud800"}')
 def test_a_frame_is_relayed_or_answered(data: str | bytes) -> None:
-    """One answer to each."""
+    """Any frame gets one answer: it is relayed to all, or its sender gets an ERROR."""
     check_frame(data)
 
 
