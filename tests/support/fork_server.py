@@ -88,7 +88,14 @@ def _become(request: dict[str, Any], streams: list[int]) -> None:
         os.close(descriptor)
     encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream = os.fdopen(number, "w" if number else "r", encoding=encoding, closefd=False)
+        # Lines of standard error go out at once, as in a process that Python itself started.
+        stream = os.fdopen(
+            number,
+            "w" if number else "r",
+            buffering=1 if number == 2 else -1,
+            encoding=encoding,
+            closefd=False,
+        )
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
