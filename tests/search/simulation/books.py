@@ -1,4 +1,4 @@
-"""What is written down of a program's course, to hold what comes next against."""
+"""What is logged while a program runs, to check later events against."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Call:
     """A caller of the service.
 
     Args:
-        number: how many came before.
+        number: how many calls came before.
         step: how it asks.
         request: what for.
         began: when, by the loop.
-        busy: seconds for which nothing had run until then.
-        invalidations: how many there had been then.
+        busy: seconds for which the loop had been held up until then.
+        invalidations: how many there had been until then.
 
     Attributes:
         task: of the call, if it has one.
-        cancelled: whether it was.
+        cancelled: whether the task was cancelled.
         outcome: what came of it.
     """
 
@@ -88,7 +88,7 @@ class CountingTier(OneProcess):
 
 
 class Window:
-    """At most so many in any sliding second; below one a second, one in the time that it takes."""
+    """A quota of ``rate`` in any sliding second; below 1, of one in ``1 / rate`` seconds."""
 
     def __init__(self, rate: float) -> None:
         self._recent: deque[float] = deque(maxlen=max(1, math.floor(rate)))
@@ -103,7 +103,7 @@ class Window:
 
 
 class Bucket:
-    """What fills at a rate and holds so many."""
+    """A quota by a bucket that fills at a rate up to its size."""
 
     def __init__(self, rate: float, size: int) -> None:
         self._rate = rate
@@ -118,7 +118,7 @@ class Bucket:
 
 
 def who(request: TokenRequest) -> Who:
-    """Return what a token is for that a request asks for."""
+    """Return the identity of a request as the wire has it."""
     return (
         request.room,
         request.user,

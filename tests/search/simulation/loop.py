@@ -1,10 +1,10 @@
-"""A loop in virtual time on which it is chance which of the tasks that can go on goes first.
+"""A loop in virtual time that wakes those tasks that can go on in random order.
 
 asyncio runs callbacks in the order in which they were given to it, and so wakes tasks in the order
-in which what they wait for happened. That order is chance all the same: in a process that has more
-to do, answers and timers come in another one. So tasks that wake in the same turn of the loop
-change places here, and some sleep for another turn. What asyncio does promise stays: all other
-callbacks, those of a finished future or task above all, keep their order and their turn.
+in which what they wait for happened. Still, code must not rely on it: in a busier process answers
+and timers come in another order. So tasks that wake in the same turn of the loop are shuffled here,
+and some wake a turn later. What asyncio promises stays: all other callbacks, those of finished
+futures and tasks above all, keep their order and their turn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OVERSLEEPING = 0.1
 """Share of the wake-ups that come a turn later."""
 
 _MOST_TURNS = 200_000
-"""Far more than any program takes: who waits for ever by looking again and again is told too."""
+"""Far more than any program takes: ends a program in which something polls for ever."""
 
 
 class ShuffledLoop(VirtualLoop):
@@ -56,7 +56,7 @@ class ShuffledLoop(VirtualLoop):
         name: object = None,
         context: contextvars.Context | None = None,
     ) -> asyncio.Task[Any]:
-        """Create a task; all are numbered, whatever else they are to be called."""
+        """Create a task with a number as its name, whatever its name was to be."""
         return super().create_task(coro, name=f"{next(self._numbers):06}", context=context)
 
     def timers(self) -> int:
@@ -86,12 +86,12 @@ class ShuffledLoop(VirtualLoop):
         self.after_turn()
 
     def _shuffle(self) -> list[asyncio.Handle]:
-        """Let tasks change places, and return those that do not wake in this turn."""
+        """Shuffle the tasks that are ready, and return those that wake a turn later."""
         ready = list(self._ready)
         places = [place for place, handle in enumerate(ready) if _task(handle) is not None]
         if len(places) < 2:
             return []
-        # From an order that does not depend on where in memory things are, as that of sets does.
+        # Sorted first: the order of sets depends on addresses, and would differ from run to run.
         waking = sorted((ready[place] for place in places), key=_number)
         self._rng.shuffle(waking)
         for place, handle in zip(places, waking, strict=True):

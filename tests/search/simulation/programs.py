@@ -24,7 +24,7 @@ USERS = ("alice", "bob")
 
 
 class _Told:
-    """Shows itself as Python can read it, and no more of it than is needed."""
+    """Has a repr that Python can evaluate, without arguments that are defaults."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ class Who(_Told):
     talks: bool = False
 
     def request(self) -> TokenRequest:
-        """Return it as the library takes it."""
+        """Return the request for such a token."""
         return TokenRequest(
             ROOMS[self.room],
             USERS[self.user],
@@ -69,7 +69,7 @@ class Who(_Told):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Issue(_Told):
-    """Ask for tokens, as so many callers at once; by boto3's call or by ours."""
+    """Ask for tokens, as ``callers`` at once; by boto3's call or by ``issue``."""
 
     who: Who
     how: How = "plain"
@@ -81,7 +81,7 @@ class Issue(_Told):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Ready(_Told):
-    """Ask for a token that is there."""
+    """Ask for a token without waiting."""
 
     who: Who
     how: How = "plain"
@@ -112,7 +112,7 @@ class Reload(_Told):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Turn(_Told):
-    """Let those who can go on do so, once."""
+    """Let one turn of the loop pass."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -124,7 +124,7 @@ class Advance(_Told):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Busy(_Told):
-    """Let time pass while nothing runs, as if a callback took so long."""
+    """Let time pass as if a callback held up the loop."""
 
     seconds: float
 
@@ -138,7 +138,7 @@ class Suspend(_Told):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StepWall(_Told):
-    """Set the wall clock off."""
+    """Step the wall clock."""
 
     seconds: float
 
@@ -166,7 +166,7 @@ class Unreachable(_Told):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SlowDown(_Told):
-    """Let answers take so long from now on."""
+    """Let answers take ``seconds`` from now on."""
 
     seconds: float
 
@@ -248,7 +248,7 @@ class Program(_Told):
 
 
 def _mostly(usual: T, *others: T, times: int = 1) -> st.SearchStrategy[T]:
-    """Give the usual so many times as often as all the others together."""
+    """Give the usual value ``times`` as often as all the others together."""
     return st.sampled_from((usual,) * (times * len(others)) + others)
 
 
@@ -321,7 +321,7 @@ _kind = st.sampled_from(_kinds)
 
 @st.composite
 def _step(draw: st.DrawFn) -> Step:
-    # Not `one_of`, to which all that it is given is equally likely.
+    # Not `one_of`, which would give each strategy the same share.
     return draw(draw(_kind))
 
 

@@ -14,7 +14,7 @@ from search.simulation.programs import Program, programs
 from search.simulation.world import run
 
 _AT_A_TIME = 1_000
-"""Programs that hypothesis is asked for: it keeps in mind which ones it has made."""
+"""Programs of one run of hypothesis, which keeps all that it has made in memory."""
 
 _VOCABULARY = {name: value for name, value in vars(language).items() if not name.startswith("_")}
 
@@ -35,7 +35,7 @@ def search(
     Args:
         count: how many.
         seed: which ones.
-        as_found: whether one that fails is told as it was found, not made as small as it goes.
+        as_found: whether a program that fails is reported as it was found, without shrinking.
         progress: told now and then how many have run.
 
     Returns:

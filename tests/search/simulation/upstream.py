@@ -51,8 +51,7 @@ class Sent:
         who: what it asked for.
         at: when, by the host's monotonic clock.
         at_wall: when, by the host's wall clock.
-
-        invalidations: how many there had been.
+        invalidations: how many there had been until then.
     """
 
     number: int
@@ -68,7 +67,7 @@ class Upstream:
     """Answers the clients of one service.
 
     Args:
-        model: decides.
+        model: decides on answers.
         clock: of the host.
         read_timeout: seconds that a client waits for an answer.
         opening: seconds that it takes to open a client.
@@ -77,7 +76,7 @@ class Upstream:
     Attributes:
         sent: all requests, in order.
         tokens: the request of each token that came, by token.
-        fates: how many requests have which.
+        fates: how many requests have each fate.
         unreachable: clients that cannot be opened before one can.
     """
 
@@ -163,13 +162,13 @@ def _who(members: Mapping[str, Any]) -> Who:
 
 @cache
 def _session() -> AioSession:
-    """Return the one session of all programs: to make one takes longer than to run a program."""
+    """Return the one session of all programs: making one takes longer than running a program."""
     return AioSession()
 
 
 @cache
 def _botocore() -> tuple[Any, Any, Any]:
-    """Return what botocore reads answers by; to load it takes longer than a hundred programs."""
+    """Return botocore's parser, shape and errors: loading takes longer than 100 programs."""
     model = botocore.session.get_session().get_service_model("ivschat")
     parser = ResponseParserFactory().create_parser(model.metadata["protocol"])
     exceptions = ClientExceptionsFactory().create_client_exceptions(model)

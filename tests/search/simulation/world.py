@@ -1,7 +1,6 @@
 """Runs a program: the real service on an upstream in memory, watched after every turn of the loop.
 
-Whatever holds at all times is checked here; each rule says what it is in the words of its
-complaint.
+All invariants are checked here; each is stated by the message of its failure.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ _REFUSALS: dict[type[Exception], set[FaultKind]] = {
     PendingVerification: {FaultKind.PENDING_VERIFICATION},
     ValidationFailed: {FaultKind.ECHO_USER},
 }
-"""What callers may see only if the upstream was told to refuse so."""
+"""Errors that callers may see only if one of these faults was injected."""
 
 _FAILURES: dict[type[Exception], Fate] = {
     Throttled: Fate.THROTTLED,
@@ -94,7 +93,7 @@ _FAILURES: dict[type[Exception], Fate] = {
     ConnectionFailed: Fate.NO_ANSWER,
     MalformedResponse: Fate.ANSWERED,
 }
-"""What callers may see only if it came of a request."""
+"""Errors that callers may see only if a request had this fate."""
 
 
 class Broken(AssertionError):
@@ -111,7 +110,7 @@ class World:
 
     Attributes:
         trace: what happened, in order; the same each time.
-        reached: what happened of what is worth looking for, and how often.
+        reached: situations that a search should reach, and how often each occurred.
     """
 
     def __init__(self, program: Program, loop: ShuffledLoop, rng: Random) -> None:
@@ -131,14 +130,14 @@ class World:
         self._tokens: dict[str, Token] = {}
         self._raised: list[BaseException] = []
         self._left: dict[asyncio.Task[None], float] = {}  # when they ended
-        self._complaints: list[str] = []  # from where to raise would only fail a request
+        self._complaints: list[str] = []  # raised there they would only fail a request
         self._told: Counter[type[object]] = Counter()
         self._injected: set[FaultKind] = set()
         self._unreachable = False
         self._fenced: list[object] = []
         setting = program.setting
         self._model = Emulator(
-            # By its own clocks: what the host's show is the host's trouble.
+            # On clocks of its own, which steps of the host's clocks leave alone.
             clock=lambda: EPOCH + loop.time() + self._suspended,
             monotonic=lambda: loop.time() + self._suspended,
             uniform=rng.random,
@@ -182,7 +181,7 @@ class World:
         loop.after_turn = self._check
 
     async def run(self) -> None:
-        """Run the program to its end, and everything that it has begun."""
+        """Run the program and all calls that it has begun to their end."""
         for step in self.program.steps:
             self._note("step", step)
             await self._perform(step)
@@ -357,7 +356,7 @@ class World:
             raise Broken(f"closing with a grace of {self._grace} s takes {took} s")
 
     async def _end(self) -> None:
-        """Let all end, and see that nothing is left."""
+        """Wait until all calls have ended, and check that nothing is left."""
         self._model.clear_faults()
         self._upstream.unreachable = 0
         tasks = [call.task for call in self._calls if call.task is not None]
@@ -436,7 +435,7 @@ class World:
         for step, task in self._prewarming:
             if sent.who in [who(each.request()) for each in step.who]:
                 wanted.append(task)
-        # Who has left at this very moment may come too late to keep it from being sent.
+        # A caller who leaves at this very moment may be too late to prevent the request.
         if all(self._left.get(task, math.inf) < self._loop.time() for task in wanted):
             self._complaints.append("a request is sent for nobody")
         arn = RoomArn.parse(sent.who[0])
@@ -466,7 +465,7 @@ class World:
         setting = self.program.setting
         life = setting.token_life
         if life < TOKEN_LIFE_SECONDS:
-            # No more than a date of whole seconds tells of a life that is not that of all tokens.
+            # The service knows a shorter life only by the Date header, which has whole seconds.
             life = life + 1 if setting.date_header == "normal" else TOKEN_LIFE_SECONDS
         life -= setting.min_remaining
         if self._clock.monotonic() - sent.at > life + ROUNDING:
@@ -529,7 +528,7 @@ class World:
         if stats.stocked != stats.stock + stats.expired_unused + stats.stock_held:
             raise Broken(f"at rest the stock does not add up: {stats}")
         lost = stats.minted - (len(self._tokens) - stats.stock) - stats.stocked
-        # What was invalidated on its way, or died when time jumped, is for nobody.
+        # Tokens that were invalidated in flight, or expired as time jumped, go to nobody.
         harmless = self._invalidations or any(
             isinstance(step, Busy | Suspend | StepWall) for step in self.program.steps
         )
@@ -570,7 +569,7 @@ def run(program: Program) -> World:
         loop.run_until_complete(world.run())
     finally:
         loop.give_up()
-        # One that broke is not closed in order, and would complain of that at some other time.
+        # After a failure the pool is not closed, and would warn of that in a later test.
         world.service._pool._calls.clear()
     return world
 
