@@ -837,7 +837,7 @@ async def fleet(stage: Stage) -> None:
         address = f"redis://:{PASSWORD}@{server.address}"
         tiers = [RedisTier(address, keys=[SEALING], timeout=5.0) for _ in range(2)]
         here, there = (stage.make(shared=tier) for tier in tiers)
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=2**24)
         # Who watches the engine has its password; it is not in what is watched.
         writer.write(f"AUTH {PASSWORD}\r\nMONITOR\r\n".encode())
         async with here, there:

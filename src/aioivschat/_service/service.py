@@ -278,8 +278,8 @@ class AsyncTokenService:
             if entry is not None:
                 token = entry.token
                 return token if token.reused else entry.hand_out()
-        self._lifecycle.check_open()
         try:
+            self._lifecycle.check_open()
             key = sharing_key(request, idempotency_key, fresh)
         finally:
             del idempotency_key  # out of tracebacks that show locals
@@ -306,8 +306,8 @@ class AsyncTokenService:
             ServiceClosed: the service is closing or closed.
             WrongLoop: the service was opened on another event loop or in another process.
         """
-        self._lifecycle.check_open()
         try:
+            self._lifecycle.check_open()
             key = sharing_key(request, idempotency_key, fresh)
         finally:
             del idempotency_key  # out of tracebacks that show locals
