@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from aioivschat._secrets import Unpickled
+
 _MAX_FENCES = 65_536
 """Fences kept one by one. With one more, every request that began earlier counts as fenced."""
 
 
-class Fences:
+class Fences(Unpickled):
     """Tells which requests began before an invalidation of their room or user.
 
     To invalidate takes the same short time whatever is held: a fence is added, and tokens are
