@@ -249,7 +249,7 @@ async def test_more_urgent_calls_go_first(
 ) -> None:
     """Moderators before viewers, first come first served within each."""
     emulator, url = diary
-    tokens = open_service(endpoint_url=url, quota=Quota(rate=50.0, burst=1), pool=ONE_BY_ONE)
+    tokens = open_service(endpoint_url=url, quota=Quota(rate=5.0, burst=1), pool=ONE_BY_ONE)
 
     async def issue(user: str, priority: Priority) -> None:
         await tokens.issue(TokenRequest(ROOM, user), priority=priority)
