@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import sys
+import time
 import tempfile
 import threading
 import warnings
@@ -643,7 +644,13 @@ async def _run(stage: Stage, *arguments: str, stdin: str = "") -> tuple[int, str
 
 
 def _command_line(process: int) -> bytes:
-    return Path(f"/proc/{process}/cmdline").read_bytes()
+    """Return the command line of a process, once it has one: it has none before it begins."""
+    for _ in range(1_000):
+        found = Path(f"/proc/{process}/cmdline").read_bytes()
+        if found:
+            return found
+        time.sleep(0.005)
+    raise AssertionError("the process did not begin")
 
 
 @path("output", "files", "command line")
