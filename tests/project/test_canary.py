@@ -14,9 +14,9 @@ import logging
 import os
 import pickle
 import sys
-import time
 import tempfile
 import threading
+import time
 import warnings
 from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
