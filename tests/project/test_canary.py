@@ -913,10 +913,7 @@ def _play(name: str) -> Ears:
         ears = Ears()
         run, _ = PATHS[name]
 
-        with warnings.catch_warnings():
-            # What others left is not of this path, and neither is that they left it unclosed.
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
+        gc.collect()  # what others left is not of this path
 
         async def play() -> None:
             ears.listen_to_loop()

@@ -177,8 +177,12 @@ class Ears:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always", ResourceWarning)
                 yield
+                # A warning keeps its source alive: once it is noted, what the source held is heard.
+                for _ in range(2):
+                    gc.collect()
+                    self.note("hooks", *(repr(one.message) for one in told))
+                    told.clear()
                 gc.collect()
-            self.note("hooks", *(repr(one.message) for one in told))
         finally:
             sys.unraisablehook, threading.excepthook = hooks
             root.handlers = handlers
