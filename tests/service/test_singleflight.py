@@ -100,7 +100,7 @@ def flies(seconds: float = 1.0, value: str = "value", *, commits_after: float = 
 
     async def work(flight: Flight[str]) -> str:
         await asyncio.sleep(commits_after)
-        flight.committed = True
+        flight.commit()
         await asyncio.sleep(seconds)
         return value
 
@@ -111,7 +111,7 @@ def fails(error: Exception, seconds: float = 1.0) -> Work:
     """Return work that fails after some seconds, committed from the start."""
 
     async def work(flight: Flight[str]) -> str:
-        flight.committed = True
+        flight.commit()
         await asyncio.sleep(seconds)
         raise error
 
@@ -265,7 +265,7 @@ async def test_whoever_is_cancelled_in_the_tick_of_the_landing_loses_no_value(
     landing: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def work(flight: Flight[str]) -> str:
-        flight.committed = True
+        flight.commit()
         return await landing
 
     with nothing_left():
@@ -624,7 +624,7 @@ async def test_whatever_callers_do_no_value_is_lost_and_no_key_flies_twice(
             try:
                 try:
                     await asyncio.sleep(before)
-                    flight.committed = True
+                    flight.commit()
                     await asyncio.sleep(after)
                 except asyncio.CancelledError:
                     if cleaning is not None:

@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import ClassVar
 
-from aioivschat._events import Source
 from aioivschat._models import Priority
 from aioivschat._service.admission import Call
 from aioivschat._service.cache import Entry
@@ -84,8 +83,7 @@ class FleetMinter(Minter):
                 published = await self._publish(flight, flight.shared, entry)
                 if published is not None:
                     return published
-                flight.committed = False
-                flight.reservation = _NO_RESERVATION_YET
+                flight.start_over(_NO_RESERVATION_YET)
                 await flight.shared.landed()
         finally:
             if flight.shared is not None:
@@ -100,12 +98,12 @@ class FleetMinter(Minter):
         while True:
             asked = self.clock.monotonic()
             # Committed while the claim runs: cancelling could drop a claimed token.
-            flight.committed = True
+            flight.commit()
             wait = limiter.predicted_wait(flight.call.priority, flight.call.request.room)
             answer = await shared.claim(wait + _LEASE_MARGIN_SECONDS)
             if isinstance(answer, Held):
                 return self._entry_of(flight, answer, asked)
-            flight.committed = False
+            flight.uncommit()
             if not flight.callers or not self.lifecycle.is_open:
                 flight.stop()
             # `stop()` cancelled this very task: CancelledError is raised at this await.
@@ -123,7 +121,7 @@ class FleetMinter(Minter):
         life, age = entry.monotonic_end - asked, asked - flight.started
         answer = await shared.publish(entry.token, life, age)
         if answer is None or isinstance(answer, Fenced):
-            flight.published = True
+            flight.note_published()
             if answer is None:
                 self._deliver(flight, entry)
             return entry
@@ -138,7 +136,7 @@ class FleetMinter(Minter):
     def _entry_of(self, flight: TokenFlight, held: Held, asked: float) -> Entry:
         """Take a token of the fleet, whose life counts from the moment it was asked for."""
         self.counters.shared += 1
-        flight.source = Source.SHARED
+        flight.note_token_of_fleet()
         end = asked + held.life
         wall_end = self.clock.wall() + end - self.clock.monotonic()
         token = held.token

@@ -88,6 +88,24 @@ class TokenFlight(Flight[Entry]):
         deadline, priority = max(own.deadline, call.deadline), min(own.priority, call.priority)
         self.call = replace(own, deadline=deadline, priority=priority)
 
+    def note_request(self) -> None:
+        """Count a request that is being sent; from here on, to cancel would waste a token."""
+        self.sent += 1
+        self.commit()
+
+    def note_token_of_fleet(self) -> None:
+        """Take note that the token came from the fleet."""
+        self.source = Source.SHARED
+
+    def note_published(self) -> None:
+        """Take note that the fleet knows the token as the attempt's."""
+        self.published = True
+
+    def start_over(self, reservation: Reservation) -> None:
+        """Go back to before the claim, as another process of the fleet mints for the attempt."""
+        self.reservation = reservation
+        self.uncommit()
+
     def adopt(self, shared: SharedFlight) -> None:
         """Take note of how the fleet sees this flight: it has found a caller who shares it."""
         self.shared = shared
@@ -215,9 +233,7 @@ class Minter:
         request = call.request
         started, started_wall = clock.monotonic(), clock.wall()
         counters.requests += 1
-        flight.sent += 1
-        # From here on AWS may have minted: to cancel would waste the token.
-        flight.committed = True
+        flight.note_request()
         try:
             minted = await self.pool.mint(call.room.region, request)
             end, wall_end = started + minted.life, started_wall + minted.life
@@ -226,7 +242,7 @@ class Minter:
             if not self.cache.is_alive(entry):
                 raise MalformedResponse(f"too little is left of the token's {minted.life:.1f} s")
         except ChatTokenError as error:
-            flight.committed = False
+            flight.uncommit()
             if isinstance(error, Throttled):
                 counters.throttled += 1
                 flight.limiter.throttled()

@@ -29,7 +29,7 @@ class Flight(Generic[V]):
         key: what callers agree on when they share it.
 
     Attributes:
-        committed: set by the work while it must not be cancelled for lack of callers.
+        committed: whether the work must not be cancelled for lack of callers.
         leaving: whether it is being cancelled.
     """
 
@@ -58,6 +58,14 @@ class Flight(Generic[V]):
     def done(self) -> bool:
         """Whether the work has ended."""
         return self.begun and self._task.done()
+
+    def commit(self) -> None:
+        """Keep the work from being cancelled for lack of callers; called by the work."""
+        self.committed = True
+
+    def uncommit(self) -> None:
+        """Undo `commit`."""
+        self.committed = False
 
     def stop(self) -> None:
         """Cancel the work; those who wait for it get :class:`FlightStopped`."""

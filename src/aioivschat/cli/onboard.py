@@ -92,7 +92,7 @@ def _run_job(options: argparse.Namespace, stack: ExitStack) -> Tally:
     write = stack.enter_context(
         open_output(options.output, checkpoint, force=options.force, stream=options.stream)
     )
-    tally = Tally(options.rate, time.monotonic())
+    tally = Tally(options.rate)
     if checkpoint is None:
         rows = read_attendees(attendees, file_format, room=options.room)
     else:
@@ -110,7 +110,7 @@ def _run_job(options: argparse.Namespace, stack: ExitStack) -> Tally:
     source = rows if is_regular else read_in_thread(rows)
     run_to_end(_issue_and_write(options, source, write, tally))
     if checkpoint is not None:
-        tally.again = checkpoint.again
+        tally.note_minted_again(checkpoint.again)
     return tally
 
 
@@ -129,7 +129,7 @@ async def _issue_and_write(
             in_flight=options.in_flight or _default_in_flight(options.rate, options.timeout),
             timeout=options.timeout,
         )
-        tally.started = time.monotonic()
+        tally.begin()
         with _show_tally(options, tally) as show:
             async with aclosing(batches):
                 async for batch in batches:
@@ -137,7 +137,7 @@ async def _issue_and_write(
                     tally.add(batch)
                     show()
                     await asyncio.sleep(_WRITE_INTERVAL_SECONDS)
-    tally.ended = time.monotonic()
+    tally.end()
 
 
 def _show_tally(

@@ -15,13 +15,13 @@ class Tally:
     """The counts of a job, over all its runs, and the pace of this run."""
 
     rate: float  # tokens a second that the quota allows
-    started: float  # this run, on the monotonic clock
     tokens: int = 0
     failed: int = 0
     tokens_before: int = 0  # written by earlier runs
     again: int = 0  # tokens perhaps minted twice, as a run ended before they were written
     job_started: float = field(default_factory=time.time)  # the first run
-    ended: float | None = None  # when the last outcome came, on the monotonic clock
+    _started: float = field(default_factory=time.monotonic)  # this run
+    _ended: float | None = None  # when its last outcome had been written
 
     @property
     def total(self) -> int:
@@ -31,7 +31,7 @@ class Tally:
     @property
     def seconds(self) -> float:
         """How long this run has taken."""
-        return (self.ended or time.monotonic()) - self.started
+        return (self._ended or time.monotonic()) - self._started
 
     @property
     def pace(self) -> float:
@@ -42,6 +42,18 @@ class Tally:
         """Begin with the counts of earlier runs."""
         self.tokens, self.failed = checkpoint.tokens, checkpoint.failed
         self.tokens_before, self.job_started = self.tokens, checkpoint.job_started
+
+    def begin(self) -> None:
+        """Count the seconds of this run from now on."""
+        self._started = time.monotonic()
+
+    def end(self) -> None:
+        """Count its seconds no further."""
+        self._ended = time.monotonic()
+
+    def note_minted_again(self, most: int) -> None:
+        """Take note of how many tokens were minted twice at most."""
+        self.again = most
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         """Count outcomes."""

@@ -93,9 +93,14 @@ class Connection:
 
 @dataclass(slots=True)
 class _RoomState:
-    meter: Meter | None = None  # of messages; made for the first one
     connections: dict[Connection, None] = field(default_factory=dict)  # an ordered set
     messages: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    _meter: Meter | None = None  # of messages; made for the first one
+
+    def admit_message(self, max_rate: int, now: float) -> bool:
+        if self._meter is None:
+            self._meter = QuotaShape("sliding", max_rate).meter()
+        return self._meter.admit(now)
 
 
 class Chat:
@@ -336,9 +341,7 @@ class Chat:
         content = request.read_required_text("Content", rules["maximumMessageLength"])
         attributes = request.read_attributes()
         room = self._rooms[grant.room]
-        if room.meter is None:
-            room.meter = QuotaShape("sliding", rules["maximumMessageRatePerSecond"]).meter()
-        if not room.meter.admit(self._monotonic()):
+        if not room.admit_message(rules["maximumMessageRatePerSecond"], self._monotonic()):
             raise edge_error(429, "The room gets too many messages a second")
         review = rules["messageReviewHandler"]
         if review.get("uri") and review.get("fallbackResult") == "DENY":

@@ -384,15 +384,15 @@ MINTING = (
     Mutant(
         "committed-too-late",
         "_service/minting.py",
-        "        flight.committed = True\n        try:\n            minted =",
-        "        try:\n            minted =",
+        "        self.sent += 1\n        self.commit()\n",
+        "        self.sent += 1\n",
         "a request is cut off when its callers leave, though AWS may have minted",
         tests="service/test_cancellation.py",
     ),
     Mutant(
         "committed-for-good",
         "_service/minting.py",
-        "            flight.committed = False\n            if isinstance(error, Throttled):",
+        "            flight.uncommit()\n            if isinstance(error, Throttled):",
         "            if isinstance(error, Throttled):",
         "a retry waits for its turn, and is sent, for callers who have left",
         tests="service/test_cancellation.py",
