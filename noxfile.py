@@ -22,7 +22,8 @@ nox.options.sessions = ["tests", "compat", "lint", "types"]
 
 WHEELS = Path(".nox", "wheels")
 EXTRAS = "[cli,moto,plot,redis,starlette]"
-PARALLEL = ("-n", "auto", "--dist", "worksteal")
+# Half of the time a test waits: for a timeout, a server or a process of its own.
+PARALLEL = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
 ONCE_ELSEWHERE = ("-m", "not (e2e or once)")
 
 
