@@ -22,8 +22,7 @@ nox.options.sessions = ["tests", "compat", "lint", "types"]
 
 WHEELS = Path(".nox", "wheels")
 EXTRAS = "[cli,moto,plot,redis,starlette]"
-# Half of the time a test waits: for a timeout, a server or a process of its own.
-PARALLEL = ("-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal")
+PARALLEL = ("-n", "auto", "--dist", "worksteal")
 ONCE_ELSEWHERE = ("-m", "not (e2e or once)")
 
 
