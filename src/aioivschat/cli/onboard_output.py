@@ -59,25 +59,28 @@ def _as_lines(outcomes: Sequence[Outcome]) -> str:
 
 
 def _write_and_log(checkpoint: Checkpoint, outcomes: Sequence[Outcome]) -> None:
-    for few in _group_for_pipe(outcomes):
-        write_to_standard_output(_as_lines(few))
+    for few, lines in _group_outcomes(outcomes):
+        write_to_standard_output(lines)
         checkpoint.note_written(few)
         checkpoint.save(sync=checkpoint.is_due())
 
 
-def _group_for_pipe(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
-    """Make groups of lines that a pipe takes whole or not at all, if the process is killed."""
+def _group_outcomes(outcomes: Sequence[Outcome]) -> Iterator[tuple[list[Outcome], str]]:
+    """Yield few outcomes at a time, with their lines: what an end of the process may cost.
+
+    A pipe takes them whole or not at all.
+    """
     group: list[Outcome] = []
-    size = 0
+    lines = ""
     for outcome in outcomes:
-        length = len(outcome_as_json(outcome))
-        if group and size + length > select.PIPE_BUF:
-            yield group
-            group, size = [], 0
+        line = outcome_as_json(outcome)
+        if group and len(lines) + len(line) > select.PIPE_BUF:
+            yield group, lines
+            group, lines = [], ""
         group.append(outcome)
-        size += length
+        lines += line
     if group:
-        yield group
+        yield group, lines
 
 
 class _GrowingFile:
@@ -94,18 +97,19 @@ class _GrowingFile:
 
     def write(self, outcomes: Sequence[Outcome]) -> None:
         """Append outcomes, a line each."""
-        rest = memoryview(_as_lines(outcomes).encode())
         with self._lock:
             if not self._open:
                 return
-            end = self._end + len(rest)
-            while rest:
-                rest = rest[os.write(self._descriptor, rest) :]
-            self._end = end
-            if self._checkpoint is not None:
-                self._checkpoint.note_written(outcomes)
-                if self._checkpoint.is_due():
-                    self._sync_to_disk()
+            for few, lines in _group_outcomes(outcomes):
+                rest = memoryview(lines.encode())
+                end = self._end + len(rest)
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]
+                self._end = end
+                if self._checkpoint is not None:
+                    self._checkpoint.note_written(few)
+            if self._checkpoint is not None and self._checkpoint.is_due():
+                self._sync_to_disk()
 
     def close(self) -> None:
         """Sync to the disk, without a line that a full disk cut off."""
