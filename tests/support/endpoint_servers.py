@@ -95,12 +95,27 @@ async def running(app: web.Application) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
+class _Server(uvicorn.Server):
+    """Ends as soon as it is told to: uvicorn itself looks ten times a second."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        """Wait for the end."""
+        await self.on_tick(0)  # for the headers of all answers
+        await self.stop.wait()
+
+
 @asynccontextmanager
 async def running_asgi(app: Any) -> AsyncIterator[str]:
     """Run an ASGI application on a free port; give its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    # One that says TCP: asyncio then has no answer wait for the acknowledgment of its beginning.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
     options = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(options)
+    server = _Server(options)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         async with asyncio.timeout(10):
@@ -108,7 +123,7 @@ async def running_asgi(app: Any) -> AsyncIterator[str]:
                 await asyncio.sleep(0.005)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.stop.set()
         await serving
         listener.close()
 
