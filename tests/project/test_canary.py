@@ -13,13 +13,14 @@ import json
 import logging
 import os
 import pickle
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import warnings
 from base64 import b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -76,7 +77,9 @@ from support.canary import (
     SingingEmulator,
     forms,
     heard_in,
+    old_set_aside,
 )
+from support.commands import SOON, Command
 from support.endpoint_servers import Client, running, running_asgi
 from support.engine import EngineServer
 from support.fault_proxy import HOLE, End, FaultProxy, Toxics
@@ -295,16 +298,19 @@ async def nonsense_that_repeats_the_request(stage: Stage, answer: str) -> None:
 @path(*FAILED, end=[end.value for end in End])
 async def an_answer_cut_off(stage: Stage, end: str) -> None:
     """In the middle of its token."""
-    async with FaultProxy(stage.emulator.url) as proxy:
-        pool = PoolPolicy(connect_timeout=0.3, read_timeout=0.3)
-        for prepared in (True, False):
-            pool = PoolPolicy(connect_timeout=0.3, read_timeout=0.3, prepared=prepared)
-            proxy.calm()
-            async with stage.make(endpoint_url=proxy.url, pool=pool) as service:
-                await service.issue(TokenRequest(ROOM, "first"))
-                proxy.down = Toxics(limit=400, end=End(end))
-                for got in await stage.calls(service):
-                    assert isinstance(got, ChatTokenError)
+
+    async def cut_off(prepared: bool) -> None:
+        pool = PoolPolicy(connect_timeout=0.3, read_timeout=0.3, prepared=prepared)
+        async with (
+            FaultProxy(stage.emulator.url) as proxy,
+            stage.make(endpoint_url=proxy.url, pool=pool) as service,
+        ):
+            await service.issue(TokenRequest(ROOM, "first"))
+            proxy.down = Toxics(limit=400, end=End(end))
+            for got in await stage.calls(service):
+                assert isinstance(got, ChatTokenError)
+
+    await asyncio.gather(cut_off(prepared=True), cut_off(prepared=False))
 
 
 @path(*FAILED)
@@ -613,17 +619,33 @@ async def bulk(stage: Stage) -> None:
     stage.show(closed.value)
 
 
-_COMMAND = (sys.executable, "-X", "dev", "-m", "aioivschat")
+_AS_DEVELOPERS = ("-X", "dev")
+_Process = Command | subprocess.Popen[bytes]
 
 
-async def _run(stage: Stage, *arguments: str, stdin: str = "") -> tuple[int, str]:
-    """Run a command; show what it writes for people, and return what it writes for machines."""
-    process = await asyncio.create_subprocess_exec(
-        *_COMMAND,
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+def _start(arguments: Sequence[str], afresh: bool, **options: Any) -> _Process:
+    options |= dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    if not afresh:
+        return Command(arguments, python=_AS_DEVELOPERS, **options)
+    command = [sys.executable, *_AS_DEVELOPERS, "-m", "aioivschat", *arguments]
+    process: subprocess.Popen[bytes] = subprocess.Popen(command, **options)
+    return process
+
+
+async def _run(
+    stage: Stage, *arguments: str, stdin: str = "", afresh: bool = False
+) -> tuple[int, str]:
+    """Run a command; show what it writes for people, and return what it writes for machines.
+
+    Args:
+        stage: where.
+        arguments: those of the command.
+        stdin: its input.
+        afresh: as a process of its own from the beginning, which takes longer.
+    """
+    process = _start(
+        arguments,
+        afresh,
         cwd=stage.folder,
         env={
             **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
@@ -636,7 +658,7 @@ async def _run(stage: Stage, *arguments: str, stdin: str = "") -> tuple[int, str
     )
     if "canary" not in " ".join(arguments):  # else it is the caller who types it
         stage.ears.note("command line", _command_line(process.pid))
-    written, told = await process.communicate(stdin.encode())
+    written, told = await asyncio.to_thread(process.communicate, stdin.encode(), timeout=SOON)
     stage.ears.note("output", told)
     status = process.returncode
     assert status is not None
@@ -660,7 +682,10 @@ async def the_command_for_many(stage: Stage) -> None:
     file.write_text(ATTENDEES)
     upstream = ("--endpoint-url", stage.emulator.url)
     resume = ("--resume", "checkpoint", "--output", "tokens")
-    status, _ = await _run(stage, "onboard", str(file), *upstream, *resume)
+    # It tries for seconds; the others need not wait for it.
+    nobody = ("onboard", "-", "--endpoint-url", "http://127.0.0.1:9")
+    failing = asyncio.create_task(_run(stage, *nobody, stdin=ATTENDEES))
+    status, _ = await _run(stage, "onboard", str(file), *upstream, *resume, afresh=True)
     assert status == 2
     assert TOKEN in (stage.folder / "tokens").read_text()
     stage.ears.note("files", (stage.folder / "checkpoint").read_bytes())
@@ -678,7 +703,7 @@ async def the_command_for_many(stage: Stage) -> None:
         stage.ears.note("output", line["error"])
     stage.emulator.emulator.clear_faults()
     await _run(stage, "onboard", "-", *upstream, stdin=f"{USER},{NAME}\n{USER},{NAME}\n")
-    await _run(stage, "onboard", "-", "--endpoint-url", "http://127.0.0.1:9", stdin=ATTENDEES)
+    await failing
     for name in (file.name, "checkpoint"):
         stage.ears.note("command line", name)
 
@@ -706,7 +731,7 @@ async def the_commands_for_one(stage: Stage) -> None:
             status, written = await _run(stage, "fleet", "check", shown, stdin=typed)
             stage.ears.note("output", written)
             assert status != 0
-    status, written = await _run(stage, "rehearse", "--attendees", "20", "--json")
+    status, written = await _run(stage, "rehearse", "--attendees", "20", "--json", afresh=True)
     assert (0, TOKEN in written) == (status, False)
 
 
@@ -903,6 +928,13 @@ async def fleet(stage: Stage) -> None:
 
 
 # The sweep.
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _old() -> Iterator[None]:
+    with old_set_aside():
+        yield
+
 
 _played: dict[str, Ears] = {}
 
@@ -1127,7 +1159,8 @@ def test_a_command_that_leaks_is_heard(tmp_path: Path) -> None:
 
     async def leak(ears: Ears) -> None:
         stage = Stage(ears, ThreadedEmulatorServer(), tmp_path)
-        await _run(stage, "onboard", "no such 7Qd1Hm3z")  # some of a user's id
+        # Some of a user's id.
+        await _run(stage, "onboard", "no such 7Qd1Hm3z", afresh=True)
 
     ears = Ears()
     asyncio.run(leak(ears))

@@ -74,6 +74,41 @@ _OURS = ("aioivschat", "tenacity")
 
 _TESTS = str(Path(__file__).parent.parent)
 
+_old: list[object] = []
+"""What was alive of the library when all else was set aside."""
+
+
+@contextmanager
+def old_set_aside() -> Iterator[None]:
+    """Set aside what lives already, while the block runs: to look at it again and again takes long.
+
+    What is old of the library, and every old task, is looked at nevertheless.
+    """
+    gc.collect()
+    _old[:] = (thing for thing in gc.get_objects() if _surfaces[type(thing)])
+    gc.freeze()
+    try:
+        yield
+    finally:
+        _old.clear()
+        gc.unfreeze()
+
+
+class _Surfaces(dict[type, str]):
+    """The surface by which things of a kind are heard; none: they are not looked at."""
+
+    def __missing__(self, kind: type) -> str:
+        package, _, module = str(kind.__module__).partition(".")
+        surface = "tasks" if issubclass(kind, asyncio.Future | asyncio.Handle) else ""
+        # What hooks of the retries are given is tenacity's.
+        if package in _OURS and not module.startswith("emulator"):
+            surface = "" if issubclass(kind, type | BaseException) else "reprs"
+        self[kind] = surface
+        return surface
+
+
+_surfaces = _Surfaces()
+
 
 def forms(secret: str) -> set[str]:
     """Return what a secret may look like, in lower case where case does not tell."""
@@ -220,15 +255,12 @@ class Ears:
 
     def look_around(self) -> None:
         """Show all that is alive of the library and its retries; tasks, futures and handles."""
-        for thing in gc.get_objects():
-            kind = type(thing)
-            package, _, module = str(kind.__module__).partition(".")
-            # What hooks of the retries are given is tenacity's.
-            if package in _OURS and not module.startswith("emulator"):
-                if not isinstance(thing, type | BaseException):
-                    self.show(thing)
-            elif isinstance(thing, asyncio.Future | asyncio.Handle):
-                self.note("tasks", repr(thing))
+        for thing in [*_old, *gc.get_objects()]:
+            surface = _surfaces[type(thing)]
+            if surface == "reprs":
+                self.show(thing)
+            elif surface:
+                self.note(surface, repr(thing))
 
     def error(self, error: BaseException | None) -> None:
         """Show an error as a collector of errors would, with its chain and all locals.

@@ -27,12 +27,12 @@ SOON = 120.0
 
 
 @functools.cache
-def _server() -> socket.socket:
-    """Start the server of this process; it ends with it."""
+def _server(*options: str) -> socket.socket:
+    """Start the server of this process, with options of Python; it ends with it."""
     ours, theirs = socket.socketpair()
     with theirs:
         server = subprocess.Popen(
-            [sys.executable, "-m", "support.fork_server", str(theirs.fileno())],
+            [sys.executable, *options, "-m", "support.fork_server", str(theirs.fileno())],
             cwd=TESTS,
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
@@ -74,6 +74,7 @@ class Command:
         umask: the mode that its files do not get.
         file_limit: bytes that a file of its may have: what a full disk looks like.
         encoding: of pipes; None: they are binary.
+        python: options of Python, as ``-X dev``; with others than before, a server starts first.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Command:
         umask: int = 0o022,
         file_limit: int | None = None,
         encoding: str | None = None,
+        python: Sequence[str] = (),
     ) -> None:
         self.returncode: int | None = None
         self.stdin, its_input = _open_stream(stdin, "w", encoding)
@@ -96,7 +98,7 @@ class Command:
         self._channel, far = socket.socketpair()
         with far:
             streams = (its_input, its_output, its_errors)
-            socket.send_fds(_server(), [b"!"], [far.fileno(), *streams])
+            socket.send_fds(_server(*python), [b"!"], [far.fileno(), *streams])
         for descriptor in streams:
             os.close(descriptor)
         request = {
