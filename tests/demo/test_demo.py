@@ -7,8 +7,9 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from typing import Any
 import aiohttp
 import pytest
 
-COMMAND = (sys.executable, "-m", "aioivschat", "demo", "--no-open")
-SOON = 30.0  # seconds; far more than anything here takes
+from support.commands import SOON, Command
+
+Process = Command | subprocess.Popen[bytes]
+
+DEMO = ("demo", "--no-open")
 
 
 class Demo:
@@ -29,9 +33,7 @@ class Demo:
         http: a client that resolves against it.
     """
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, url: str, http: aiohttp.ClientSession
-    ) -> None:
+    def __init__(self, process: Process, url: str, http: aiohttp.ClientSession) -> None:
         self.process = process
         self.url = url
         self.http = http
@@ -59,35 +61,43 @@ class Demo:
         return await self.http.ws_connect("/edge", protocols=[token])
 
 
-async def start(*arguments: str, **options: Any) -> asyncio.subprocess.Process:
+def start(*arguments: str) -> Command:
     """Run the command with both outputs in pipes."""
-    pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(
-        *COMMAND, *arguments, stdout=pipe, stderr=pipe, **options
-    )
+    return Command([*DEMO, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-async def url_of(process: asyncio.subprocess.Process) -> str:
+def start_afresh(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Run it as a process of its own from the beginning, which takes longer."""
+    command = [sys.executable, "-m", "aioivschat", *DEMO]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe)
+
+
+async def url_of(process: Process) -> str:
     """Return the URL that a command tells."""
     assert process.stdout is not None
     async with asyncio.timeout(SOON):
-        url: str = json.loads(await process.stdout.readline())["url"]
+        url: str = json.loads(await asyncio.to_thread(process.stdout.readline))["url"]
     return url
+
+
+async def end_of(process: Process) -> tuple[bytes, bytes]:
+    """Return the rest of what a command writes, and what it says, to its end."""
+    rest, messages = await asyncio.to_thread(process.communicate, timeout=SOON)
+    return rest, messages
 
 
 @pytest.fixture
 async def demo() -> AsyncIterator[Demo]:
     """A demo that has nothing to complain of to its end, and a client of it."""
-    process = await start("--rate", "20")
+    process = start("--rate", "20")
     try:
         url = await url_of(process)
         async with aiohttp.ClientSession(url) as http:
             yield Demo(process, url, http)
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGINT)
-        async with asyncio.timeout(SOON):
-            _, messages = await process.communicate()
+        process.send_signal(signal.SIGINT)
+        _, messages = await end_of(process)
     assert 130 == process.returncode
     assert 1 == len(messages.splitlines()), messages
 
@@ -97,11 +107,10 @@ async def demo() -> AsyncIterator[Demo]:
 )
 async def test_it_tells_the_url_and_ends_by_a_signal(number: signal.Signals, status: int) -> None:
     """One line for people, one for programs, and the status of the other commands."""
-    process = await start()
+    process = start()
     url = await url_of(process)
     process.send_signal(number)
-    async with asyncio.timeout(SOON):
-        rest, messages = await process.communicate()
+    rest, messages = await end_of(process)
     assert (status, b"") == (process.returncode, rest)
     told = re.escape(url).encode()
     assert re.fullmatch(rb"aioivschat: the demo is at " + told + rb" \(.+\)\n", messages)
@@ -120,7 +129,7 @@ async def test_it_ends_in_the_midst_of_things(demo: Demo) -> None:
     async with asyncio.timeout(SOON):
         assert aiohttp.WSMsgType.CLOSE == (await websocket.receive()).type
         await asyncio.gather(waiting, return_exceptions=True)
-        await demo.process.wait()
+        await asyncio.to_thread(demo.process.wait)
 
 
 async def test_it_reads_no_configuration_of_aws(tmp_path: Path) -> None:
@@ -131,19 +140,19 @@ async def test_it_reads_no_configuration_of_aws(tmp_path: Path) -> None:
         "AWS_CONFIG_FILE": str(tmp_path / "missing"),
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
     }
-    process = await start(env=elsewhere)
+    process = start_afresh(elsewhere)
     async with aiohttp.ClientSession(await url_of(process)) as http:
         status, _ = await Demo(process, "", http).token("host")
     assert 200 == status
     process.send_signal(signal.SIGINT)
-    assert b"" != (await process.communicate())[1]
+    assert b"" != (await end_of(process))[1]
 
 
 async def test_a_port_that_is_taken_is_a_failure(demo: Demo) -> None:
     """A port in use is reported in one line, with status 1."""
     taken = demo.url.rstrip("/").rpartition(":")[2]
-    process = await start("--port", taken)
-    rest, messages = await process.communicate()
+    process = start("--port", taken)
+    rest, messages = await end_of(process)
     assert (1, b"") == (process.returncode, rest)
     assert 1 == len(messages.splitlines())
     assert b"in use" in messages
@@ -154,8 +163,8 @@ async def test_a_port_that_is_taken_is_a_failure(demo: Demo) -> None:
 )
 async def test_wrong_use_is_status_2(arguments: tuple[str, ...]) -> None:
     """Arguments that cannot be used end the demo with status 2."""
-    process = await start(*arguments)
-    await process.communicate()
+    process = start(*arguments)
+    await end_of(process)
     assert 2 == process.returncode
 
 
