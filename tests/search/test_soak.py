@@ -15,8 +15,6 @@ from support.paths import TESTS
 
 pytestmark = pytest.mark.once
 
-SECONDS = "5"
-
 
 class Sloppy(AsyncTokenService):
     """Does everything wrong that a soak is there to find."""
@@ -32,7 +30,7 @@ class Sloppy(AsyncTokenService):
         self._sloppy_calls += 1
         number = self._sloppy_calls
         # Not at once: what is there from the beginning does not grow.
-        self._kept += [[number] for _ in range(20)]
+        self._kept += [[number] for _ in range(60)]
         self._kept.append(bytes(100_000))
         if number % 20 == 0:
             self._kept.append(asyncio.create_task(asyncio.Event().wait()))
@@ -61,12 +59,12 @@ class Sloppy(AsyncTokenService):
         await super().aclose(grace=grace)
 
 
-def _soak(*options: str) -> tuple[int, str]:
+def _soak(seconds: str, *options: str) -> tuple[int, str]:
     done = subprocess.run(
         [
             *(sys.executable, "-X", "dev", "-W", "error"),
             *("-m", "search.soak"),
-            *("--seconds", SECONDS, "--seed", "8", *options),
+            *("--seconds", seconds, "--seed", "8", *options),
         ],
         check=False,
         cwd=TESTS,
@@ -82,7 +80,7 @@ def _soak(*options: str) -> tuple[int, str]:
 @pytest.mark.fault(18)
 def test_a_short_soak_finds_nothing() -> None:
     """The service under load and bad weather, everything accounted for."""
-    status, told = _soak()
+    status, told = _soak("5")
     assert status == 0, told
     assert "soak: nothing wrong" in told
     # It was not idle, and the weather was bad.
@@ -92,7 +90,7 @@ def test_a_short_soak_finds_nothing() -> None:
 
 def test_a_soak_tells_everything_that_is_wrong() -> None:
     """A check that cannot fail is none."""
-    status, told = _soak("--service", "search.test_soak:Sloppy", "--patience", "5")
+    status, told = _soak("3", "--service", "search.test_soak:Sloppy", "--patience", "5")
     assert status == 1
     for wrong in (
         "WRONG: ended by KeyError",

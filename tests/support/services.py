@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
+from copy import copy
 from typing import Any
 
+from aiobotocore.hooks import AioHierarchicalEmitter
 from aiobotocore.session import AioSession
 from botocore.loaders import create_loader
 from moto.core.models import botocore_stubber
@@ -25,6 +28,17 @@ OpenService = Callable[..., AsyncTokenService]
 
 _LOADER = create_loader()
 """It reads each file once, for the sessions of all tests."""
+
+
+@functools.cache
+def _builtin_listeners() -> Any:
+    """Return those of every session; to register them anew for each takes ten times a copy."""
+    emitter: Any = AioHierarchicalEmitter()
+    session: Any = AioSession(event_hooks=emitter)
+    # moto listens to every session from its import on, for mocks that are not used here.
+    session.unregister("before-send", botocore_stubber)
+    return emitter
+
 
 go_the_general_way = False
 """Whether no request of the tests is prepared: `--general`."""
@@ -64,13 +78,12 @@ def bare_session(*credentials: str) -> AioSession:
     Args:
         credentials: key, secret and session token; none if the session is to find its own.
     """
-    session: Any = AioSession()
+    listeners = copy(_builtin_listeners())
+    session: Any = AioSession(event_hooks=listeners, include_builtin_handlers=False)
     if credentials:
         session.set_credentials(*credentials)
     # Reading what botocore knows of AWS is most of what a client costs.
     session.register_component("data_loader", _LOADER)
-    # moto listens to every session from its import on, for mocks that are not used here.
-    session.unregister("before-send", botocore_stubber)
     opened: AioSession = session
     return opened
 
