@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from aioivschat.redis.check import Finding, Grade, check
-from support.engine import EngineServer, cluster, replicated
+from support.engine import EngineServer, replicated
 
 SUITED: dict[str, Any] = {"maxmemory": "256mb", "maxmemory_policy": "noeviction"}
 
@@ -61,11 +61,12 @@ async def test_a_user_without_the_rights_fails(tmp_path: Path) -> None:
     assert [Finding(Grade.FAIL, "connection", "AuthenticationError", advice)] == wrong
 
 
-async def test_a_cluster_and_one_of_its_nodes_are_told_apart(tmp_path: Path) -> None:
+async def test_a_cluster_and_one_of_its_nodes_are_told_apart(
+    cluster_nodes: list[EngineServer],
+) -> None:
     """A whole cluster suits; one of its nodes, addressed as a single server, does not."""
-    with cluster(tmp_path) as servers:
-        whole = await _grades(f"redis+cluster://{servers[0].address}")
-        node = await _grades(servers[0].url)
+    whole = await _grades(f"redis+cluster://{cluster_nodes[0].address}")
+    node = await _grades(cluster_nodes[0].url)
     assert (Grade.OK, Grade.OK) == (whole["cluster"], whole["scripts"])
     assert Grade.FAIL == node["cluster"]
     assert "scripts" not in node

@@ -24,7 +24,9 @@ REQUEST = TokenRequest(ROOM, "alice")
 
 
 @asynccontextmanager
-async def _addresses(kind: str, folder: Path) -> AsyncIterator[Callable[[], Any]]:
+async def _addresses(
+    kind: str, folder: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Callable[[], Any]]:
     """Run an engine; yield a function that makes an address or a client for one process."""
     async with AsyncExitStack() as stack:
 
@@ -39,13 +41,13 @@ async def _addresses(kind: str, folder: Path) -> AsyncIterator[Callable[[], Any]
             return make
 
         if kind == "cluster":
-            nodes = stack.enter_context(cluster(folder))
+            nodes = request.getfixturevalue("cluster_nodes")
             yield lambda: "redis+cluster://" + ",".join(node.address for node in nodes)
         elif kind == "sentinel":
             _, _, sentinel = stack.enter_context(replicated(folder))
             yield lambda: f"redis+sentinel://{sentinel.address}/fleet"
         elif kind == "cluster client":
-            nodes = stack.enter_context(cluster(folder))
+            nodes = request.getfixturevalue("cluster_nodes")
 
             def make() -> Any:
                 client = redis.asyncio.RedisCluster(host="127.0.0.1", port=nodes[0].port)
@@ -93,11 +95,11 @@ async def _behind_tls(port: int, file: Path) -> AsyncIterator[int]:
     ["password", "TLS", "cluster", "cluster client", "sentinel", "decoding client", "valkey-py"],
 )
 async def test_a_fleet_shares_its_tokens(
-    open_service: OpenService, tmp_path: Path, kind: str
+    open_service: OpenService, tmp_path: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
     """Attempts, stock and invalidations are shared, and the engine never seems to be away."""
     events: list[Event] = []
-    async with _addresses(kind, tmp_path) as address:
+    async with _addresses(kind, tmp_path, request) as address:
         here, there = (
             open_service(
                 shared=RedisTier(address(), keys=[SEALING_KEY], timeout=5.0),
@@ -145,21 +147,20 @@ async def test_a_cluster_serves_keys_of_all_its_nodes(
 
 
 async def test_messages_of_a_cluster_reach_a_client_without_subscriptions(
-    open_engine: OpenEngine, tmp_path: Path
+    open_engine: OpenEngine, cluster_nodes: list[EngineServer]
 ) -> None:
     """A cluster's client without `pubsub` (valkey-py, old redis-py) listens at any of its nodes."""
-    with cluster(tmp_path) as servers:
-        client = valkey.asyncio.ValkeyCluster(host="127.0.0.1", port=servers[0].port)
-        engine = open_engine(client)
-        heard: list[bytes] = []
-        await until_back(engine)
-        engine.listen("news", heard.append, lambda: heard.append(b"missed"))
-        await until(lambda: heard == [b"missed"])
-        with servers[1].client() as publisher:
-            publisher.publish("news", "some")
-        await until(lambda: heard == [b"missed", b"some"])
-        await engine.aclose()
-        await client.aclose()
+    client = valkey.asyncio.ValkeyCluster(host="127.0.0.1", port=cluster_nodes[0].port)
+    engine = open_engine(client)
+    heard: list[bytes] = []
+    await until_back(engine)
+    engine.listen("news", heard.append, lambda: heard.append(b"missed"))
+    await until(lambda: heard == [b"missed"])
+    with cluster_nodes[1].client() as publisher:
+        publisher.publish("news", "some")
+    await until(lambda: heard == [b"missed", b"some"])
+    await engine.aclose()
+    await client.aclose()
 
 
 async def until_lost(engine: Engine) -> None:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from aioivschat.emulator import QuotaShape
 from aioivschat.redis._engine import Engine, EngineState
 from aioivschat.redis._limiter import SharedLimiter
 from support.distant import Fleet
-from support.engine import EngineServer, cluster
+from support.engine import EngineServer
 from support.services import until
 from support.virtual import VirtualClock, settle, virtual_time
 
@@ -266,16 +265,15 @@ async def test_the_limiter_is_full_while_as_many_wait_as_may(engine_server: Engi
 
 
 @pytest.mark.fault(25)
-async def test_the_keys_of_a_limiter_share_a_hash_slot(tmp_path: Path) -> None:
+async def test_the_keys_of_a_limiter_share_a_hash_slot(cluster_nodes: list[EngineServer]) -> None:
     """A cluster, which refuses scripts over several hash slots, runs the limiter's script."""
-    with cluster(tmp_path) as servers:
-        engine = Engine("redis+cluster://" + ",".join(each.address for each in servers))
-        await engine.open()
-        await until(lambda: engine.state is EngineState.SHARED)
-        for region in ("us-east-1", "us-west-2", "eu-west-1"):
-            limiter = SharedLimiter(engine, f"fleet:123456789012:{region}", Quota(), Clock())
-            await asyncio.gather(*(limiter.reserve().granted() for _ in range(10)))
-            assert limiter.shared
-            assert 1 == limiter.members
-            await limiter.aclose()
-        await engine.aclose()
+    engine = Engine("redis+cluster://" + ",".join(each.address for each in cluster_nodes))
+    await engine.open()
+    await until(lambda: engine.state is EngineState.SHARED)
+    for region in ("us-east-1", "us-west-2", "eu-west-1"):
+        limiter = SharedLimiter(engine, f"fleet:123456789012:{region}", Quota(), Clock())
+        await asyncio.gather(*(limiter.reserve().granted() for _ in range(10)))
+        assert limiter.shared
+        assert 1 == limiter.members
+        await limiter.aclose()
+    await engine.aclose()
