@@ -13,6 +13,7 @@ from aioivschat import (
 from aioivschat.aiohttp import Ask, EndpointPolicy, Share
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from support.endpoint_servers import (
+    ONE_REQUEST,
     Mount,
     Rule,
     assert_problem,
@@ -73,12 +74,14 @@ async def test_a_closed_service_is_503(mount: Mount, open_service: OpenService) 
 
 
 async def test_a_black_hole_ends_with_the_patience(
-    mount: Mount, ivschat_emulator: ThreadedEmulatorServer
+    mount: Mount, open_service: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
     """AWS never answers; the test would hang if the request did not end with its own wait."""
-    client = await mount(EndpointPolicy(patience=1e6, per_user=None))
+    service = open_service(retry=ONE_REQUEST)
+    client = await mount(EndpointPolicy(patience=1e6, per_user=None), service=service)
     ivschat_emulator.emulator.fail_next(Fault(FaultKind.BLACK_HOLE, times=None))
     assert_problem(await client.ask(headers={"Prefer": "wait=1"}), 503, "overloaded")
+    await service.aclose(grace=0.0)
 
 
 @pytest.mark.fault(30)

@@ -107,6 +107,19 @@ class _Server(uvicorn.Server):
         await self.on_tick(0)  # for the headers of all answers
         await self.stop.wait()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End without the pause that uvicorn makes for its connections, where there are none."""
+        for _ in range(20):  # turns, in which it hears that its clients are gone
+            if not self.server_state.connections:
+                break
+            await asyncio.sleep(0)
+        if self.server_state.connections or self.server_state.tasks:
+            await super().shutdown(sockets)
+            return
+        for server in self.servers:
+            server.close()
+        await self.lifespan.shutdown()
+
 
 @asynccontextmanager
 async def running_asgi(app: Any) -> AsyncIterator[str]:
