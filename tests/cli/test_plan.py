@@ -10,11 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from aioivschat.cli.terminal_report import plan_report
+from aioivschat.planning import LiveEvent, plan
 from support import commands
 from support.commands import SOON, Command
 
@@ -184,15 +187,21 @@ def test_a_terminal_without_unicode_gets_a_chart_too(tmp_path: Path) -> None:
 
 
 def test_what_cannot_last_is_said(tmp_path: Path) -> None:
-    """A plan warns of too many connections, and of more renewals than the quota carries."""
-    done = run(
-        *("--arrivals", "crowd.csv", "--renew", "token", "--rate", "20000"),
-        place=_with_crowd(tmp_path, 51_000),
-    )
-    assert "! More viewers than the 50,000 connections" in done.stdout
+    """A plan warns of renewals by token, and of more renewals than the quota carries."""
+    (tmp_path / "crowd.csv").write_text("50\n")
+    options = ("--arrivals", "crowd.csv", "--renew", "token", "--rate", "1")
+    done = run(*options, place=tmp_path)
     assert "! Give clients the session's end" in done.stdout
-    small = run("--attendees", "50", "--renew", "token", "--rate", "1", place=tmp_path)
-    assert "! The quota carries 29 viewers for good, not 50." in small.stdout
+    assert "! The quota carries 29 viewers for good, not 50." in done.stdout
+    assert "connections" not in done.stdout
+
+
+def test_too_many_connections_are_said() -> None:
+    """A plan warns of more viewers than have a connection; a small one is shown as a large one."""
+    made = plan(LiveEvent(10))
+    for attendees, told in (50_000, False), (50_001, True):
+        report = plan_report(replace(made, event=replace(made.event, attendees=attendees)))
+        assert told == ("! More viewers than the 50,000 connections" in report)
 
 
 def test_an_interrupt_ends_a_plan(tmp_path: Path) -> None:
@@ -213,11 +222,6 @@ def test_an_interrupt_ends_a_plan(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert 130 == process.returncode
-
-
-def _with_crowd(place: Path, attendees: int) -> Path:
-    (place / "crowd.csv").write_text(f"{attendees}\n")
-    return place
 
 
 @pytest.mark.parametrize(

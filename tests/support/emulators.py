@@ -7,6 +7,7 @@ from typing import Any
 
 from aiobotocore.session import get_session
 from botocore.config import Config
+from botocore.loaders import create_loader
 
 from aioivschat.emulator import Answer, Emulator, Request
 
@@ -14,6 +15,9 @@ START = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/AbCdEf123456"
 EUROPE = "arn:aws:ivschat:eu-west-1:123456789012:room/AbCdEf123456"
 TOKEN_REQUEST = {"roomIdentifier": ROOM, "userId": "alice"}
+
+_LOADER = create_loader()
+"""It reads each file once: reading what botocore knows of AWS is most of what a client costs."""
 
 
 class SteppedTime:
@@ -63,6 +67,7 @@ def client_of(
 ) -> Any:
     """Return a context manager of an aiobotocore client that sends each request once."""
     session: Any = get_session()
+    session.register_component("data_loader", _LOADER)
     return session.create_client(
         "ivschat",
         region_name=region,
