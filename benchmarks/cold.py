@@ -459,7 +459,8 @@ def main() -> int:
     """Run the benchmark as the command line says."""
     options = _options()
     installed = [name for name in options.contestants if CONTESTANTS[name].is_installed]
-    cases = [(name, load) for load in LOADS for name in installed]
+    loads = [load for load in LOADS if load.in_flight in options.in_flight]
+    cases = [(name, load) for load in loads for name in installed]
     rows = []
     with harness.run_server(harness.FAST_SERVER) as server:
         for loop in options.loop:
@@ -473,6 +474,16 @@ def _options() -> argparse.Namespace:
     parser = harness.make_parser(__doc__, repeats=7)
     add = parser.add_argument
     add("--seconds", type=float, default=0.5, help="of each load (default: %(default)s)")
+    most = sorted({load.in_flight for load in LOADS})
+    add(
+        "--in-flight",
+        nargs="+",
+        type=int,
+        choices=most,
+        default=most,
+        metavar="CALLS",
+        help="of the loads to run, any of %(choices)s (default: all)",
+    )
     add(
         "--loop",
         nargs="+",
@@ -489,7 +500,7 @@ def _options() -> argparse.Namespace:
         metavar="NAME",
         help=f"any of {', '.join(CONTESTANTS)} (default: all)",
     )
-    return harness.parse_options(parser, seconds=0.02, loop=["asyncio"])
+    return harness.parse_options(parser, seconds=0.02, loop=["asyncio"], in_flight=most[:-1])
 
 
 if __name__ == "__main__":

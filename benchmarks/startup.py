@@ -63,8 +63,9 @@ PROGRAMS: Mapping[str, Program] = {
 def main() -> int:
     """Run the benchmark as the command line says."""
     options = harness.parse_options(harness.make_parser(__doc__, repeats=41))
-    for program in PROGRAMS.values():
-        program.run()  # compiles modules that are not compiled yet
+    if not options.quick:
+        for program in PROGRAMS.values():
+            program.run()  # compiles modules that are not compiled yet
     runs: dict[str, list[float]] = {name: [] for name in PROGRAMS}
     for name in harness.take_turns(PROGRAMS, options.repeats):
         runs[name].append(PROGRAMS[name].run())
