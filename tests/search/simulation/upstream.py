@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import IntEnum, auto
 from functools import cache
 from typing import Any
 
@@ -29,7 +28,7 @@ Who = tuple[str, str, frozenset[str], tuple[tuple[str, str], ...], int]
 """What a token is for, as the wire has it: room, user, capabilities, attributes, minutes."""
 
 
-class Fate(Enum):
+class Fate(IntEnum):
     """What came of a request, as its client saw it."""
 
     OPEN = auto()  # nothing yet
@@ -95,7 +94,7 @@ class Upstream:
         self._on_send = on_send
         self.sent: list[Sent] = []
         self.tokens: dict[str, Sent] = {}
-        self.fates: Counter[Fate] = Counter()
+        self.fates = dict.fromkeys(Fate, 0)
         self.unreachable = 0
 
     def session(self) -> AioSession:
