@@ -242,7 +242,7 @@ def test_an_interrupt_shows_what_was_measured(
     environment: dict[str, str], emulator: ThreadedEmulatorServer, shape: tuple[str, ...]
 ) -> None:
     """An interrupted rehearsal is shown with the plan up to the same second."""
-    arguments = ("--attendees", "5000", "--endpoint-url", emulator.url, "--room", ROOM, *shape)
+    arguments = ("--attendees", "2000", "--endpoint-url", emulator.url, "--room", ROOM, *shape)
     with Command(
         ["rehearse", *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
     ) as process:
@@ -259,9 +259,9 @@ def test_an_interrupt_shows_what_was_measured(
     if shape:
         found = json.loads(printed)
         assert found["interrupted"]
-        assert 0 < found["measured"]["admitted"] < minted < 5_000
-        assert 5_000 == found["measured"]["arrived"] == found["plan"]["arrived"]
-        assert 0 < found["plan"]["admitted"] < 5_000
+        assert 0 < found["measured"]["admitted"] < minted < 2_000
+        assert 2_000 == found["measured"]["arrived"] == found["plan"]["arrived"]
+        assert 0 < found["plan"]["admitted"] < 2_000
     else:
         assert "Interrupted in second" in printed
         assert re.search(r"viewers in +[\d,]+ +[\d,]+", printed)
@@ -271,7 +271,7 @@ def test_a_signal_to_terminate_ends_it_at_once(
     environment: dict[str, str], emulator: ThreadedEmulatorServer
 ) -> None:
     """SIGTERM ends a rehearsal with the signal's status and prints nothing."""
-    arguments = ("--attendees", "5000", "--endpoint-url", emulator.url, "--room", ROOM)
+    arguments = ("--attendees", "2000", "--endpoint-url", emulator.url, "--room", ROOM)
     with Command(
         ["rehearse", *arguments], env=environment, stdout=subprocess.PIPE, encoding="utf-8"
     ) as process:
