@@ -278,7 +278,7 @@ ISSUE, BARE, CAPO = "issue", "aiobotocore", "capo-ivschat"
 AIOHTTP, PROTOCOL = "floor: aiohttp", "floor: protocol"
 CONTESTANTS = {
     ISSUE: Contestant(with_service),
-    "issue, plain path": Contestant(partial(with_service, prepared=False)),
+    "issue, general way": Contestant(partial(with_service, prepared=False)),
     BARE: Contestant(with_aiobotocore),
     "aioboto3": Contestant(with_aioboto3, "aioboto3"),
     "boto3 in threads": Contestant(with_boto3, "boto3"),

@@ -226,7 +226,7 @@ def make_main_table(runs: Sequence[Results]) -> str:
 def _choose_colour(name: str) -> str:
     if name.startswith(("floor", "dict")):
         return FLOOR
-    if name == "issue, plain path":
+    if name == "issue, general way":
         return OURS_PLAIN
     return OURS if name.startswith(("issue", "create_chat_token", "aioivschat")) else PEER
 
