@@ -73,20 +73,28 @@ async def _addresses(
 async def _behind_tls(port: int, file: Path) -> AsyncIterator[int]:
     """Run a proxy that ends TLS in front of a port, as a load balancer does; yield its port."""
 
+    open_writers: set[asyncio.StreamWriter] = set()
+
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65_536):
             writer.write(data)
         writer.close()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_writers.add(writer)
         from_engine, to_engine = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(
             forward(reader, to_engine), forward(from_engine, writer), return_exceptions=True
         )
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls(file))
-    async with server:
+    try:
         yield server.sockets[0].getsockname()[1]
+    finally:
+        # Not ``async with server``: from Python 3.12 on that waits for connections to be closed.
+        server.close()
+        for writer in open_writers:
+            writer.transport.abort()
 
 
 @pytest.mark.fault(25)
