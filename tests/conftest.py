@@ -10,6 +10,7 @@ import pytest
 from aioivschat import AsyncTokenService
 from aioivschat.emulator import ThreadedEmulatorServer
 from support import services
+from support.contexts import Callers
 from support.services import SEALING_KEY, UNLIMITED, OpenService, local_session
 
 if TYPE_CHECKING:
@@ -62,6 +63,14 @@ async def open_service(
     yield make
     for service in services:
         await service.aclose(grace=1.0)
+
+
+@pytest.fixture
+async def callers() -> AsyncIterator[Callers]:
+    """Calls whose contexts are to be gone when they are over."""
+    callers = Callers()
+    yield callers
+    callers.close()
 
 
 @pytest.fixture(scope="session")

@@ -186,17 +186,28 @@ class ClientOpened:
 
 @dataclass(frozen=True, slots=True)
 class NotPrepared:
-    """The requests of a region go the general way: aiobotocore builds each one anew.
+    """From now on the requests of a region go the general way: aiobotocore builds each one anew.
 
     That takes several times the processor time of prepared requests and changes nothing else.
 
     Args:
         region: the AWS region.
-        reason: why they cannot be prepared, such as tracing that listens to the client.
+        reason: why they cannot be prepared: the function or the event that somebody watches, say.
     """
 
     region: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The reason that :class:`NotPrepared` told is over, so requests are prepared again.
+
+    Args:
+        region: the AWS region.
+    """
+
+    region: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +236,7 @@ Event = (
     | Invalidated
     | ClientOpened
     | NotPrepared
+    | Prepared
     | SharedChanged
 )
 

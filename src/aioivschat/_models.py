@@ -80,7 +80,7 @@ class RoomArn:
         try:
             if not isinstance(text, str):
                 raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, _type_of(text))
-            return _parse_room(text)
+            return _parse_room(text if type(text) is str else _plain(text))
         except InvalidRequest as error:
             wrong = error
         del text  # out of tracebacks that show locals: it may be anything
@@ -175,13 +175,14 @@ class TokenRequest(Secret):
             # Out of tracebacks that show locals.
             del self, room, user, capabilities, attributes, session_minutes
             raise identity
-        pairs = identity[3]
+        # What was checked: a mapping may differ when it is read again, or an Enum as it is shown.
+        plain_room, plain_user, granted, pairs, minutes = identity
         put = object.__setattr__
-        put(self, "room", room)
-        put(self, "user", user)
-        put(self, "capabilities", identity[2])
+        put(self, "room", plain_room)
+        put(self, "user", plain_user)
+        put(self, "capabilities", granted)
         put(self, "attributes", MappingProxyType(dict(pairs)) if pairs else _NO_ATTRIBUTES)
-        put(self, "session_minutes", session_minutes)
+        put(self, "session_minutes", minutes)
         put(self, "identity", identity)
 
     def as_members(self) -> dict[str, Any]:
@@ -279,6 +280,8 @@ def _checked_identity(
 ) -> Identity | InvalidRequest:
     """Check every member; return an error instead of raising it, so that it has no traceback."""
     try:
+        if type(room) is not str or type(user) is not str:
+            room, user = _plain(room), _plain(user)
         RoomArn.parse(room)
         _check_user(user)
         granted = _checked_capabilities(capabilities)
@@ -286,7 +289,7 @@ def _checked_identity(
         _check_minutes(session_minutes)
     except InvalidRequest as error:
         return error.with_traceback(None)
-    return Identity((room, user, granted, pairs, session_minutes))
+    return Identity((room, user, granted, pairs, int.__int__(session_minutes)))
 
 
 def unchecked_identity(
@@ -302,9 +305,11 @@ def unchecked_identity(
     after a request with equal arguments had passed them. It, or hashing what it returns, may raise
     ``TypeError``.
     """
-    # By exact type: True equals 1 but is no duration, and the keys of {"SEND_MESSAGE": False} are
-    # not what was meant.
+    # By exact type: True equals 1 but is no duration, the keys of {"SEND_MESSAGE": False} are not
+    # what was meant, and text of a class of its own may equal what it is not.
     if type(session_minutes) is not int or type(capabilities) not in _COLLECTIONS:
+        return None
+    if type(room) is not str or type(user) is not str:
         return None
     if attributes is None:
         return room, user, frozenset(capabilities), (), session_minutes
@@ -318,6 +323,11 @@ _COLLECTIONS = (list, tuple, set, frozenset)
 
 def _type_of(value: object) -> str:
     return f"a value of type {type(value).__name__}"
+
+
+def _plain(text: str) -> str:
+    """Return text as a plain ``str``: of a subclass only its characters count, for AWS too."""
+    return text if type(text) is str or not isinstance(text, str) else str.__str__(text)
 
 
 def _is_text(value: object) -> bool:
@@ -340,8 +350,15 @@ def _checked_capabilities(capabilities: Iterable[str]) -> frozenset[Capability]:
         return _CAPABILITY_SETS[frozenset(names)]
     except (KeyError, TypeError):
         pass
+    # Text of a class of its own may have another hash.
+    names = tuple(map(_plain, names))
     known = Capability.__members__
-    wrong: object = next(name for name in names if not (isinstance(name, str) and name in known))
+    unknown: list[object] = [
+        name for name in names if not (isinstance(name, str) and name in known)
+    ]
+    if not unknown:
+        return _CAPABILITY_SETS[frozenset(names)]
+    wrong = unknown[0]
     if not isinstance(wrong, str):
         found = _type_of(wrong)
     else:
@@ -363,16 +380,18 @@ def _checked_attributes(attributes: Mapping[str, str]) -> tuple[tuple[str, str],
     if not isinstance(attributes, Mapping):
         raise InvalidRequest("attributes", "a mapping of text to text", _type_of(attributes))
     size = 0
-    for pair in attributes.items():
-        for text in pair:
+    plain: dict[str, str] = {}
+    for name, value in attributes.items():
+        for text in (name, value):
             if not _is_text(text):
                 found = "a lone surrogate" if isinstance(text, str) else _type_of(text)
                 raise InvalidRequest("attributes", "text to text, encodable as UTF-8", found)
             size += len(text.encode())
+        plain[_plain(name)] = _plain(value)
     if size > ATTRIBUTES_MAX_BYTES:
         limit = f"at most {ATTRIBUTES_MAX_BYTES} bytes of UTF-8 over all keys and values"
         raise InvalidRequest("attributes", limit, f"{size} bytes")
-    return tuple(sorted(attributes.items()))
+    return tuple(sorted(plain.items()))
 
 
 def _check_user(user: str) -> None:

@@ -15,6 +15,7 @@ from functools import partial
 
 from aiohttp import hdrs, web
 
+from aioivschat._contexts import call_later
 from aioivschat._endpoint.asks import Ask
 from aioivschat._endpoint.browser import PATH, BrowserModule, openapi, provider_path
 from aioivschat._endpoint.endpoint import Authorize, Endpoint, raise_missing_service
@@ -146,7 +147,7 @@ class _WaitingClients:
         """Call ``cancel`` once when the client has disconnected; return what ends the watching."""
         self._requests[cancel] = request
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+            self._timer = call_later(_SWEEP_SECONDS, self._sweep)
         return partial(self._unwatch, cancel)
 
     def _unwatch(self, cancel: Callable[[], None]) -> None:
@@ -156,7 +157,7 @@ class _WaitingClients:
             self._timer = None
 
     def _sweep(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+        self._timer = call_later(_SWEEP_SECONDS, self._sweep)
         for cancel, request in list(self._requests.items()):
             if request.transport is None or request.transport.is_closing():
                 self._unwatch(cancel)

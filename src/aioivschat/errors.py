@@ -169,8 +169,11 @@ class AwsError(ChatTokenError, ClientError):
         request_id: AWS's id of the request, if it came.
         response: the parsed answer, as botocore gives it, without anything sensitive.
         operation_name: ``CreateChatToken``.
+        clock_corrected: whether AWS refused the time of signing, by this host's clock, and requests
+            are signed by AWS's clock from now on.
     """
 
+    clock_corrected: bool = False
     response: Any  # botocore's parsed answer, a TypedDict of the stubs
     operation_name: str
 

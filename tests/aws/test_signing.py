@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import Enum
+from itertools import count
 from typing import Any
 
 import pytest
@@ -22,7 +25,8 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from aioivschat import Capability, PoolPolicy, TokenRequest
-from aioivschat._aws.prepared import _RequestPattern
+from aioivschat._aws.requests import RequestPattern
+from aioivschat._aws.signing import SigningForm
 from support.raw_servers import REGION, Seen, open_pool, raw_server, series
 from support.services import ROOM, bare_session
 
@@ -78,6 +82,79 @@ _REQUESTS = st.builds(
     st.integers(1, 180),
 )
 PLAIN = TokenRequest(ROOM, "u")
+
+
+class _Room(str, Enum):  # noqa: UP042 (what users have)
+    MAIN = ROOM
+
+
+class _Length(int, Enum):
+    HOUR = 60
+
+
+class _Can(str, Enum):  # noqa: UP042 (what users have)
+    SEND = "SEND_MESSAGE"
+
+
+class _Shown(str):
+    """Text that is shown as another."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "shown"
+
+    def __format__(self, _: str) -> str:
+        return "formatted"
+
+
+class _Changing(Mapping[str, str]):
+    """Attributes that are others each time they are read."""
+
+    def __init__(self) -> None:
+        self._reads = count()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["name"])
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, name: str) -> str:
+        return f"{name}-{next(self._reads)}"
+
+
+ODD = [
+    TokenRequest(_Room.MAIN, "u", [_Can.SEND]),
+    TokenRequest(_Shown(ROOM), _Shown("u"), attributes={_Shown("name"): _Shown("value")}),
+    TokenRequest(ROOM, "u", session_minutes=_Length.HOUR),
+    TokenRequest(ROOM, "u", attributes=_Changing()),
+]
+
+
+@pytest.mark.parametrize("request_", ODD)
+def test_a_request_keeps_plain_values_of_the_moment(request_: TokenRequest) -> None:
+    """What was read once, as text and numbers of no class of their own, is what is sent."""
+    members = request_.as_members()
+    names, values = list(request_.attributes), list(request_.attributes.values())
+    kept = (request_.room, request_.user, *members.get("capabilities", ()), *names, *values)
+    assert {str} == set(map(type, kept))
+    assert int is type(request_.session_minutes)
+    assert members == request_.as_members()
+    assert request_.identity == TokenRequest(*_plain_arguments(request_)).identity
+
+
+def _plain_arguments(request: TokenRequest) -> tuple[Any, ...]:
+    members = json.loads(json.dumps(request.as_members()))
+    return (
+        members["roomIdentifier"],
+        members["userId"],
+        members.get("capabilities", ()),
+        members.get("attributes"),
+        members["sessionDurationInMinutes"],
+    )
+
+
 NEW_YEAR = datetime(2027, 1, 1, tzinfo=UTC)
 _MOMENTS = st.floats(1e9, 7e9).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
 
@@ -196,8 +273,7 @@ def test_a_pattern_gives_what_botocore_would_have_signed(
         ) -> None:
             first, *others = calls
             credentials = client.call(*first)
-            pattern = _RequestPattern.from_request(client.sent, credentials)
-            assert pattern is not None
+            pattern = RequestPattern(client.sent, SigningForm(client.sent), credentials)
             for request, keys, moment in [*others, first]:
                 credentials = client.call(request, keys, moment)
                 assert pattern.fits(credentials)
@@ -237,7 +313,7 @@ def test_what_is_sent_is_what_aiobotocore_would_send(monkeypatch: pytest.MonkeyP
             open_pool(f"{server.url}/some/path", policy=GENERAL) as (general, _),
         ):
             await prepared.mint(REGION, PLAIN)
-            for request in draws:
+            for request in [*ODD, *draws]:
                 await prepared.mint(REGION, request)
                 sent = server.seen[-1]
                 with _at_the_moment_of(sent, monkeypatch):

@@ -7,7 +7,7 @@ and a task factory of the old form takes the loop and the work, and nothing else
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,18 +15,7 @@ import pytest
 
 from aioivschat import Quota, TokenRequest
 from support.services import ROOM, OpenService, until
-
-
-def make_task_as_of_old(
-    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]
-) -> asyncio.Task[Any]:
-    """Make a task, as factories do that know no `context`."""
-    return asyncio.Task(work, loop=loop)
-
-
-FACTORIES: dict[str, Callable[..., Any]] = {"old form": make_task_as_of_old}
-if hasattr(asyncio, "eager_task_factory"):
-    FACTORIES["eager"] = asyncio.eager_task_factory
+from support.tasks import FACTORIES
 
 
 @pytest.fixture(params=list(FACTORIES.values()), ids=list(FACTORIES))

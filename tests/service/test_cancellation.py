@@ -180,8 +180,10 @@ async def test_a_short_timeout_does_not_wait_for_the_flight(
 
 
 @pytest.mark.fault(8)
-async def test_a_flight_runs_in_no_callers_context(open_service: OpenService) -> None:
-    """What callers keep in context variables stays theirs: of the first and of who joins."""
+async def test_a_flight_keeps_its_starters_context_when_the_starter_leaves(
+    emulator: Emulator, open_service: OpenService
+) -> None:
+    """It goes on for who joined, in the context of the caller who started it and was cancelled."""
     user: contextvars.ContextVar[str | None] = contextvars.ContextVar("user", default=None)
     seen: list[str | None] = []
 
@@ -195,5 +197,10 @@ async def test_a_flight_runs_in_no_callers_context(open_service: OpenService) ->
         user.set(name)
         await tokens.issue(REQUEST)
 
-    await asyncio.gather(call("first"), call("second"))
-    assert [None] == seen
+    emulator.configure(latency=0.1)
+    starter, joiner = asyncio.create_task(call("starter")), asyncio.create_task(call("joiner"))
+    await until(lambda: tokens.stats().joined == 1)
+    starter.cancel()
+    await joiner
+    assert ["starter"] == seen
+    assert 1 == tokens.stats().requests

@@ -20,6 +20,7 @@ from aioivschat import (
     LoggingObserver,
     Minted,
     NotPrepared,
+    Prepared,
     RateChanged,
     Retrying,
     SharedChanged,
@@ -47,6 +48,7 @@ ONE_OF_EACH: list[Event] = [
     Invalidated(ROOM, one_user=True),
     ClientOpened("eu-west-1", 0.05),
     NotPrepared("eu-west-1", "it uses a proxy"),
+    Prepared("eu-west-1"),
     SharedChanged(SharedState.LOCAL, "TimeoutError"),
 ]
 

@@ -438,23 +438,28 @@ async def test_twenty_thousand_distinct_keys_leave_nothing() -> None:
 
 @pytest.mark.fault(8)
 @virtual_time
-async def test_the_work_runs_in_no_callers_context() -> None:
-    """A request's id or trace must not stick to work that serves others."""
+async def test_the_work_runs_in_a_copy_of_its_starters_context() -> None:
+    """It sees what its starter has set, not what who joins has, and changes neither."""
     airport = Airport()
-    request_id = contextvars.ContextVar("request_id", default="none")
+    trace = contextvars.ContextVar("trace", default="none")
     seen: list[str] = []
 
     async def work(flight: Flight[str]) -> str:
-        seen.append(request_id.get())
-        request_id.set("the work's")
+        seen.append(trace.get())
+        trace.set("the work's")
         await asyncio.sleep(1)
-        seen.append(request_id.get())
+        seen.append(trace.get())
         return "value"
 
-    request_id.set("the caller's")
-    await airport.call("key", work)
-    assert ["none", "the work's"] == seen
-    assert "the caller's" == request_id.get()
+    async def call(own: str) -> str:
+        trace.set(own)
+        await airport.call("key", work)
+        return trace.get()
+
+    starter, joiner = await asyncio.gather(call("starter's"), call("joiner's"))
+    assert ("starter's", "joiner's") == (starter, joiner)
+    assert ["starter's", "the work's"] == seen
+    assert (1, "none") == (airport.started, trace.get())
 
 
 @virtual_time

@@ -149,12 +149,20 @@ async def raw_server(
 
 @asynccontextmanager
 async def open_pool(
-    url: str | None, session: Any = None, policy: PoolPolicy | None = None
+    url: str | None,
+    session: Any = None,
+    policy: PoolPolicy | None = None,
+    told: list[Event] | None = None,
 ) -> AsyncIterator[tuple[ClientPool, list[str]]]:
-    """Open a pool with a client for ``REGION``; give it, and why it does not prepare requests."""
+    """Open a pool with a client for ``REGION``; give it, and why it does not prepare requests.
+
+    All its events go to ``told``, if it is given.
+    """
     reasons: list[str] = []
 
     def note_reason(event: Event) -> None:
+        if told is not None:
+            told.append(event)
         if isinstance(event, NotPrepared):
             reasons.append(event.reason)
 

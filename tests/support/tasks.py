@@ -21,6 +21,34 @@ KINDS = ("lazy", "eager", "old")
 _factory: Callable[..., Any] | None = None
 
 
+def make_task_as_of_old(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]
+) -> asyncio.Task[Any]:
+    """Make a task, as factories do that know no ``context``."""
+    return asyncio.Task(work, loop=loop)
+
+
+def make_wrapped_task(
+    loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any]
+) -> asyncio.Task[Any]:
+    """Make a task of work around the work by another factory, as tracers do."""
+
+    async def run() -> Any:
+        return await work
+
+    return make_task_as_of_old(loop, run())
+
+
+FACTORIES: dict[str, Callable[..., Any]] = {
+    "old form": make_task_as_of_old,
+    "wrapping": make_wrapped_task,
+}
+"""Task factories that users may set."""
+
+if hasattr(asyncio, "eager_task_factory"):
+    FACTORIES["eager"] = asyncio.eager_task_factory
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option."""
     parser.addoption(
@@ -37,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     global _factory
     kind = config.getoption("--tasks")
     if kind == "old":
-        _factory = lambda loop, coroutine: asyncio.Task(coroutine, loop=loop)  # noqa: E731
+        _factory = make_task_as_of_old
     elif kind == "eager":
         _factory = getattr(asyncio, "eager_task_factory", None)
         if _factory is None:

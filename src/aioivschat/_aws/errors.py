@@ -83,6 +83,9 @@ def translate_error(
 
     ``answer`` holds what :func:`note_answer` noted, if anything came.
     """
+    if answer and 300 <= answer["status_code"] < 400:
+        # All that a redirect says may name its target.
+        return _to_aws_error(_error_without_body(answer), request)
     if isinstance(error, botocore_errors.ClientError):
         return _to_aws_error(error, request)
     if isinstance(error, botocore_errors.HTTPClientError | botocore_errors.ConnectionError):
@@ -94,7 +97,7 @@ def translate_error(
     elif isinstance(error, OSError):
         return ConnectionFailed(type(error).__name__)
     # The parser lets many kinds through: of a timestamp that is none, of nesting without end.
-    if answer and answer["status_code"] >= 301:  # an error to botocore
+    if answer and answer["status_code"] >= 400:
         return _to_aws_error(_error_without_body(answer), request)
     return MalformedResponse(f"it cannot be parsed ({type(error).__name__})")
 
@@ -121,6 +124,7 @@ def _error_without_body(answer: Mapping[str, Any]) -> botocore_errors.ClientErro
             "RequestId": headers.get("x-amzn-requestid"),
             "HTTPStatusCode": status,
             "HTTPHeaders": headers,
+            "RetryAttempts": 0,
         },
     }
     return botocore_errors.ClientError(response, "CreateChatToken")
@@ -135,7 +139,7 @@ def _to_aws_error(error: botocore_errors.ClientError, request: TokenRequest) -> 
     if kind is None:
         kind = ServerFault if status >= 500 else AwsError
     # Validation messages quote values, signature errors the canonical request.
-    quotes = kind is ValidationFailed or "Signature" in code
+    quotes = kind is ValidationFailed or "Signature" in code or 300 <= status < 400
     resource = kind in (ResourceNotFound, Throttled)
     shown = redacted_response(response, request, quotes=quotes, resource=resource)
     translated = _mixed_class(kind, type(error))(shown)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 
 from aioivschat._aws.clients import ClientPool
 from aioivschat._clock import Clock
+from aioivschat._contexts import time_limit
 from aioivschat._events import Delivered, Joined, Observers, Source
 from aioivschat._models import (
     KEY_MAX_CHARACTERS,
@@ -90,7 +90,7 @@ class Issuer:
             raise InvalidRequest("timeout", "above 0 s, or None", f"{timeout}")
         call = Call(request, room, key, priority, self.clock.monotonic() + timeout)
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 return await self._join_until_token(call)
         except TimeoutError as error:
             if isinstance(error, ChatTokenError):

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aioivschat._clock import TICK_SECONDS, Clock
+from aioivschat._contexts import call_later
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import QueuedLimiter, QueuedReservation
 from aioivschat.errors import require
@@ -231,7 +232,7 @@ class LocalLimiter(QueuedLimiter):
         while self.waiting:
             due = self._permit_due(now)
             if due > now + TICK_SECONDS:
-                self._timer = asyncio.get_running_loop().call_later(due - now, self._grant_due)
+                self._timer = call_later(due - now, self._grant_due)
                 return
             self._unspent += 1
             self._pop_next().grant()

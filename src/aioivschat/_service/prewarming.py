@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from aioivschat._aws.clients import ClientPool
 from aioivschat._clock import TICK_SECONDS, Clock
+from aioivschat._contexts import start_task, time_limit
 from aioivschat._models import TOKEN_LIFE_SECONDS, Priority, RoomArn, TokenRequest
 from aioivschat._service.admission import NEVER, Call
 from aioivschat._service.limiter import Limiter
@@ -117,7 +118,7 @@ class Prewarmer:
         opening = NEVER if doors is None else self.clock.monotonic() + doors
         runs: dict[Limiter, _RegionRun] = {}
         # What is not there when the doors open is not waited for.
-        reading = asyncio.timeout(doors if isinstance(requests, AsyncIterable) else None)
+        reading = time_limit(doors if isinstance(requests, AsyncIterable) else None)
         try:
             try:
                 async with reading:
@@ -177,8 +178,7 @@ class _RegionRun:
         self._next_in_budget = prewarmer.clock.monotonic()
         self._changed = asyncio.Event()
         prewarmer.pending.queues.add(self.queue)
-        self._task = asyncio.create_task(self._mint_all())
-        self._task.add_done_callback(lambda _: self.queue.has_capacity.set())
+        self._task = start_task(self._mint_all(), lambda _: self.queue.has_capacity.set())
 
     @property
     def under_way(self) -> int:
@@ -280,7 +280,7 @@ class _RegionRun:
                 continue
             self._changed.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if due == NEVER else due - now):
+                async with time_limit(None if due == NEVER else due - now):
                     await self._changed.wait()
 
     def _latest_begin(self) -> float:

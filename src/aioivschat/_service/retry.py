@@ -12,6 +12,7 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from aioivschat._clock import Clock
+from aioivschat._contexts import run_detached
 from aioivschat.errors import (
     ConnectionFailed,
     MalformedResponse,
@@ -89,12 +90,13 @@ class Retrier:
         Raises:
             Exception: the last request's failure.
         """
+        clock = self._clock
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(RETRIED),
             stop=tenacity.stop_after_attempt(self._policy.max_attempts)
             | _StopUnlessWorthwhile(worthwhile),
             wait=self._wait,
-            sleep=self._clock.sleep,
+            sleep=lambda seconds: run_detached(clock.sleep(seconds)),
             before_sleep=lambda state: before_sleep(state.attempt_number, state.upcoming_sleep),
             reraise=True,
         )

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from aioivschat._aws.clients import ClientPool, PoolPolicy
 from aioivschat._clock import Clock
+from aioivschat._contexts import start_task
 from aioivschat._events import (
     Invalidated,
     Observer,
@@ -429,7 +430,7 @@ class AsyncTokenService:
         if self._closing is None:
             lifecycle.begin_closing()
             self._prewarmer.stop()
-            self._closing = asyncio.create_task(self._close(grace))
+            self._closing = start_task(self._close(grace))
         # Whoever is cancelled while closing leaves the closing to go on.
         await asyncio.shield(self._closing)
 

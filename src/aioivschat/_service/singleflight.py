@@ -8,7 +8,6 @@ owner of the flights is told if its value found no taker.
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import copy
 from collections.abc import Callable, Coroutine, Hashable, Iterator
 from typing import Any, Generic, TypeVar
@@ -183,13 +182,11 @@ class SingleFlight(Generic[V, F]):
         return waiter
 
     def _begin_work(self, flight: F) -> None:
-        """Make the task, in a fresh context: it is none of its callers' work.
+        """Make the task, in a copy of the first caller's context, so that its traces are theirs.
 
         A task may run at once (`asyncio.eager_task_factory`), so all that it reads is there before.
         """
-        # Not `create_task(context=…)`: a task factory may take nothing but the loop and the work.
-        create_task = asyncio.get_running_loop().create_task
-        task = contextvars.Context().run(create_task, self._work(flight))
+        task = asyncio.get_running_loop().create_task(self._work(flight))
         flight._task = task
         self._all[task] = flight
         task.add_done_callback(self._landed)

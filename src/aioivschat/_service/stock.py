@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 
 from aioivschat._clock import Clock
+from aioivschat._contexts import call_later
 from aioivschat._events import ExpiredUnused, Observers
 from aioivschat._models import Identity
 from aioivschat._service.cache import SWEPT_PER_INSERTION, CachePolicy, Entry, TokenCache
@@ -154,7 +155,7 @@ class StockSweeper:
         self._report()
 
     def _sweep_in(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._sweep)
+        self._timer = call_later(seconds, self._sweep)
 
     def _sweep(self) -> None:
         self._timer = None

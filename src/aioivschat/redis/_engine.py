@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from aioivschat._contexts import call_later, start_task, time_limit
 from aioivschat.redis._connecting import close_client, connect, open_pubsub
 
 CALL_TIMEOUT_SECONDS = 0.05
@@ -156,7 +157,7 @@ class Engine:
             self._start_probing()
             if loop.time() < self._first_call_deadline:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout_at(self._first_call_deadline):
+                    async with time_limit(self._first_call_deadline - loop.time()):
                         await self._state_known.wait()
 
     async def run_script(
@@ -217,7 +218,7 @@ class Engine:
         self._channels[channel] = on_message, on_subscribed
         if self._listen_task is not None:
             self._listen_task.cancel()
-        self._listen_task = asyncio.get_running_loop().create_task(self._receive_messages())
+        self._listen_task = start_task(self._receive_messages())
 
     async def aclose(self) -> None:
         """Stop listening and probing, and close the client if it is not the user's own."""
@@ -247,18 +248,18 @@ class Engine:
 
     async def _wait_for_command(self, seconds: float, command: Awaitable[Any]) -> Any:
         """Wait for the answer to a command; when time is up, leave the command running."""
-        loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(command)
+        task = start_task(command, self._forget_command)
         self._commands.add(task)
-        task.add_done_callback(self._forget_command)
         try:
-            await asyncio.wait((task,), timeout=seconds)
+            with suppress(TimeoutError):
+                async with time_limit(seconds):
+                    await asyncio.wait((task,))
             for _ in range(_EXTRA_LOOP_TURNS):
                 if not task.done():
                     await asyncio.sleep(0)
         finally:
             if not task.done():
-                loop.call_later(_COMMAND_TIMEOUT_SECONDS, task.cancel)
+                call_later(_COMMAND_TIMEOUT_SECONDS, task.cancel)
         if not task.done():
             raise TimeoutError
         return task.result()
@@ -294,7 +295,7 @@ class Engine:
 
     def _start_probing(self) -> None:
         if self._probe_task is None or self._probe_task.done():
-            self._probe_task = asyncio.get_running_loop().create_task(self._probe_until_shared())
+            self._probe_task = start_task(self._probe_until_shared())
 
     async def _probe_until_shared(self) -> None:
         while True:

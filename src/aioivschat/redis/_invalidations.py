@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aioivschat._clock import Clock
+from aioivschat._contexts import start_task
 from aioivschat.redis._engine import EngineAway, Script
 from aioivschat.redis._token_store import TokenStore, as_bytes, microseconds
 
@@ -124,9 +125,7 @@ class FleetInvalidations:
             await asyncio.wait(tasks)
 
     def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(start_task(work, self._tasks.discard))
 
     async def _send_pending(self) -> None:
         store = self._store

@@ -23,6 +23,7 @@ from dataclasses import replace
 from enum import Enum, auto
 
 from aioivschat._clock import Clock
+from aioivschat._contexts import call_later, start_task, time_limit
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import QueuedLimiter, QueuedReservation
 from aioivschat._service.limiter import BURST_HELD_BACK, HEADROOM, LocalLimiter, Quota
@@ -203,9 +204,7 @@ class SharedLimiter(QueuedLimiter):
         while self._slots and self.waiting:
             due = self._slots[0][0]
             if due > now:
-                self._grant_timer = asyncio.get_running_loop().call_later(
-                    due - now, self._grant_due_slots
-                )
+                self._grant_timer = call_later(due - now, self._grant_due_slots)
                 break
             del self._slots[0]
             if due > now - _SLOT_VOID_AFTER_SECONDS:
@@ -236,14 +235,13 @@ class SharedLimiter(QueuedLimiter):
     def _start_work_if_needed(self) -> None:
         if self._closed:
             return
-        loop = asyncio.get_running_loop()
         if self._heartbeat_task is None:
-            self._heartbeat_task = loop.create_task(self._send_heartbeats())
+            self._heartbeat_task = start_task(self._send_heartbeats())
         needed = self.waiting > len(self._slots) or self._reported_waiting > 0
         if needed and not self._working:
             # Before the task is made: it may run at once, and come here again when it grants.
             self._working = True
-            self._work_task = loop.create_task(self._work())
+            self._work_task = start_task(self._work())
 
     async def _work(self) -> None:
         try:
@@ -285,7 +283,7 @@ class SharedLimiter(QueuedLimiter):
                 return
             self._wake.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(due - now):
+                async with time_limit(due - now):
                     await self._wake.wait()
 
     def _find_surplus(self, keep: int) -> list[int]:
@@ -358,8 +356,7 @@ class SharedLimiter(QueuedLimiter):
             self._state = _State.LOCAL
         elif self._state is _State.LOCAL:
             self._state = _State.RETURNING
-            loop = asyncio.get_running_loop()
-            self._return_task = loop.create_task(self._return_to_fleet())
+            self._return_task = start_task(self._return_to_fleet())
 
     def _go_local(self) -> None:
         self._state = _State.LOCAL

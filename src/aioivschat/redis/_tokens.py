@@ -17,6 +17,7 @@ from itertools import chain
 from typing import Any
 
 from aioivschat._clock import Clock
+from aioivschat._contexts import start_task, time_limit
 from aioivschat._models import ChatToken, Identity, SharingKey
 from aioivschat._service.fleet import Busy, Fenced, Held
 from aioivschat.redis._engine import Engine, EngineAway, Script
@@ -186,9 +187,7 @@ class RedisTokens:
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that only :meth:`settled` waits for."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(start_task(work, self._tasks.discard))
 
     def watch_leases(self, leases: list[str], landed: asyncio.Event) -> None:
         """Set an event whenever one of the leases ends with a message."""
@@ -259,7 +258,7 @@ class RedisFlight:
         # Soon after a lease ran out, those that wait claim one after the other; the first gets it.
         limit = min(limit, self._lease_left_seconds + _FIRST_POLL_SECONDS)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit * random.uniform(0.5, 1.0)):  # noqa: S311 (jitter)
+            async with time_limit(limit * random.uniform(0.5, 1.0)):  # noqa: S311 (jitter)
                 await self._landed.wait()
         self._landed.clear()
 

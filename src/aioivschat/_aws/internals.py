@@ -1,0 +1,78 @@
+"""What is used of aiobotocore beyond what it documents; HttpSession overrides one method more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+
+
+class CannotPrepare(Exception):
+    """Requests of a client cannot be made without aiobotocore; the message says why."""
+
+
+def credentials_of(client: Any) -> Any:
+    """Return what holds the client's credentials; ``None``: it does not sign."""
+    return client._request_signer._credentials
+
+
+def http_session_of(client: Any) -> Any:
+    """Return the HTTP session that the client sends through."""
+    return client._endpoint.http_session
+
+
+def listeners_of(client: Any, event: str) -> list[Any]:
+    """Return who listens to an event of the client's, by any name for it."""
+    listeners: list[Any] = client.meta.events._emitter._handlers.prefix_search(event)
+    return listeners
+
+
+def listening_of(client: Any) -> object:
+    """Return what is another object once a listener of the client's comes or goes."""
+    return client.meta.events._emitter._lookup_cache
+
+
+def limits_of(http_session: Any) -> aiohttp.ClientTimeout:
+    """Return the seconds that a request of an HTTP session may take."""
+    limits: aiohttp.ClientTimeout = http_session._timeout
+    return limits
+
+
+def proxy_for(client: Any, url: str) -> str | None:
+    """Return the URL of the proxy that the client uses for a URL, if there is one."""
+    proxy: str | None = http_session_of(client)._proxy_config.proxy_url_for(url)
+    return proxy
+
+
+def keep_http_session(config: Any) -> None:
+    """Have a configuration keep its HTTP session when a session's default is merged with it.
+
+    Newer versions of aiobotocore do that by themselves.
+    """
+    config._user_provided_options["http_session_cls"] = config.http_session_cls
+
+
+def user_agent_of(session: Any, config: Any) -> str | None:
+    """Return how a session's client names itself; ``None``: by more than is known beforehand."""
+    try:
+        default = session.get_default_client_config()
+        merged = default.merge(config) if default else config
+        if merged.user_agent or session.get_config_variable("user_agent_appid"):
+            return None
+        # Extras of session and configuration are added to it in any case.
+        merged = merged.merge(type(merged)(user_agent_extra=None))
+        composer = session.get_component("user_agent_creator")
+        composer.set_session_config(session.user_agent_name, session.user_agent_version, None)
+        composed: str = composer.with_client_config(merged).to_string()
+    except Exception:  # of a later version, say
+        return None
+    return composed
+
+
+def describe(error: Exception) -> str:
+    """Say why requests cannot be prepared, where something here was not as expected."""
+    if isinstance(error, CannotPrepare):
+        return str(error)
+    if isinstance(error, AttributeError):
+        return f"no {error.name}"
+    return f"aiobotocore is not as expected ({type(error).__name__})"
