@@ -23,7 +23,7 @@ nox.options.sessions = ["tests", "compat", "lint", "types"]
 WHEELS = Path(".nox", "wheels")
 EXTRAS = "[cli,moto,plot,redis,starlette]"
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
-ONCE_ELSEWHERE = ("-m", "not (e2e or once)")
+ONCE_ELSEWHERE = ("-m", "not (e2e or once or tracers)")
 
 
 def _group(name: str) -> list[str]:
@@ -174,6 +174,13 @@ def e2e(session: nox.Session) -> None:
         *session.posargs,
         env={"AIOIVSCHAT_E2E_CACHE": str(cache)},
     )
+
+
+@nox.session(python=OLDEST, requires=["build"])
+def tracers(session: nox.Session) -> None:
+    """Test that real tracers see the built wheel's calls as they see those of bare aiobotocore."""
+    _install_wheel(session, EXTRAS, *_group("test"), *_group("tracers"))
+    session.run("pytest", "-m", "tracers", *PARALLEL, *_in_tests("tracers"), *session.posargs)
 
 
 @nox.session(python=OLDEST)
