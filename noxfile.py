@@ -66,7 +66,7 @@ def tests(session: nox.Session) -> None:
     elif session.python == next(filter(_answers, reversed(PYTHONS)), NEWEST):
         _run_all_tests(session)
     elif session.python == OLDEST:
-        session.run("pytest", *PARALLEL, *_in_tests("aws", "endpoint", "service"))
+        session.run("pytest", *PARALLEL, *_in_tests("aws"))
     else:
         folders = ("aws", "endpoint", "fleet", "onboarding", "service")
         session.run("pytest", "--general", "--tasks=eager", *PARALLEL, *_in_tests(*folders))
