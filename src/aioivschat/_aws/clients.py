@@ -190,25 +190,25 @@ class ClientPool:
         # endpoints the option is left out, so that the session's own configuration holds.
         local = self._endpoint_url is not None and self._endpoint_url.startswith("http:")
         options: dict[str, Any] = {"proxies": {}} if local else {}
-        default = self._session.get_default_client_config()
-        if getattr(default, "http_session_cls", AIOHTTPSession) is AIOHTTPSession:
-            options["http_session_cls"] = HttpSession
-        config = AioConfig(
-            **options,
-            connect_timeout=self._policy.connect_timeout,
-            read_timeout=self._policy.read_timeout,
-            max_pool_connections=self._policy.max_connections,
+        options |= {
+            "connect_timeout": self._policy.connect_timeout,
+            "read_timeout": self._policy.read_timeout,
+            "max_pool_connections": self._policy.max_connections,
             # One request a call, whatever AWS_RETRY_MODE and AWS_MAX_ATTEMPTS say: botocore's own
             # retries would multiply with ours and need no permit. ``max_attempts`` of 1 would mean
             # two requests, and the mode ``adaptive`` would pace them.
-            retries={"total_max_attempts": 1, "mode": "standard"},
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
             # A TokenRequest is valid, by narrower limits than botocore's.
-            parameter_validation=False,
-        )
-        keep_http_session(config)
-        # To compose it takes a fifth of a call.
-        user_agent = user_agent_of(self._session, config)
-        return config if user_agent is None else config.merge(AioConfig(user_agent=user_agent))
+            "parameter_validation": False,
+        }
+        # To compose it for each request takes a fifth of a call.
+        user_agent = user_agent_of(self._session, AioConfig(**options))
+        if user_agent is not None:
+            options["user_agent"] = user_agent
+        default = self._session.get_default_client_config()
+        if getattr(default, "http_session_cls", AIOHTTPSession) is not AIOHTTPSession:
+            return AioConfig(**options)
+        return keep_http_session(AioConfig(**options, http_session_cls=HttpSession))
 
 
 def _botocore_session(session: Any) -> tuple[AioSession, Any]:

@@ -93,7 +93,7 @@ _UNVISITED = {
     *("__annotations__", "__static_attributes__"),
     "_connector_args",  # users bring their own, and both ways use it alike, as credentials
     *("_handlers", "_lookup_cache", "_unique_id_handlers"),  # with the listeners to all else
-    *("_alias_name_cache", "_instance_cache", "_senders", "_sessions"),  # they grow
+    *("_senders", "_sessions"),  # they grow, as caches do
 }
 
 _DATA = {
@@ -184,6 +184,8 @@ class _Survey:
             (place, itemgetter(*keys, next(iter(keys)))) for place, keys in self._places.values()
         ]
         self._parts, self._sizes = self._read()
+        for notes in (self._seen, self._places, self._members, self._names, self._unnamed):
+            notes.clear()
 
     def still_holds(self, *, sizes: bool = True) -> bool:
         """Tell whether nothing was exchanged or taken away since, nor added, if sizes count."""
@@ -286,9 +288,13 @@ class _Survey:
         if part is not self._client:
             self._name(name for base in kind.__mro__ for name in vars(base))
         attributes = getattr(part, "__dict__", {})
-        names = {name: f"{kind.__name__}.{name}" for name in attributes if name not in _UNVISITED}
-        for name in names.keys() & _functions_of(kind):
-            self._report(names[name])
+        for name in attributes.keys() & _functions_of(kind):
+            self._report(f"{kind.__name__}.{name}")
+        names = {
+            name: f"{kind.__name__}.{name}"
+            for name in attributes
+            if name not in _UNVISITED and not name.endswith("_cache")
+        }
         # Models keep there what they have computed.
         self._visit_items(attributes, names, sized=kind.__module__ != "botocore.model")
 
@@ -342,7 +348,7 @@ def _codes_of(module: str) -> frozenset[CodeType]:
     return frozenset() if code is None else frozenset(_nested_codes(code))
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class _KnownCode:
     """The code of a function that is as its module has it, and the names that it reads."""
 

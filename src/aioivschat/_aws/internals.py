@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import aiohttp
+from aiobotocore.config import AioConfig
 
 
 class CannotPrepare(Exception):
@@ -44,12 +45,14 @@ def proxy_for(client: Any, url: str) -> str | None:
     return proxy
 
 
-def keep_http_session(config: Any) -> None:
+def keep_http_session(config: Any) -> AioConfig:
     """Have a configuration keep its HTTP session when a session's default is merged with it.
 
     Newer versions of aiobotocore do that by themselves.
     """
     config._user_provided_options["http_session_cls"] = config.http_session_cls
+    kept: AioConfig = config
+    return kept
 
 
 def user_agent_of(session: Any, config: Any) -> str | None:
