@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import sys
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections import ChainMap
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from functools import _lru_cache_wrapper
+from hashlib import sha256
 from inspect import getattr_static
 from itertools import cycle
-from types import CodeType, FrameType, FunctionType, ModuleType
+from types import CodeType, FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
+import botocore.auth
+import botocore.serialize
 import pytest
 import wrapt
 from aiobotocore.config import AioConfig
+from aiobotocore.hooks import AioHierarchicalEmitter
+from botocore import history
+from botocore.auth import SigV4Auth
 from botocore.utils import CachedProperty
 
 from aioivschat._aws.http_session import HttpSession
@@ -277,9 +285,105 @@ def test_a_subclass_in_an_objects_place_is_found(
     traced: TracedClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An object whose class somebody derived, whatever that class changes."""
-    endpoint = traced.client._endpoint
-    kind = type("TracedEndpoint", (type(endpoint),), {"__module__": "tracer"})
+    clean = _Survey(traced.client)
+    for place, owner in _objects(traced.client).items():
+        kind = type("Traced", (type(owner),), {"__module__": "tracer"})
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, "__class__", kind)
+            assert not clean.still_holds(), place
+            found = _Survey(traced.client)
+            assert found.found is not None, place
+        assert not found.still_holds(), place
+        assert clean.still_holds(), place
+
+
+def _decorate_by_context_manager(own: Any) -> Any:
+    @contextmanager
+    def span() -> Iterator[None]:
+        yield
+
+    return span()(own)
+
+
+def _make_partial_method(own: Any) -> Any:
+    def traced(self: Any, *args: Any) -> Any:
+        return own(self, *args)
+
+    return functools.partialmethod(traced)
+
+
+def _compile_with_globals_of_botocore(own: Any) -> Any:
+    namespace = {"__name__": "botocore.auth", "own": own}
+    exec("def add_auth(*args):\n    return own(*args)", namespace)
+    return namespace["add_auth"]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [_decorate_by_context_manager, _make_partial_method, _compile_with_globals_of_botocore],
+)
+def test_what_is_made_by_means_of_the_standard_library_is_found(
+    traced: TracedClient, monkeypatch: pytest.MonkeyPatch, wrap: Callable[[Any], Any]
+) -> None:
+    """A wrapper whose class or function is Python's own, with somebody's function inside."""
+    clean = _Survey(traced.client)
     with monkeypatch.context() as patch:
-        patch.setattr(endpoint, "__class__", kind)
+        patch.setattr(SigV4Auth, "add_auth", wrap(SigV4Auth.add_auth))
+        assert not clean.still_holds()
+        assert str(_Survey(traced.client).found).endswith("SigV4Auth.add_auth")
+    assert clean.still_holds()
+
+
+class _HistoryHandler(history.BaseHistoryHandler):
+    def emit(self, event_type: str, payload: object, source: str) -> None:
+        """Take note."""
+
+
+def _record_history(client: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(history.get_global_history_recorder(), "_handlers", [_HistoryHandler()])
+
+
+def _chain_a_map(client: Any, patch: pytest.MonkeyPatch) -> None:
+    kinds = botocore.auth.AUTH_TYPE_MAPS
+    own = {"v4": type("Traced", (SigV4Auth,), {"__module__": "tracer"})}
+    patch.setattr(botocore.auth, "AUTH_TYPE_MAPS", ChainMap(own, kinds))
+
+
+def _exchange_a_module(client: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(botocore.serialize, "json", SimpleNamespace(dumps=json.dumps))
+
+
+def _exchange_a_builtin(client: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(botocore.auth, "sha256", lambda *data: sha256(*data))
+
+
+def _fill_what_is_empty(client: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(client._endpoint.http_session._proxy_config, "_proxies_settings", _Proxy({}))
+
+
+def _listen_to_the_endpoint_alone(client: Any, patch: pytest.MonkeyPatch) -> None:
+    emitter: Any = AioHierarchicalEmitter()
+    emitter.register("request-created", lambda **_: None)
+    patch.setattr(client._endpoint, "_event_emitter", emitter)
+
+
+@pytest.mark.parametrize(
+    "exchange",
+    [
+        *(_record_history, _chain_a_map, _exchange_a_module, _exchange_a_builtin),
+        *(_fill_what_is_empty, _listen_to_the_endpoint_alone),
+    ],
+)
+def test_an_object_that_holds_a_watcher_is_found(
+    traced: TracedClient,
+    monkeypatch: pytest.MonkeyPatch,
+    exchange: Callable[[Any, pytest.MonkeyPatch], None],
+) -> None:
+    """In place of a map, a module, nothing, an emitter, or among those who record history."""
+    clean = _Survey(traced.client)
+    assert clean.found is None
+    with monkeypatch.context() as patch:
+        exchange(traced.client, patch)
+        assert not clean.still_holds()
         assert _Survey(traced.client).found is not None
     assert _Survey(traced.client).found is None

@@ -15,22 +15,20 @@ import re
 import sys
 import time
 import types
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import _lru_cache_wrapper, cache, partial
+from functools import _lru_cache_wrapper, cache, cached_property, partial
 from importlib.machinery import PathFinder
 from logging import Logger
 from operator import attrgetter, is_, itemgetter
 from types import (
-    BuiltinFunctionType,
     CodeType,
     FunctionType,
     GetSetDescriptorType,
     MemberDescriptorType,
     MethodType,
     ModuleType,
-    NoneType,
     SimpleNamespace,
 )
 from typing import Any
@@ -39,6 +37,7 @@ from aioivschat._aws.http_session import HttpSession
 from aioivschat._aws.internals import (
     credentials_of,
     describe,
+    emitter_of,
     http_session_of,
     listeners_of,
     listening_of,
@@ -86,20 +85,23 @@ _BUILTINS = {
 } - {SimpleNamespace}
 """Types in C that do not say whose they are seem to be ``builtins``' own, and are not."""
 
+_UNCALLED = _IN_C | {"typing"}
+"""Packages of objects that call nothing that is somebody's."""
+
 _BASES = {"wrapt", "_wrappers"}
 """Packages of which classes of aiobotocore inherit; an object of theirs would be a proxy."""
 
 _UNVISITED = {
     *("__annotations__", "__static_attributes__"),
     "_connector_args",  # users bring their own, and both ways use it alike, as credentials
-    *("_handlers", "_lookup_cache", "_unique_id_handlers"),  # with the listeners to all else
+    *("_root", "_lookup_cache", "_unique_id_handlers"),  # with the listeners to all else
     *("_senders", "_sessions"),  # they grow, as caches do
 }
 
 _DATA = {
-    *(NoneType, bool, bytes, float, frozenset, int, re.Pattern, set, str),
-    *(BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType),
-    *(Logger, OrderedDict),
+    *(bool, bytes, float, frozenset, int, re.Pattern, set, str),
+    *(GetSetDescriptorType, MemberDescriptorType),
+    *(Logger, OrderedDict, type(vars(namedtuple("_One", "field"))["field"])),
 }
 _CONTAINER_MAX_ITEMS = 100  # larger ones are models of services
 
@@ -109,6 +111,7 @@ _CONTENTS: dict[type, tuple[str, ...]] = {
     classmethod: ("__func__",),
     property: ("fget", "fset"),
     partial: ("func",),
+    cached_property: ("func",),
     _lru_cache_wrapper: ("__wrapped__",),
 }
 
@@ -162,6 +165,7 @@ class _Survey:
         # Namespaces and containers, each with the names or indices at which it holds a part.
         self._places: dict[int, tuple[Any, dict[Any, None]]] = {}
         self._sized: list[Any] = []
+        self._objects: list[Any] = []
         self._members: dict[type, Any] = {}  # what vars() made: it is another object each time
         self._client = client
         if type(http_session_of(client)) is not HttpSession:
@@ -200,6 +204,7 @@ class _Survey:
         for place, get in self._readers:
             parts += get(place)
         parts += map(attrgetter("__code__"), self.functions)
+        parts += map(type, self._objects)
         parts.append(listening_of(self._client))
         return parts, [*map(len, self._sized)]
 
@@ -219,10 +224,14 @@ class _Survey:
                 self._visit_items(part, dict.fromkeys(keys, where))
         elif issubclass(kind, type):
             self._visit_class(where, part)
-        elif package in _LIBRARIES or kind is HttpSession:
-            self._visit_object(where, part)
-        elif package not in _HARMLESS or (package in _IN_C and kind not in _BUILTINS):
-            self._report(where)
+        else:
+            self._objects.append(part)
+            if package in _LIBRARIES or kind is HttpSession:
+                self._visit_object(where, part)
+            elif package not in _HARMLESS or (package in _IN_C and kind not in _BUILTINS):
+                self._report(where)
+            elif package == "collections" or (package not in _UNCALLED and _is_called(part)):
+                self._report(where)  # it may be made of, or hold, what is somebody's
 
     def _visit_function(self, where: str, function: FunctionType) -> None:
         module = function.__globals__.get("__name__", "")
@@ -288,6 +297,8 @@ class _Survey:
         if part is not self._client:
             self._name(name for base in kind.__mro__ for name in vars(base))
         attributes = getattr(part, "__dict__", {})
+        if "_unique_id_handlers" in attributes and part is not emitter_of(self._client):
+            self._report(where)
         for name in attributes.keys() & _functions_of(kind):
             self._report(f"{kind.__name__}.{name}")
         names = {
@@ -313,6 +324,11 @@ class _Survey:
 def _package(module: Any) -> str:
     package = str(module).partition(".")[0]
     return "collections" if package.startswith("namedtuple_") else package
+
+
+def _is_called(part: Any) -> bool:
+    """Tell whether a part is called, or is what a class calls as it is looked up."""
+    return callable(part) or hasattr(type(part), "__get__")
 
 
 def _package_of(listener: Any) -> str:
@@ -364,7 +380,7 @@ def _get_to_know(function: FunctionType, module: str) -> _KnownCode | None:
     """Return what is to be known of a function's code; ``None``: it is not its module's."""
     code = function.__code__
     # A data class makes functions as it is defined: they have to be as they were first seen.
-    is_generated = code.co_filename == "<string>"
+    is_generated = code.co_filename == "<string>" and code.co_name.startswith("__")
     is_own = is_generated and _generated_by.setdefault(function, code) is code
     if not (is_own or code in _codes_of(module)):
         return None

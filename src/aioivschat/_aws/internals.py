@@ -22,15 +22,20 @@ def http_session_of(client: Any) -> Any:
     return client._endpoint.http_session
 
 
+def emitter_of(client: Any) -> Any:
+    """Return what tells the client's listeners of its events."""
+    return client.meta.events._emitter
+
+
 def listeners_of(client: Any, event: str) -> list[Any]:
     """Return who listens to an event of the client's, by any name for it."""
-    listeners: list[Any] = client.meta.events._emitter._handlers.prefix_search(event)
+    listeners: list[Any] = emitter_of(client)._handlers.prefix_search(event)
     return listeners
 
 
 def listening_of(client: Any) -> object:
     """Return what is another object once a listener of the client's comes or goes."""
-    return client.meta.events._emitter._lookup_cache
+    return emitter_of(client)._lookup_cache
 
 
 def limits_of(http_session: Any) -> aiohttp.ClientTimeout:
