@@ -10,6 +10,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,24 @@ async def test_a_cancelled_call_stays_cancelled() -> None:
         minting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await minting
+
+
+@pytest.mark.parametrize("policy", [PREPARED, GENERAL], ids=["prepared", "general"])
+async def test_a_task_that_was_cancelled_before_has_its_timeout(policy: PoolPolicy) -> None:
+    """A cancellation that was caught before the call is not taken for one during it."""
+    async with raw_server() as server:
+        short = replace(policy, **SHORT_TIMEOUTS)
+        async with open_pool(server.url, policy=short) as (pool, _):
+            for _ in range(2):
+                await pool.mint(REGION, REQUEST)
+            server.answer = None
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.sleep(1)
+            assert ["ReadTimeoutError"] == _reasons([_comparable(await _mint(pool))])
+            assert 0 == task.uncancel()
 
 
 def _reasons(outcomes: Any) -> list[str]:

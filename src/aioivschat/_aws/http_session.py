@@ -88,14 +88,15 @@ class _Deadlines:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._due: dict[asyncio.Task[Any], float] = {}
+        # When each is late, and how often it had been cancelled before.
+        self._due: dict[asyncio.Task[Any], tuple[float, int]] = {}
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self) -> asyncio.Task[Any]:
         loop = asyncio.get_running_loop()
         task = cast(asyncio.Task[Any], asyncio.current_task(loop))
-        self._due[task] = loop.time() + self._seconds
+        self._due[task] = loop.time() + self._seconds, task.cancelling()
         if self._timer is None:
             self._timer = call_later(self._seconds, self._cancel_late)
         return task
@@ -106,12 +107,12 @@ class _Deadlines:
 
     def took_back_cancellation(self, task: asyncio.Task[Any]) -> bool:
         """Take back the cancellation of a late task; tell whether there was no other."""
-        return task in self._late and task.uncancel() == 0
+        return task in self._late and task.uncancel() <= self._due[task][1]
 
     def _cancel_late(self) -> None:
         self._timer = None
         now = asyncio.get_running_loop().time()
-        for task, due in self._due.items():
+        for task, (due, _) in self._due.items():
             if due > now:
                 self._timer = call_later(due - now, self._cancel_late)
                 return
