@@ -17,9 +17,9 @@ from aioivschat import (
     RetryPolicy,
     TokenRequest,
 )
-from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
+from aioivschat.emulator import Emulator, Fault, FaultKind, QuotaShape, ThreadedEmulatorServer
 from support.raw_servers import http, raw_server
-from support.services import ROOM, UNLIMITED, local_session
+from support.services import ROOM, UNLIMITED, local_session, outcomes, until
 
 MINUTES, DAYS = 60.0, 86_400.0
 BOTH_WAYS = pytest.mark.parametrize("prepared", [True, False], ids=["prepared", "general"])
@@ -33,12 +33,14 @@ def emulator() -> Iterator[ThreadedEmulatorServer]:
         yield server
 
 
-def _open_service(url: str, prepared: bool, quota: Quota = UNLIMITED) -> AsyncTokenService:
+def _open_service(
+    url: str, prepared: bool, quota: Quota = UNLIMITED, attempts: int = 1
+) -> AsyncTokenService:
     return AsyncTokenService(
         session=local_session(),
         endpoint_url=url,
         quota=quota,
-        retry=RetryPolicy(max_attempts=1),
+        retry=RetryPolicy(max_attempts=attempts, base_delay=0.001, max_delay=0.001),
         pool=PoolPolicy(prepared=prepared),
     )
 
@@ -133,3 +135,46 @@ async def test_what_is_refused_all_the_same_is_an_error(
                 await tokens.issue(TokenRequest(ROOM, "u"), fresh=True)
             assert sent == len(server.seen)
     assert 1 == len(_warnings(caplog))
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("kind", [FaultKind.THROTTLE_JSON, FaultKind.ERROR_500, FaultKind.RESET])
+async def test_a_retry_may_be_the_first_to_find_the_clock_wrong(
+    emulator: ThreadedEmulatorServer, kind: FaultKind, prepared: bool
+) -> None:
+    """What is refused for another reason at first, and then for its time, is sent once more."""
+    emulator.emulator.configure(clock_skew=10 * MINUTES)
+    emulator.emulator.fail_next(Fault(kind))
+    async with _open_service(emulator.url, prepared, attempts=2) as tokens:
+        assert (await tokens.issue(TokenRequest(ROOM, "u"))).token
+        assert 3 == tokens.stats().requests
+
+
+@BOTH_WAYS
+async def test_nothing_is_sent_again_for_a_caller_who_has_left(
+    emulator: ThreadedEmulatorServer, prepared: bool
+) -> None:
+    """The clock is corrected all the same."""
+    emulator.emulator.configure(clock_skew=10 * MINUTES, latency=0.1)
+    async with _open_service(emulator.url, prepared) as tokens:
+        call = asyncio.create_task(tokens.issue(TokenRequest(ROOM, "u")))
+        await until(lambda: tokens.stats().requests == 1)
+        call.cancel()
+        await until(lambda: not tokens.stats().flights)
+        assert 1 == tokens.stats().requests
+        await tokens.issue(TokenRequest(ROOM, "u"))
+        assert 2 == tokens.stats().requests
+
+
+@BOTH_WAYS
+async def test_nothing_is_sent_again_while_the_service_closes(
+    emulator: ThreadedEmulatorServer, prepared: bool
+) -> None:
+    """As with retries: the refusal is the outcome."""
+    emulator.emulator.configure(clock_skew=10 * MINUTES, latency=0.1)
+    tokens = _open_service(emulator.url, prepared)
+    call = asyncio.create_task(tokens.issue(TokenRequest(ROOM, "u")))
+    await until(lambda: tokens.stats().requests == 1)
+    await tokens.aclose()
+    assert [AccessDenied] == [type(error) for error in await outcomes(call)]
+    assert 1 == tokens.stats().requests

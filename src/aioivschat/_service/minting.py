@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 from aioivschat._aws.clients import ClientPool
@@ -202,15 +203,7 @@ class Minter:
     async def _mint(self, flight: TokenFlight) -> Entry:
         await flight.reservation.granted()
         try:
-            try:
-                return await self._send_request(flight, 1)
-            except AwsError as error:
-                if not error.clock_corrected:
-                    raise
-            # No retry by the policy: it says how to treat AWS, and this was the host's clock.
-            flight.reserve(again=True)
-            await flight.reservation.granted()
-            return await self._send_request(flight, 1)
+            return await self._send(flight, 1)
         except RETRIED as error:
             return await self._retry(flight, error)
 
@@ -218,22 +211,38 @@ class Minter:
         async def send_again(number: int) -> Entry:
             flight.reserve(again=True)
             await flight.reservation.granted()
-            return await self._send_request(flight, number)
-
-        def is_worthwhile(delay: float) -> bool:
-            return (
-                flight.callers > 0
-                and self.lifecycle.is_open
-                and self.clock.monotonic() + delay < flight.call.deadline
-            )
+            return await self._send(flight, number)
 
         def tell(number: int, delay: float) -> None:
             if self.observers:
                 self.observers.tell(Retrying(flight.call.request.room, number, delay))
 
         return await self.retrier.run(
-            send_again, failed=failure, worthwhile=is_worthwhile, before_sleep=tell
+            send_again,
+            failed=failure,
+            worthwhile=partial(self._is_wanted, flight),
+            before_sleep=tell,
         )
+
+    def _is_wanted(self, flight: TokenFlight, delay: float) -> bool:
+        """Tell whether anybody would still take a token that is asked for after so many seconds."""
+        return (
+            flight.callers > 0
+            and self.lifecycle.is_open
+            and self.clock.monotonic() + delay < flight.call.deadline
+        )
+
+    async def _send(self, flight: TokenFlight, number: int) -> Entry:
+        """Send a request, and once more if the time that it was signed by was wrong."""
+        try:
+            return await self._send_request(flight, number)
+        except AwsError as error:
+            if not (error.clock_corrected and self._is_wanted(flight, 0.0)):
+                raise
+        # No retry by the policy: it says how to treat AWS, and this was the host's clock.
+        flight.reserve(again=True)
+        await flight.reservation.granted()
+        return await self._send_request(flight, number)
 
     async def _send_request(self, flight: TokenFlight, number: int) -> Entry:
         """Send one request and keep account of it."""
