@@ -240,6 +240,21 @@ async def test_an_answer_has_the_outcome_that_aiobotocore_gives_it(answer: bytes
     await _mint_both_ways(answer)
 
 
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+async def test_a_redirect_is_an_error_that_says_nothing_of_its_target(status: int) -> None:
+    """Neither way goes there; of an answer that names it everywhere, the status is shown only."""
+    async with raw_server() as target:
+        headers = f"Location: {target.url}", f"x-amzn-errortype: To {target.url}"
+        bodies = [json.dumps({"message": f"to {target.url}", "__type": "MovedException"}).encode()]
+        bodies.append(f"<a href={target.url}>here</a>".encode())
+        for body in bodies if status != 304 else [b""]:
+            answer = http(body, *headers, status=f"{status} Moved")
+            for outcome in await _mint_both_ways(answer):
+                assert f"CreateChatToken: {status} ({status}): no message" in str(outcome)
+                assert target.url.removeprefix("http://") not in str(outcome)
+        assert [] == target.seen
+
+
 def _reset_connection(writer: asyncio.StreamWriter) -> None:
     raw: socket.socket = writer.get_extra_info("socket")
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -133,8 +133,10 @@ def _error_without_body(answer: Mapping[str, Any]) -> botocore_errors.ClientErro
 def _to_aws_error(error: botocore_errors.ClientError, request: TokenRequest) -> AwsError:
     response: Mapping[str, Any] = error.response
     metadata = response.get("ResponseMetadata", {})
-    code = str(response.get("Error", {}).get("Code", ""))
     status = int(metadata.get("HTTPStatusCode", 0))
+    if 300 <= status < 400:  # the body of a redirect says where to
+        response = {"Error": {"Code": str(status)}, "ResponseMetadata": metadata}
+    code = str(response.get("Error", {}).get("Code", ""))
     kind = _CLASS_BY_CODE.get(code) or _CLASS_BY_STATUS.get(status)
     if kind is None:
         kind = ServerFault if status >= 500 else AwsError
