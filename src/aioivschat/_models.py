@@ -14,10 +14,12 @@ from enum import IntEnum, StrEnum
 from functools import lru_cache
 from itertools import combinations
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from aioivschat._secrets import Secret, Unpickled
 from aioivschat.errors import InvalidRequest
+
+T = TypeVar("T")
 
 TOKEN_LIFE_SECONDS = 60.0
 """Seconds that a token can be used to connect (API reference, ``tokenExpirationTime``)."""
@@ -78,9 +80,10 @@ class RoomArn:
             InvalidRequest: if it is not the ARN of a chat room.
         """
         try:
-            if not isinstance(text, str):
+            text = plain(text)
+            if type(text) is not str:
                 raise InvalidRequest("roomIdentifier", _ROOM_LIMIT, _type_of(text))
-            return _parse_room(text if type(text) is str else _plain(text))
+            return _parse_room(text)
         except InvalidRequest as error:
             wrong = error
         del text  # out of tracebacks that show locals: it may be anything
@@ -281,15 +284,15 @@ def _checked_identity(
     """Check every member; return an error instead of raising it, so that it has no traceback."""
     try:
         if type(room) is not str or type(user) is not str:
-            room, user = _plain(room), _plain(user)
+            room, user = plain(room), plain(user)
         RoomArn.parse(room)
         _check_user(user)
         granted = _checked_capabilities(capabilities)
         pairs = _checked_attributes(attributes) if attributes is not None else ()
-        _check_minutes(session_minutes)
+        minutes = _checked_minutes(session_minutes)
     except InvalidRequest as error:
         return error.with_traceback(None)
-    return Identity((room, user, granted, pairs, int.__int__(session_minutes)))
+    return Identity((room, user, granted, pairs, minutes))
 
 
 def unchecked_identity(
@@ -315,6 +318,8 @@ def unchecked_identity(
         return room, user, frozenset(capabilities), (), session_minutes
     if type(attributes) is not dict:
         return None
+    if {*map(type, attributes), *map(type, attributes.values())} - {str}:
+        return None
     return room, user, frozenset(capabilities), tuple(sorted(attributes.items())), session_minutes
 
 
@@ -325,14 +330,20 @@ def _type_of(value: object) -> str:
     return f"a value of type {type(value).__name__}"
 
 
-def _plain(text: str) -> str:
-    """Return text as a plain ``str``: of a subclass only its characters count, for AWS too."""
-    return text if type(text) is str or not isinstance(text, str) else str.__str__(text)
+def plain(text: T) -> T:
+    """Return text as a plain ``str``: of a subclass only its characters count, for AWS too.
+
+    What is no text is returned as it is.
+    """
+    # By type: an object may say of itself that it is text, as proxies and mocks do.
+    if type(text) is str or not issubclass(type(text), str):
+        return text
+    return cast("T", str.__str__(text))
 
 
 def _is_text(value: object) -> bool:
-    """Tell whether a value is text that UTF-8 can encode: a lone surrogate it cannot."""
-    if not isinstance(value, str):
+    """Tell whether a value is plain text that UTF-8 can encode: a lone surrogate it cannot."""
+    if type(value) is not str:
         return False
     try:
         value.encode()
@@ -351,15 +362,13 @@ def _checked_capabilities(capabilities: Iterable[str]) -> frozenset[Capability]:
     except (KeyError, TypeError):
         pass
     # Text of a class of its own may have another hash.
-    names = tuple(map(_plain, names))
+    names = tuple(map(plain, names))
     known = Capability.__members__
-    unknown: list[object] = [
-        name for name in names if not (isinstance(name, str) and name in known)
-    ]
+    unknown: list[object] = [name for name in names if not (type(name) is str and name in known)]
     if not unknown:
         return _CAPABILITY_SETS[frozenset(names)]
     wrong = unknown[0]
-    if not isinstance(wrong, str):
+    if type(wrong) is not str:
         found = _type_of(wrong)
     else:
         # Show only what looks like a capability: the rest may be a user id in the wrong place.
@@ -380,22 +389,23 @@ def _checked_attributes(attributes: Mapping[str, str]) -> tuple[tuple[str, str],
     if not isinstance(attributes, Mapping):
         raise InvalidRequest("attributes", "a mapping of text to text", _type_of(attributes))
     size = 0
-    plain: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for name, value in attributes.items():
+        name, value = plain(name), plain(value)
         for text in (name, value):
             if not _is_text(text):
-                found = "a lone surrogate" if isinstance(text, str) else _type_of(text)
+                found = "a lone surrogate" if type(text) is str else _type_of(text)
                 raise InvalidRequest("attributes", "text to text, encodable as UTF-8", found)
             size += len(text.encode())
-        plain[_plain(name)] = _plain(value)
+        pairs[name] = value
     if size > ATTRIBUTES_MAX_BYTES:
         limit = f"at most {ATTRIBUTES_MAX_BYTES} bytes of UTF-8 over all keys and values"
         raise InvalidRequest("attributes", limit, f"{size} bytes")
-    return tuple(sorted(plain.items()))
+    return tuple(sorted(pairs.items()))
 
 
 def _check_user(user: str) -> None:
-    if not isinstance(user, str):
+    if type(user) is not str:
         raise InvalidRequest("userId", "text", _type_of(user))
     if not 1 <= len(user) <= USER_MAX_CHARACTERS:
         limit = f"1 to {USER_MAX_CHARACTERS} characters"
@@ -404,12 +414,14 @@ def _check_user(user: str) -> None:
         raise InvalidRequest("userId", "encodable as UTF-8", "a lone surrogate")
 
 
-def _check_minutes(minutes: int) -> None:
+def _checked_minutes(minutes: int) -> int:
     limit = f"a whole number from 1 to {SESSION_MAX_MINUTES}"
     # True is an int to Python, and no duration.
-    if not isinstance(minutes, int) or isinstance(minutes, bool):
+    if not issubclass(type(minutes), int) or type(minutes) is bool:
         raise InvalidRequest("sessionDurationInMinutes", limit, _type_of(minutes))
+    minutes = int.__int__(minutes)
     if not 1 <= minutes <= SESSION_MAX_MINUTES:
         # Python refuses to print thousands of digits.
         found = str(minutes) if abs(minutes) < 10**9 else "a number far outside"
         raise InvalidRequest("sessionDurationInMinutes", limit, found)
+    return minutes

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import aioivschat
 from aioivschat import Capability, ChatTokenError, InvalidRequest, RoomArn, TokenRequest
-from aioivschat._models import Attempt
+from aioivschat._models import Attempt, unchecked_identity
+from aioivschat._service.issuing import sharing_key
 
 ROOM = "arn:aws:ivschat:eu-west-1:123456789012:room/AbCd-1234"
 CANARY = "canary-7f3a9"
@@ -306,6 +307,83 @@ def test_minutes_that_are_no_whole_number_are_refused(minutes: object) -> None:
     error = error_of(ROOM, "u", session_minutes=minutes)
     assert "sessionDurationInMinutes" == error.member
     assert str(error).endswith(f"found a value of type {type(minutes).__name__}")
+
+
+class _Odd(str):
+    """Text that lies about itself, and equals text in other letters."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        return str(self).casefold() == str(other).casefold()
+
+    def __hash__(self) -> int:
+        return hash(str(self).casefold())
+
+    def encode(self, *_: object) -> bytes:
+        return b""
+
+
+class _Endless(int):
+    def __le__(self, _: object) -> bool:
+        return True
+
+    __ge__ = __le__
+
+
+class _SaysSo:
+    """An object that says it is text, as proxies and mocks do."""
+
+    __class__: Any = str
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "member"),
+    [
+        ((_Odd(ROOM + "x" * 128), "u"), "roomIdentifier"),
+        ((ROOM, _Odd("x" * 129)), "userId"),
+        ((ROOM, _Odd(SURROGATE)), "userId"),
+        ((ROOM, "u", (), {"k": _Odd("x" * 1024)}), "attributes"),
+        ((ROOM, "u", (), {_Odd(SURROGATE): "v"}), "attributes"),
+        ((ROOM, "u", (), None, _Endless(181)), "sessionDurationInMinutes"),
+        ((_SaysSo(), "u"), "roomIdentifier"),
+        ((ROOM, _SaysSo()), "userId"),
+        ((ROOM, "u", [_SaysSo()]), "capabilities"),
+        ((ROOM, "u", (), {"k": _SaysSo()}), "attributes"),
+        ((ROOM, "u", (), {_SaysSo(): "v"}), "attributes"),
+    ],
+)
+def test_what_an_object_says_of_itself_does_not_count(
+    arguments: tuple[Any, ...], member: str
+) -> None:
+    """Limits hold for the characters and the number that would be sent."""
+    assert member == error_of(*arguments).member
+
+
+def test_an_idempotency_key_is_its_characters() -> None:
+    """Whatever text of a class of its own is equal to."""
+    request = TokenRequest(ROOM, "u")
+    key = sharing_key(request, _Odd("K"), False)
+    assert sharing_key(request, "K", False) == key != sharing_key(request, "k", False)
+    odd: Any
+    for odd in (_Odd("x" * 256), _SaysSo()):
+        with pytest.raises(InvalidRequest):
+            sharing_key(request, odd, False)
+
+
+def test_a_look_up_takes_plain_text_only() -> None:
+    """Attributes in other letters are others, whatever their class says."""
+    arguments = (ROOM, "u", ["SEND_MESSAGE"], {"k": "v"}, 60)
+    assert TokenRequest(*arguments).identity == unchecked_identity(*arguments)
+    odd: Any
+    for odd in ({"k": _Odd("V")}, {_Odd("K"): "v"}):
+        assert unchecked_identity(*arguments[:3], odd, 60) is None
 
 
 # Errors and secrets.

@@ -301,8 +301,26 @@ async def test_an_urgent_call_speeds_up_the_flight_it_joins() -> None:
     assert ["first", "b", "a"] == users
 
 
+class _Odd(str):
+    """Text with a hash of its own."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 7
+
+
 @pytest.mark.parametrize(
-    "forget", [{"user": "u"}, {"room": ROOM}, {"room": ROOM, "user": "u"}], ids=str
+    "forget",
+    [
+        {"user": "u"},
+        {"room": ROOM},
+        {"room": ROOM, "user": "u"},
+        {"user": _Odd("u")},
+        {"room": _Odd(ROOM)},
+        {"room": _Odd(ROOM), "user": _Odd("u")},
+    ],
+    ids=str,
 )
 async def test_invalidate_forgets_cached_and_stocked_tokens(
     open_service: OpenService, forget: dict[str, str]

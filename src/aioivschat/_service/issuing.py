@@ -17,6 +17,7 @@ from aioivschat._models import (
     RoomArn,
     SharingKey,
     TokenRequest,
+    plain,
 )
 from aioivschat._service.admission import NEVER, Admission, Call
 from aioivschat._service.cache import Entry, TokenCache
@@ -171,8 +172,8 @@ def sharing_key(
             return None if fresh else request.identity
         if fresh:
             raise InvalidRequest("idempotency_key", "left out when fresh is true", "both")
-        is_text = isinstance(idempotency_key, str)
-        if not is_text or not 1 <= len(idempotency_key) <= KEY_MAX_CHARACTERS:
+        idempotency_key = plain(idempotency_key)
+        if type(idempotency_key) is not str or not 1 <= len(idempotency_key) <= KEY_MAX_CHARACTERS:
             limit = f"1 to {KEY_MAX_CHARACTERS} characters"
             raise InvalidRequest("idempotency_key", limit, "other")
         return Attempt((request.identity, idempotency_key))

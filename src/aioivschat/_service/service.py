@@ -28,6 +28,7 @@ from aioivschat._models import (
     Priority,
     RoomArn,
     TokenRequest,
+    plain,
     unchecked_identity,
 )
 from aioivschat._service.admission import Admission
@@ -375,9 +376,9 @@ class AsyncTokenService:
             if room is None and user is None:
                 raise InvalidRequest("invalidate", "given a room, a user or both", "neither")
             if room is not None:
-                RoomArn.parse(room)
-            self._forget(room, user)
-            self._minter.announce_invalidation(room, user)
+                room = str(RoomArn.parse(room))
+            self._forget(room, plain(user))
+            self._minter.announce_invalidation(room, plain(user))
         finally:
             del room, user  # out of tracebacks that show locals
 
@@ -392,7 +393,8 @@ class AsyncTokenService:
             InvalidRequest: the room is not a room's ARN.
         """
         try:
-            return self._limiters.get_or_make(RoomArn.parse(room)).predicted_wait(priority, room)
+            limiter = self._limiters.get_or_make(RoomArn.parse(room))
+            return limiter.predicted_wait(priority, plain(room))
         finally:
             del room  # out of tracebacks that show locals: it may be anything
 
