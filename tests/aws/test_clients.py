@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
+from botocore.config import Config
 from botocore.exceptions import NoCredentialsError
 
 from aioivschat import (
     AsyncTokenService,
+    AwsError,
     Event,
     InvalidConfiguration,
     PoolPolicy,
@@ -21,6 +24,7 @@ from aioivschat import (
 )
 from aioivschat.emulator import Emulator, Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.planning._virtual_time import CreateChatToken, in_process_session
+from support.raw_servers import REGION, http, open_pool, raw_server
 from support.services import ROOM, OpenService, local_session, outcomes
 from support.virtual import VirtualClock, virtual_time
 
@@ -110,23 +114,41 @@ async def test_an_aioboto3_session_will_do(
     try:
         import aioboto3
     except ImportError:
-
-        class Session:
-            """The two members of ``aioboto3.Session`` that the pool uses."""
-
-            def __init__(self) -> None:
-                self._session = local_session()
-
-            def client(self, *args: Any, **kwargs: Any) -> Any:
-                """Return a context manager of a client."""
-                return self._session.create_client(*args, **kwargs)
-
-        session: Any = Session()
+        session: Any = _WrappingSession(local_session())
     else:
         session = aioboto3.Session(aws_access_key_id="testing", aws_secret_access_key="testing")
     async with AsyncTokenService(session=session, endpoint_url=ivschat_emulator.url) as tokens:
         assert (await tokens.issue(REQUEST)).token
     assert 1 == emulator.counts().minted
+
+
+class _WrappingSession:
+    """The two members of ``aioboto3.Session`` that the pool uses."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def client(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a context manager of a client."""
+        return self._session.create_client(*args, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [lambda session: session, _WrappingSession])
+@pytest.mark.parametrize("kind", [Config, AioConfig])
+async def test_a_sessions_default_configuration_holds(kind: Any, wrap: Any) -> None:
+    """botocore's or aiobotocore's: it is added to, on the same HTTP session, and not changed."""
+    session, default = local_session(), kind(user_agent_extra="event/7")
+    session.set_default_client_config(default)
+    async with raw_server() as server, open_pool(server.url, wrap(session)) as (pool, _):
+        minted = await pool.mint(REGION, REQUEST)
+        assert server.seen[0]["User-Agent"].endswith(" event/7")
+        server.answer = http(b"", f"Location: {server.url}", status="307 Temporary")
+        with pytest.raises(AwsError):
+            await pool.mint(REGION, REQUEST)
+        assert 2 == len(server.seen)
+    assert minted.token.token
+    assert session.get_default_client_config() is default
+    assert {"user_agent_extra": "event/7"} == vars(default)["_user_provided_options"]
 
 
 @pytest.mark.parametrize("session", [object(), "default", 7])

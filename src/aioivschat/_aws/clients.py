@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
+from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,7 @@ from aiobotocore.session import AioSession, get_session
 
 from aioivschat._aws.errors import answer_date, note_answer, translate_error
 from aioivschat._aws.http_session import HttpSession
-from aioivschat._aws.internals import keep_http_session, user_agent_of
+from aioivschat._aws.internals import keep_http_session, mergeable, user_agent_of
 from aioivschat._aws.redaction import current_answer, filter_debug_logs
 from aioivschat._aws.requests import ClientCalls, parse_time
 from aioivschat._aws.signing import SigningClock
@@ -218,11 +219,16 @@ def _botocore_session(session: Any) -> tuple[AioSession, Any]:
         parsers = session.get_component("response_parser_factory")
         parsers.set_parser_defaults(timestamp_parser=parse_time)
     if isinstance(session, AioSession):
-        return session, session.create_client
+        own = mergeable(session)
+        return own, own.create_client
     # An aioboto3.Session, known by what it wraps: its package is an extra.
     wrapped = getattr(session, "_session", None)
     if isinstance(wrapped, AioSession):
-        return wrapped, session.client
+        own = mergeable(wrapped)
+        if own is not wrapped:
+            session = copy(session)
+            session._session = own
+        return own, session.client
     limit = "an AioSession, an aioboto3.Session or None"
     raise InvalidConfiguration("session", limit, type(session).__qualname__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import aiohttp
@@ -58,6 +59,19 @@ def keep_http_session(config: Any) -> AioConfig:
     config._user_provided_options["http_session_cls"] = config.http_session_cls
     kept: AioConfig = config
     return kept
+
+
+def mergeable(session: Any) -> Any:
+    """Return a session whose default configuration can be merged with one of aiobotocore's.
+
+    That is the session itself, or a copy: botocore's own ``Config`` takes none of its options.
+    """
+    default = session.get_default_client_config()
+    if default is None or isinstance(default, AioConfig):
+        return session
+    copied = copy(session)
+    copied.set_default_client_config(AioConfig(**default._user_provided_options))
+    return copied
 
 
 def user_agent_of(session: Any, config: Any) -> str | None:
