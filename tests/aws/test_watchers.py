@@ -214,10 +214,12 @@ def test_exchanged_code_is_found(traced: TracedClient) -> None:
             function.__code__ = own.replace(co_consts=(*own.co_consts, "traced"))
             assert not clean.still_holds(), function
             # A survey takes its time, and none of them knows one function from another.
-            assert number % 8 or _Survey(traced.client).found is not None, function
+            found = None if number % 8 else _Survey(traced.client)
+            assert found is None or found.found is not None, function
         finally:
             function.__code__ = own
         assert clean.still_holds(), function
+        assert found is None or not found.still_holds(), function
 
 
 def _objects(client: Any) -> dict[str, Any]:
@@ -361,6 +363,11 @@ def _fill_what_is_empty(client: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(client._endpoint.http_session._proxy_config, "_proxies_settings", _Proxy({}))
 
 
+def _wrap_what_our_http_session_inherits(client: Any, patch: pytest.MonkeyPatch) -> None:
+    kind = type(client._endpoint.http_session)
+    patch.setattr(kind, "send", _Proxy(kind.send))
+
+
 def _listen_to_the_endpoint_alone(client: Any, patch: pytest.MonkeyPatch) -> None:
     emitter: Any = AioHierarchicalEmitter()
     emitter.register("request-created", lambda **_: None)
@@ -372,6 +379,7 @@ def _listen_to_the_endpoint_alone(client: Any, patch: pytest.MonkeyPatch) -> Non
     [
         *(_record_history, _chain_a_map, _exchange_a_module, _exchange_a_builtin),
         *(_fill_what_is_empty, _listen_to_the_endpoint_alone),
+        _wrap_what_our_http_session_inherits,
     ],
 )
 def test_an_object_that_holds_a_watcher_is_found(

@@ -24,6 +24,7 @@ from logging import Logger
 from operator import attrgetter, is_, itemgetter
 from types import (
     CodeType,
+    DynamicClassAttribute,
     FunctionType,
     GetSetDescriptorType,
     MemberDescriptorType,
@@ -82,7 +83,7 @@ _HARMLESS = ({"aioivschat"} | _OTHERS | sys.stdlib_module_names) - {"unittest"}
 _IN_C = {"builtins", "types"}
 _BUILTINS = {
     each for module in (builtins, types) for each in vars(module).values() if isinstance(each, type)
-} - {SimpleNamespace}
+} - {DynamicClassAttribute, SimpleNamespace}
 """Types in C that do not say whose they are seem to be ``builtins``' own, and are not."""
 
 _UNCALLED = _IN_C | {"typing"}
@@ -154,7 +155,7 @@ class _Survey:
 
     Attributes:
         found: who watches a part that is not as aiobotocore and botocore defined it.
-        functions: of these two, that a call may run.
+        functions: of these two, that a call may run, whosever code they have.
     """
 
     def __init__(self, client: Any) -> None:
@@ -236,11 +237,11 @@ class _Survey:
     def _visit_function(self, where: str, function: FunctionType) -> None:
         module = function.__globals__.get("__name__", "")
         if _package(module) in _LIBRARIES:
+            self.functions.append(function)
             known = _known_codes.get(id(function.__code__)) or _get_to_know(function, module)
             if known is None:
                 self._report(where)
                 return
-            self.functions.append(function)
             self._name(known.names)
             self._visit_names(function.__globals__, known.names)
         elif _package(module) not in _HARMLESS:
@@ -266,7 +267,7 @@ class _Survey:
 
     def _visit_class(self, where: str, part: type) -> None:
         package = _package(part.__module__)
-        if package in _LIBRARIES:
+        if package in _LIBRARIES or part is HttpSession:
             members = self._members[part] = vars(part)
             self._sized.append(members)
             named = []
