@@ -153,7 +153,7 @@ class ClientPool:
         answer: dict[str, Any] = {}
         previous = current_answer.set(answer)
         try:
-            return _parse_reply(await call(request), asked_at)
+            return _parse_reply(await call(request), asked_at + signing_clock.offset)
         except (ConnectionFailed, MalformedResponse) as error:
             failure: Exception = error
         except Exception as error:

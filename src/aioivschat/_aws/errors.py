@@ -134,14 +134,12 @@ def _to_aws_error(error: botocore_errors.ClientError, request: TokenRequest) -> 
     response: Mapping[str, Any] = error.response
     metadata = response.get("ResponseMetadata", {})
     status = int(metadata.get("HTTPStatusCode", 0))
-    if 300 <= status < 400:  # the body of a redirect says where to
-        response = {"Error": {"Code": str(status)}, "ResponseMetadata": metadata}
     code = str(response.get("Error", {}).get("Code", ""))
     kind = _CLASS_BY_CODE.get(code) or _CLASS_BY_STATUS.get(status)
     if kind is None:
         kind = ServerFault if status >= 500 else AwsError
     # Validation messages quote values, signature errors the canonical request.
-    quotes = kind is ValidationFailed or "Signature" in code or 300 <= status < 400
+    quotes = kind is ValidationFailed or "Signature" in code
     resource = kind in (ResourceNotFound, Throttled)
     shown = redacted_response(response, request, quotes=quotes, resource=resource)
     translated = _mixed_class(kind, type(error))(shown)

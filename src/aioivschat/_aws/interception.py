@@ -96,7 +96,7 @@ _UNVISITED = {
     *("__annotations__", "__static_attributes__"),
     "_connector_args",  # users bring their own, and both ways use it alike, as credentials
     *("_root", "_lookup_cache", "_unique_id_handlers"),  # with the listeners to all else
-    *("_senders", "_sessions"),  # they grow, as caches do
+    *("_exceptions", "_senders", "_sessions"),  # made when needed, as caches are
 }
 
 _DATA = {

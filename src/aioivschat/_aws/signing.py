@@ -144,7 +144,7 @@ class SigningClock:
             answered: the answer's ``Date``, if it has one.
             used: the offset by which the request was signed.
         """
-        if answered is None or code not in _CLOCK_CODES:
+        if answered is None or code not in _CLOCK_CODES or not 2000 < answered.year < 2200:
             return False
         offset = answered.timestamp() - time.time()
         if abs(offset - used) < _TOLERATED_SECONDS:

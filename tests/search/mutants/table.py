@@ -701,8 +701,8 @@ CLIENTS = (
     Mutant(
         "two-layers-of-retries",
         "_aws/clients.py",
-        'retries={"total_max_attempts": 1, "mode": "standard"}',
-        'retries={"max_attempts": 1, "mode": "standard"}',
+        '"retries": {"total_max_attempts": 1, "mode": "standard"}',
+        '"retries": {"max_attempts": 1, "mode": "standard"}',
         "the client retries below us, and round the limiter",
         tests="aws/test_upstream_faults.py",
         simulated=False,
