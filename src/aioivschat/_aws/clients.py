@@ -43,8 +43,8 @@ class PoolPolicy:
         max_connections: open connections a region at most; at least 1. The default carries 200
             requests a second at half a second each.
         connect_timeout: seconds to open a connection, above 0.
-        read_timeout: seconds to wait for an answer, above 0. A prepared request takes no longer
-            than both together, the wait for a free connection included.
+        read_timeout: seconds to wait for an answer, above 0. A request takes no longer than both
+            together, the wait for a free connection included.
         prepared: whether requests are prepared once per client, which takes a fifth of the
             processor time; where that is not possible, aiobotocore builds each one anew all the
             same. Switch it off to have every request go through all of aiobotocore.
@@ -103,8 +103,7 @@ class ClientPool:
         self._policy = policy
         self._clock = clock
         self._observers = observers
-        self._calls: dict[str, _Call] = {}
-        self._signing_clocks: dict[str, SigningClock] = {}
+        self._calls: dict[str, tuple[_Call, SigningClock]] = {}
         self._opening = asyncio.Lock()
         self._open_clients = AsyncExitStack()
 
@@ -134,7 +133,8 @@ class ClientPool:
         filter_debug_logs()  # botocore's modules have made their loggers by now
         with suppress(AttributeError):  # a stand-in for a client has no events
             client.meta.events.register("before-parse.ivschat.CreateChatToken", note_answer)
-        self._calls[region] = self._create_call(region, client)
+        signing_clock = SigningClock(region)
+        self._calls[region] = self._create_call(region, client, signing_clock), signing_clock
         if self._observers:
             self._observers.tell(ClientOpened(region, self._clock.monotonic() - started))
 
@@ -147,7 +147,7 @@ class ClientPool:
             MalformedResponse: the answer holds no usable token.
             botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
         """
-        call, signing_clock = self._calls[region], self._signing_clocks[region]
+        call, signing_clock = self._calls[region]
         offset = signing_clock.offset
         asked_at = self._clock.wall()
         answer: dict[str, Any] = {}
@@ -171,14 +171,13 @@ class ClientPool:
         self._calls.clear()
         await self._open_clients.aclose()
 
-    def _create_call(self, region: str, client: Any) -> _Call:
+    def _create_call(self, region: str, client: Any, clock: SigningClock) -> _Call:
         observers = self._observers  # not the pool: a client that outlives it must not hold it
 
         def tell(reason: str | None) -> None:
             if observers:
                 observers.tell(Prepared(region) if reason is None else NotPrepared(region, reason))
 
-        clock = self._signing_clocks[region] = SigningClock(region)
         try:
             prepared = self._policy.prepared
             return ClientCalls(client, clock, prepared=prepared, on_change=tell).create_chat_token

@@ -155,25 +155,27 @@ class ClientCalls:
             response, headers = cast(tuple[Any, Any], answer)
             return AioAWSResponse(str(response.url), response.status, headers, response)
         learns = self._may_go_directly() and self._pattern is None
-        if learns or self._clock.offset:
-            survey = self._watchers and self._watchers.survey
-            try:
-                held = credentials_of(self._client)
-                credentials = held and await held.get_frozen_credentials()
-            except Exception:
-                return None  # renewing them failed: learn from a later request
-            try:
-                form = SigningForm(request)
-                if form.is_of(credentials):
-                    self._clock.sign_again(request, form, credentials)
-                    if learns and self._watchers and self._watchers.survey is survey:
-                        if proxy_for(self._client, request.url):
-                            raise CannotPrepare("it uses a proxy")
-                        self._pattern = RequestPattern(request, form, credentials)
-            except Exception as error:
-                if learns:
-                    self._cannot = describe(error)
-                    self._may_go_directly()
+        if not (learns or self._clock.offset):
+            return None
+        survey = self._watchers and self._watchers.survey
+        try:
+            held = credentials_of(self._client)
+            credentials = held and await held.get_frozen_credentials()
+        except Exception:
+            return None  # renewing them failed: learn from a later request
+        try:
+            form = SigningForm(request)
+            if not form.is_of(credentials):
+                return None
+            self._clock.sign_again(request, form, credentials)
+            if learns and self._watchers and self._watchers.survey is survey:
+                if proxy_for(self._client, request.url):
+                    raise CannotPrepare("it uses a proxy")
+                self._pattern = RequestPattern(request, form, credentials)
+        except Exception as error:
+            if learns:
+                self._cannot = describe(error)
+                self._may_go_directly()  # to report it
         return None
 
 
