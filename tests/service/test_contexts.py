@@ -422,7 +422,7 @@ async def test_no_task_factory_keeps_the_context_of_a_call(
 @pytest.mark.parametrize("act", [_call_for_a_while, _call_until_a_retry_succeeds, _close])
 def test_uvloop_keeps_no_caller(ivschat_emulator: ThreadedEmulatorServer, act: Action) -> None:
     """On uvloop, too, a caller is gone as soon as its call is over."""
-    uvloop = pytest.importorskip("uvloop")
+    uvloop = pytest.importorskip("uvloop", reason="there is none for Windows")
 
     async def main() -> None:
         callers = Callers()
