@@ -57,8 +57,9 @@ def _answers(python: str) -> bool:
 def tests(session: nox.Session) -> None:
     """Run all tests on the newest Python that is there; on others, those whose result may differ.
 
-    Those send requests. On 3.12 none is prepared, and all tasks are eager. Arguments are those of
-    pytest, and choose the tests.
+    Those send requests: on the oldest with the newest dependencies, as `compat` has the lowest, and
+    between them with none prepared and with eager tasks. Arguments are those of pytest, and choose
+    the tests.
     """
     _install_wheel(session, EXTRAS, "--upgrade", *_group("test"), *_group("schema"))
     if session.posargs:
