@@ -6,7 +6,6 @@ import asyncio
 import functools
 import io
 import json
-import logging
 import pickle
 import socket
 import struct
@@ -27,20 +26,6 @@ from support.talking_server import TalkingServer, answer_with, talking_server
 REQUEST = TokenRequest(ROOM, "some user", {"SEND_MESSAGE"}, {"name": "some name"})
 
 STALE = answer_with("stale")
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """What all loggers write, with the root at DEBUG."""
-    text = io.StringIO()
-    handler = logging.StreamHandler(text)
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    yield text
-    root.removeHandler(handler)
-    root.setLevel(level)
 
 
 End = Callable[[asyncio.StreamWriter], object] | None
@@ -118,7 +103,7 @@ async def test_a_connection_with_nothing_unasked_is_used_again(
             huge = http(BODY[:-1] + b',"more":"' + b"x" * 500_000 + b'"}')
             refusal = http(b'{"__type":"ThrottlingException"}', status="429 Too Many")
             for answer in (huge, refusal, http(b"", status="503 Busy")):
-                server.split = lambda _, answer=answer: [answer]  # type: ignore[misc]
+                server.split = lambda _, answer=answer: [answer]  # type: ignore[misc]  # a loop's
                 with suppress(AwsError):
                     await pool.mint(REGION, REQUEST)
             server.split = lambda answer: [answer]

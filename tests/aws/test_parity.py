@@ -96,7 +96,7 @@ async def _all_ways(server: RawServer, **limits: Any) -> AsyncIterator[dict[str,
         for name, prepared in (("direct", True), ("general", False)):
             policy = PoolPolicy(prepared=prepared, **limits)
             pool, _ = await stack.enter_async_context(open_pool(server.url, policy=policy))
-            ways[name] = lambda pool=pool: pool.mint(REGION, REQUEST)  # type: ignore[misc]
+            ways[name] = lambda pool=pool: pool.mint(REGION, REQUEST)  # type: ignore[misc]  # a loop's
         for ask in ways.values():
             await ask()
             await ask()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -66,17 +64,3 @@ async def client(mount: Mount) -> Client:
     """A client of an endpoint that limits nobody."""
     client: Client = await mount()
     return client
-
-
-@pytest.fixture
-def log() -> Iterator[io.StringIO]:
-    """What all loggers write, with the root at DEBUG."""
-    text = io.StringIO()
-    handler = logging.StreamHandler(text)
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    yield text
-    root.removeHandler(handler)
-    root.setLevel(level)

@@ -101,9 +101,9 @@ async def main(name: str, way: str, when: str, removable: str, url: str) -> None
         assert not {"aioivschat", "aiobotocore", "aiohttp"} & sys.modules.keys()
         tracer.put_on()
     if way == "library":
-        import aioivschat._aws.clients  # noqa: F401
+        import aioivschat._aws.clients  # noqa: F401 (the tracer comes after it)
     else:
-        import aiobotocore.session  # noqa: F401
+        import aiobotocore.session  # noqa: F401 (the same)
     if when == "opening":
         tracer.put_on()
     async with (_open_library if way == "library" else _open_bare)(url, told) as call:
