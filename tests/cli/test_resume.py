@@ -10,6 +10,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ class Job:
     def __init__(self, folder: Path, emulator: ThreadedEmulatorServer) -> None:
         self.folder = folder
         self.emulator = emulator.emulator
+        self.address = emulator.url.removeprefix("http://")
         self.input = folder / "attendees.csv"
         self.checkpoint = folder / "job.checkpoint"
         self.output = folder / "tokens.jsonl"
@@ -74,7 +77,15 @@ class Job:
                 time.sleep(0.005)
             process.kill()
             out, _ = process.communicate()
+        self._let_the_emulator_catch_up()
         return str(out, "utf-8")
+
+    def _let_the_emulator_catch_up(self) -> None:
+        """Wait until what was sent to it before has been counted: it answers in this order."""
+        connection = HTTPConnection(self.address, timeout=SOON)
+        connection.request("GET", "/_emulator")
+        assert HTTPStatus.OK == connection.getresponse().status
+        connection.close()
 
     def lines(self, text: str | None = None) -> list[int]:
         """Return the attendees of the output, by their lines."""
