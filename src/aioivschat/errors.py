@@ -8,6 +8,7 @@
     ├── Overloaded                cannot be served in time; nothing was sent
     ├── DeadlineExceeded          the caller's time ran out (also a TimeoutError)
     ├── ServiceClosed             the service is closing or closed
+    ├── Interrupted               somebody cancelled the work that the call waited for
     ├── WrongLoop                 the service belongs to another event loop or process
     ├── ConnectionFailed          no whole answer came from AWS
     ├── MalformedResponse         an answer came that no token can be taken from
@@ -24,9 +25,12 @@ No message holds a token, a user id, an attribute or a credential.
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 from botocore.exceptions import ClientError
+
+E = TypeVar("E", bound=BaseException)
 
 
 class ChatTokenError(Exception):
@@ -53,6 +57,17 @@ def _rebuild(
     error.args = args  # OSError, the base of some, sets them in __init__, not in __new__
     error.__dict__.update(state)
     return error
+
+
+def own_copy(error: E) -> E:
+    """Return a copy of an error, or the error itself if its class cannot be copied.
+
+    One object raised in many tasks would gather all their tracebacks.
+    """
+    try:
+        return copy.copy(error)
+    except Exception:
+        return error
 
 
 class InvalidRequest(ChatTokenError, ValueError):
@@ -121,6 +136,19 @@ class ServiceClosed(ChatTokenError, RuntimeError):
 
     def __init__(self) -> None:
         super().__init__("the token service is closed")
+
+
+class Interrupted(ChatTokenError, RuntimeError):
+    """Somebody cancelled the task that the call waited for, and neither the call nor the service.
+
+    To cancel ``asyncio.all_tasks()`` does that. The service is open, and may be asked again.
+
+    Args:
+        work: what the task did, in words.
+    """
+
+    def __init__(self, work: str) -> None:
+        super().__init__(f"{work} was cancelled from outside; the token service is open, ask again")
 
 
 class WrongLoop(ChatTokenError, RuntimeError):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +20,8 @@ from aioivschat import (
     TokenRequest,
 )
 from aioivschat.emulator import Emulator, Fault, FaultKind, ThreadedEmulatorServer
-from aioivschat.planning._virtual_time import CreateChatToken, in_process_session
 from support.raw_servers import REGION, http, open_pool, raw_server
 from support.services import ROOM, OpenService, local_session, outcomes
-from support.virtual import VirtualClock, virtual_time
 
 REQUEST = TokenRequest(ROOM, "u")
 
@@ -233,28 +228,3 @@ async def test_a_client_is_opened_once_and_connections_are_bounded(
     assert ["ClientOpened"] == opened
     assert 100 == emulator.counts().minted
     assert 7 >= emulator.counts().connections
-
-
-@virtual_time
-async def test_a_client_that_takes_its_time_to_open_is_opened_once() -> None:
-    """Calls that come while the client is being opened wait for it."""
-    clock, opened = VirtualClock(), list[str]()
-
-    async def create_chat_token(**asked: Any) -> Mapping[str, Any]:
-        end = datetime.fromtimestamp(clock.wall() + 60, UTC)
-        return {"token": asked["userId"], "tokenExpirationTime": end, "sessionExpirationTime": end}
-
-    async def open_client(region: str) -> CreateChatToken:
-        opened.append(region)
-        await asyncio.sleep(1.0)
-        return create_chat_token
-
-    async with AsyncTokenService(
-        session=in_process_session(open_client),
-        endpoint_url="http://127.0.0.1",
-        pool=PoolPolicy(prepared=False),
-        clock=clock,
-    ) as tokens:
-        users = [f"u{number}" for number in range(5)]
-        got = await asyncio.gather(*(tokens.issue(TokenRequest(ROOM, user)) for user in users))
-    assert (users, ["us-east-1"]) == ([token.token for token in got], opened)

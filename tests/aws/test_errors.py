@@ -20,6 +20,7 @@ from aioivschat.errors import (
     ConnectionFailed,
     DeadlineExceeded,
     Exceptions,
+    Interrupted,
     InvalidConfiguration,
     InvalidRequest,
     MalformedResponse,
@@ -49,6 +50,7 @@ LOCAL = [
     InvalidConfiguration("Quota.rate", "above 0", -1),
     Overloaded("too many calls are waiting", 2.5),
     ServiceClosed(),
+    Interrupted("minting a token"),
     WrongLoop("process"),
     MalformedResponse("no token", "id-1"),
     # Subclasses of OSError, whose constructor is another.

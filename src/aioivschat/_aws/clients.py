@@ -23,16 +23,28 @@ from aioivschat._aws.redaction import current_answer, filter_debug_logs
 from aioivschat._aws.requests import ClientCalls, parse_time
 from aioivschat._aws.signing import SigningClock
 from aioivschat._clock import Clock
-from aioivschat._contexts import run_detached
+from aioivschat._contexts import start_task, time_limit
 from aioivschat._events import ClientOpened, NotPrepared, Observers, Prepared
 from aioivschat._models import TOKEN_LIFE_SECONDS, ChatToken, TokenRequest
 from aioivschat.errors import (
     AwsError,
     ConnectionFailed,
+    DeadlineExceeded,
+    Interrupted,
     InvalidConfiguration,
     MalformedResponse,
+    ServiceClosed,
+    own_copy,
     require,
 )
+
+_OPENING_MAX_SECONDS = 60.0
+"""Seconds that opening a client may take, credentials included. One that never ends would keep its
+region closed for good; the next caller may have more luck."""
+
+_CANCELLED_OPENING_SECONDS = 1.0
+"""Seconds that closing waits for an opening that was cancelled: one that pays no heed to it closes
+its client itself when that comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +92,7 @@ _Call = Callable[[TokenRequest], Awaitable[Mapping[str, Any]]]
 class ClientPool:
     """The clients of all regions: opened at first use, one at a time, and closed in reverse order.
 
+    To open one is a task of the pool's own, so that it goes on when those who need it have left.
     Observers are told when a client was opened, and once if its requests cannot be prepared.
 
     Raises:
@@ -104,7 +117,10 @@ class ClientPool:
         self._clock = clock
         self._observers = observers
         self._calls: dict[str, tuple[_Call, SigningClock]] = {}
-        self._opening = asyncio.Lock()
+        self._openings: dict[str, asyncio.Task[None]] = {}
+        self._one_opening = asyncio.Lock()  # a session is not made for two at a time
+        self._is_closing = False
+        self._closing: asyncio.Future[None] | None = None  # for those who wait for an opening
         self._open_clients = AsyncExitStack()
 
     def __len__(self) -> int:
@@ -114,13 +130,52 @@ class ClientPool:
         return region in self._calls
 
     async def open(self, region: str) -> None:
-        async with self._opening:
-            if region not in self._calls:
-                await run_detached(self._open(region))
+        """Wait until the client of a region is open; opening begins with the first who needs it.
+
+        Raises:
+            ServiceClosed: the pool is closing or closed.
+            Interrupted: somebody outside cancelled the opening.
+            DeadlineExceeded: opening has taken too long.
+            Exception: this caller's own copy of why it cannot be opened, with that as its cause.
+        """
+        if self.is_open(region):
+            return
+        if self._is_closing:
+            raise ServiceClosed
+        opening = self._openings.get(region)
+        if opening is None:
+            opening = start_task(self._open(region), lambda task: self._note_end(region, task))
+            self._openings[region] = opening
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_future()
+        await asyncio.wait((opening, self._closing), return_when=asyncio.FIRST_COMPLETED)
+        if self._is_closing:
+            raise ServiceClosed
+        if opening.cancelled():
+            raise Interrupted("opening a client")
+        failure = opening.exception()
+        if failure is not None:
+            raise own_copy(failure) from failure
+
+    def _note_end(self, region: str, opening: asyncio.Task[None]) -> None:
+        del self._openings[region]
+        if not opening.cancelled():
+            opening.exception()  # else asyncio reports it as never retrieved if all have left
 
     async def _open(self, region: str) -> None:
+        limit = time_limit(_OPENING_MAX_SECONDS)
+        try:
+            async with self._one_opening, limit, AsyncExitStack() as opened:
+                await self._open_into(opened, region)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise DeadlineExceeded(_OPENING_MAX_SECONDS) from None
+
+    async def _open_into(self, opened: AsyncExitStack, region: str) -> None:
+        """Open the client of a region; what stays in ``opened`` is closed."""
         started = self._clock.monotonic()
-        client = await self._open_clients.enter_async_context(
+        client = await opened.enter_async_context(
             self._create_client(
                 "ivschat",
                 region_name=region,
@@ -130,11 +185,14 @@ class ClientPool:
         )
         # Known only now, where AWS_ENDPOINT_URL_IVSCHAT or a profile names it.
         _check_endpoint("the configured endpoint URL", client.meta.endpoint_url)
+        if self._is_closing:
+            raise ServiceClosed
         filter_debug_logs()  # botocore's modules have made their loggers by now
         with suppress(AttributeError):  # a stand-in for a client has no events
             client.meta.events.register("before-parse.ivschat.CreateChatToken", note_answer)
         signing_clock = SigningClock(region)
         self._calls[region] = self._create_call(region, client, signing_clock), signing_clock
+        self._open_clients.push_async_exit(opened.pop_all())
         if self._observers:
             self._observers.tell(ClientOpened(region, self._clock.monotonic() - started))
 
@@ -167,7 +225,18 @@ class ClientPool:
         # Raised out here, without context: botocore's frames and messages hold the request.
         raise failure.with_traceback(None)
 
+    def begin_closing(self) -> None:
+        """Open no client any more: whoever waits for one is told that the service is closed."""
+        self._is_closing = True
+        if self._closing is not None and not self._closing.done():
+            self._closing.set_result(None)
+        for opening in self._openings.values():
+            opening.cancel()
+
     async def aclose(self) -> None:
+        self.begin_closing()
+        if self._openings:
+            await asyncio.wait(self._openings.values(), timeout=_CANCELLED_OPENING_SECONDS)
         self._calls.clear()
         await self._open_clients.aclose()
 

@@ -15,6 +15,7 @@ from aioivschat.errors import (
     AwsError,
     ConnectionFailed,
     DeadlineExceeded,
+    Interrupted,
     MalformedResponse,
     Overloaded,
     ResourceNotFound,
@@ -118,7 +119,7 @@ def _problem_of(error: Exception) -> tuple[_ProblemType, float | None]:
             return _OVERLOADED, error.retry_after
         case Throttled():
             return _OVERLOADED, error.retry_after or _RETRY_AFTER_SECONDS
-        case DeadlineExceeded() | ServiceClosed():
+        case DeadlineExceeded() | ServiceClosed() | Interrupted():
             return _OVERLOADED, _RETRY_AFTER_SECONDS
         case ConnectionFailed():
             return _UNREACHABLE, _RETRY_AFTER_SECONDS

@@ -175,6 +175,7 @@ class _RegionRun:
         self._under_way: dict[PendingRequest, asyncio.Future[None]] = {}
         self._unsent: deque[TokenFlight] = deque()
         self._is_complete = self._is_over = False
+        self._failure: Exception | None = None  # why there is no client for the next request
         self._next_in_budget = prewarmer.clock.monotonic()
         self._changed = asyncio.Event()
         prewarmer.pending.queues.add(self.queue)
@@ -234,14 +235,7 @@ class _RegionRun:
     async def _mint_all(self) -> None:
         prewarmer = self._prewarmer
         while await self._wait_for_turn():
-            failure = None
-            if not prewarmer.pool.is_open(self._region):
-                try:
-                    await prewarmer.pool.open(self._region)
-                except Exception as error:
-                    failure = error
-            if self.queue:
-                self._start_next(failure)
+            self._start_next()
         self.left_out += len(self.queue)
         for pending in self.queue:
             prewarmer.pending.forget(pending)
@@ -267,6 +261,9 @@ class _RegionRun:
                 due = max(self._next_in_budget, self._latest_begin())
                 permit = max(due, self.queue.next_permit(now))
                 if permit <= now + TICK_SECONDS:
+                    if self._failure is None and not self._prewarmer.pool.is_open(self._region):
+                        await self._open_client()
+                        continue  # it may be somebody else's turn by now
                     # Lost time beyond that is lost.
                     earliest = now - CATCH_UP_SECONDS
                     self._next_in_budget = max(due, earliest) + 1 / self._pace
@@ -282,6 +279,12 @@ class _RegionRun:
             with suppress(TimeoutError):
                 async with time_limit(None if due == NEVER else due - now):
                     await self._changed.wait()
+
+    async def _open_client(self) -> None:
+        try:
+            await self._prewarmer.pool.open(self._region)
+        except Exception as error:
+            self._failure = error
 
     def _latest_begin(self) -> float:
         """Return the last moment from which those that wait can all be minted in time."""
@@ -304,8 +307,9 @@ class _RegionRun:
             return False
         return prewarmer.under_way >= prewarmer.stock.free_capacity()
 
-    def _start_next(self, failure: Exception | None) -> None:
+    def _start_next(self) -> None:
         """Start the flight of the next request, or count what keeps it from flying."""
+        failure, self._failure = self._failure, None
         pending = self.queue.pop()
         prewarmer = self._prewarmer
         prewarmer.pending.give_up_permits(self._limiter, to=self.queue)

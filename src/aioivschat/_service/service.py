@@ -99,13 +99,7 @@ class AsyncTokenService:
         self._stock = TokenStock(cache, self._cache)
         self._stock_sweeper = StockSweeper(self._stock, clock, self._observers)
         try:
-            self._pool = ClientPool(
-                session,
-                endpoint_url,
-                pool,
-                clock,
-                self._observers,
-            )
+            self._pool = ClientPool(session, endpoint_url, pool, clock, self._observers)
         finally:
             del endpoint_url  # out of tracebacks that show locals: it may hold a password
         tokens = self._tier.bind(clock, cache.min_remaining, self._forget, self._observers)
@@ -432,6 +426,7 @@ class AsyncTokenService:
         if self._closing is None:
             lifecycle.begin_closing()
             self._prewarmer.stop()
+            self._pool.begin_closing()
             self._closing = start_task(self._close(grace))
         # Whoever is cancelled while closing leaves the closing to go on.
         await asyncio.shield(self._closing)

@@ -8,9 +8,10 @@ owner of the flights is told if its value found no taker.
 from __future__ import annotations
 
 import asyncio
-import copy
 from collections.abc import Callable, Coroutine, Hashable, Iterator
 from typing import Any, Generic, TypeVar
+
+from aioivschat.errors import own_copy
 
 V = TypeVar("V")
 T = TypeVar("T")
@@ -142,8 +143,7 @@ class SingleFlight(Generic[V, F]):
             flight._waiters.discard(waiter)
             if not flight._waiters:
                 self._abandon(flight)
-        # One object raised in many tasks would gather all their tracebacks.
-        own = _copied(failure)
+        own = own_copy(failure)
         if own is failure:
             raise own
         raise own from failure
@@ -215,11 +215,3 @@ class SingleFlight(Generic[V, F]):
             return
         flight._claimed = True
         self._unclaimed(flight, flight._task.result())
-
-
-def _copied(error: BaseException) -> BaseException:
-    """Return a copy of an error, or the error itself if its class cannot be copied."""
-    try:
-        return copy.copy(error)
-    except Exception:
-        return error

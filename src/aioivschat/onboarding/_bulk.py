@@ -24,6 +24,7 @@ from aioivschat._clock import iso_utc
 from aioivschat._models import ChatToken, Priority, TokenRequest
 from aioivschat.errors import (
     ChatTokenError,
+    Interrupted,
     InvalidConfiguration,
     ServiceClosed,
     WrongLoop,
@@ -210,8 +211,8 @@ async def _read_next(rows: AsyncIterator[T]) -> T | None:
 async def _issue_for(issue: _Issue, attendee: Attendee, request: TokenRequest) -> Outcome:
     try:
         return Outcome(attendee, token=await issue(request))
-    except (InvalidConfiguration, ServiceClosed, WrongLoop):
-        # Every other call would fail in the same way: this ends the job.
+    except (InvalidConfiguration, ServiceClosed, Interrupted, WrongLoop):
+        # Every other call would fail in the same way, or somebody ends all tasks: so ends the job.
         raise
     except ChatTokenError as error:
         # The traceback's frames hold the request, and a caller may keep a million outcomes.

@@ -51,7 +51,7 @@ SINGLE_FLIGHT = (
     Mutant(
         "failure-shared",
         "_service/singleflight.py",
-        "own = _copied(failure)",
+        "own = own_copy(failure)",
         "own = failure",
         "callers raise one exception object, which gathers all their tracebacks",
         tests="service/test_singleflight.py",
@@ -649,10 +649,10 @@ CLIENTS = (
     Mutant(
         "two-clients-at-once",
         "_aws/clients.py",
-        "            if region not in self._calls:\n",
-        "            if True:\n",
+        "        if opening is None:\n",
+        "        if True:\n",
         "each of the first callers opens a client, and all but one leak",
-        tests="aws/test_clients.py",
+        tests="aws/test_opening.py",
     ),
     Mutant(
         "date-ignored",
