@@ -254,11 +254,16 @@ class Observers(tuple[Observer, ...]):
     __slots__ = ()
 
     def tell(self, event: Event) -> None:
-        """Call every observer. A failure is logged and harms neither the others nor the caller."""
+        """Call every observer. A failure is logged and harms neither the others nor the caller.
+
+        Whatever it is: `CancelledError` too cancels nobody here. Only an interrupt goes on.
+        """
         for observer in self:
             try:
                 observer(event)
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
                 # Its class only: message and traceback may hold anything.
                 _log.error("an observer failed with %s", type(error).__name__)
 

@@ -141,14 +141,14 @@ class ServiceClosed(ChatTokenError, RuntimeError):
 class Interrupted(ChatTokenError, RuntimeError):
     """Somebody cancelled the task that the call waited for, and neither the call nor the service.
 
-    To cancel ``asyncio.all_tasks()`` does that. The service is open, and may be asked again.
+    To cancel ``asyncio.all_tasks()`` does that. The service may be asked again.
 
     Args:
         work: what the task did, in words.
     """
 
     def __init__(self, work: str) -> None:
-        super().__init__(f"{work} was cancelled from outside; the token service is open, ask again")
+        super().__init__(f"{work} was cancelled from outside, by no caller; ask again")
 
 
 class WrongLoop(ChatTokenError, RuntimeError):

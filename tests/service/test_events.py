@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 import logging
@@ -131,32 +132,36 @@ def test_observers_without_any_are_false() -> None:
 
 
 @pytest.mark.fault(30)
+@pytest.mark.parametrize("kind", [LookupError, asyncio.CancelledError, GeneratorExit])
 def test_a_failing_observer_harms_nobody_and_its_message_is_not_logged(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, kind: type[BaseException]
 ) -> None:
     """The other observers are called, and the log names no more than the error's class."""
     told: list[Event] = []
 
     def fail(event: Event) -> None:
-        raise LookupError(CANARY)
+        raise kind(CANARY)
 
     with caplog.at_level(logging.DEBUG):
         Observers([fail, told.append, fail]).tell(ONE_OF_EACH[0])
     assert [ONE_OF_EACH[0]] == told
-    assert ["an observer failed with LookupError"] * 2 == [r.getMessage() for r in caplog.records]
+    assert [f"an observer failed with {kind.__name__}"] * 2 == [
+        r.getMessage() for r in caplog.records
+    ]
     assert [("aioivschat", logging.ERROR, None)] * 2 == [
         (record.name, record.levelno, record.exc_info) for record in caplog.records
     ]
     assert CANARY not in caplog.text
 
 
-def test_an_observer_cannot_swallow_an_interrupt() -> None:
-    """``KeyboardInterrupt`` in an observer goes on to the caller."""
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_observer_cannot_swallow_an_interrupt(kind: type[BaseException]) -> None:
+    """What ends the process goes on to the caller."""
 
     def interrupted(event: Event) -> None:
-        raise KeyboardInterrupt
+        raise kind
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(kind):
         Observers([interrupted]).tell(ONE_OF_EACH[0])
 
 

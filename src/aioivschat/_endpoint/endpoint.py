@@ -70,7 +70,7 @@ class Endpoint(Generic[R]):
         self._authorize = authorize
         self._policy = policy
         self._passed_on = passed_on
-        self._rng = rng or random.Random()  # noqa: S311 (no secret)
+        self._rng = rng or random.SystemRandom()  # a fork shares no state of it
         clock = clock or Clock()
         self._limits = RateLimits(policy, clock)
         self._asks: dict[bytes, Ask] = {}

@@ -29,7 +29,7 @@ from aioivschat._service.pending import PendingRequests
 from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stats import Counters
 from aioivschat._service.stock import TokenStock
-from aioivschat.errors import ChatTokenError, DeadlineExceeded, InvalidRequest, ServiceClosed
+from aioivschat.errors import ChatTokenError, DeadlineExceeded, InvalidRequest
 
 
 @dataclass(eq=False, kw_only=True)
@@ -119,7 +119,7 @@ class Issuer:
             try:
                 token = await self.minter.flights.join(flight, self._hand_out_alive)
             except FlightStopped:
-                raise ServiceClosed from None
+                raise self.lifecycle.explain_cancellation("minting a token") from None
             if token is not None:
                 if self.observers:
                     waited = self.clock.monotonic() - started

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from enum import Enum
 
-from aioivschat.errors import ServiceClosed, WrongLoop
+from aioivschat.errors import ChatTokenError, Interrupted, ServiceClosed, WrongLoop
 
 _NOT_OPEN = object()
 
@@ -71,6 +71,10 @@ class Lifecycle:
             raise WrongLoop("process")
         elif self._loop is not asyncio.get_running_loop():
             raise WrongLoop("event loop")
+
+    def explain_cancellation(self, work: str) -> ChatTokenError:
+        """Return why work was cancelled that nobody's call cancelled."""
+        return Interrupted(work) if self.is_open else ServiceClosed()
 
     def begin_closing(self) -> None:
         """Take no new calls."""

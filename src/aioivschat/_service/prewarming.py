@@ -29,7 +29,7 @@ from aioivschat._service.pending import (
 )
 from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stock import TokenStock
-from aioivschat.errors import InvalidRequest, ServiceClosed
+from aioivschat.errors import InvalidRequest
 
 _LEAD_SECONDS = 1.0
 """How long before the doors the last request is sent: its answer is there then, even after a
@@ -225,7 +225,7 @@ class _RegionRun:
     def _check_task(self) -> None:
         if self._task.done():
             if self._task.cancelled():
-                raise ServiceClosed
+                raise self._prewarmer.minter.lifecycle.explain_cancellation("prewarming")
             self._task.result()
 
     @property
@@ -342,8 +342,9 @@ class _RegionRun:
         if failure is None:
             self.minted += 1
         else:
-            kind = ServiceClosed if isinstance(failure, FlightStopped) else type(failure)
-            self.failed[kind.__name__] += 1
+            if isinstance(failure, FlightStopped):
+                failure = self._prewarmer.minter.lifecycle.explain_cancellation("minting a token")
+            self.failed[type(failure).__name__] += 1
         self._changed.set()
 
 

@@ -46,7 +46,7 @@ from aioivschat._service.prewarming import Prewarmed, Prewarmer
 from aioivschat._service.retry import Retrier, RetryPolicy
 from aioivschat._service.stats import Counters, Stats
 from aioivschat._service.stock import StockSweeper, TokenStock
-from aioivschat.errors import Exceptions, InvalidRequest
+from aioivschat.errors import Exceptions, Interrupted, InvalidRequest
 
 
 class AsyncTokenService:
@@ -113,7 +113,7 @@ class AsyncTokenService:
             stock=self._stock,
             fences=self._fences,
             admission=admission,
-            retrier=Retrier(retry, clock, rng or random.Random()),  # noqa: S311 (no secret)
+            retrier=Retrier(retry, clock, rng or random.SystemRandom()),  # a fork shares no state
             counters=self._counters,
             clock=clock,
             observers=self._observers,
@@ -415,6 +415,7 @@ class AsyncTokenService:
             grace: seconds that requests under way may take.
 
         Raises:
+            Interrupted: somebody outside cancelled the closing; close again.
             WrongLoop: the service was opened on another event loop or in another process.
         """
         lifecycle = self._lifecycle
@@ -423,13 +424,16 @@ class AsyncTokenService:
         if lifecycle.state is State.CLOSED:
             return
         lifecycle.check_loop()
-        if self._closing is None:
+        if self._closing is None or self._closing.done():  # it was cancelled, or failed
             lifecycle.begin_closing()
             self._prewarmer.stop()
             self._pool.begin_closing()
             self._closing = start_task(self._close(grace))
         # Whoever is cancelled while closing leaves the closing to go on.
-        await asyncio.shield(self._closing)
+        await asyncio.wait((closing := self._closing,))
+        if closing.cancelled():
+            raise Interrupted("closing the service")
+        closing.result()
 
     async def _close(self, grace: float) -> None:
         await self._minter.land_flights(grace)

@@ -200,6 +200,8 @@ class SingleFlight(Generic[V, F]):
 
     def _land(self, task: asyncio.Task[V]) -> None:
         flight = self._all.pop(task)
+        if task.cancelled():
+            flight.stop()  # by somebody outside perhaps, and before it began
         # A later flight may have been shared under its key.
         if self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]

@@ -117,7 +117,7 @@ class Engine:
             self._client = connect(address) if isinstance(address, str) else address
         finally:
             del address  # out of tracebacks that show locals: it may hold a password
-        self._rng = rng or random.Random()  # noqa: S311 (no secret)
+        self._rng = rng or random.SystemRandom()  # a fork shares no state of it
         self._state = EngineState.CONNECTING
         self._state_known = asyncio.Event()
         self._state_callbacks = [on_state] if on_state is not None else []

@@ -10,6 +10,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Callable, Coroutine
+from functools import cached_property
 from typing import Any
 
 from aioivschat._clock import Clock
@@ -74,11 +75,15 @@ class FleetInvalidations:
         self._store = store
         self._clock = clock
         self._on_invalidated = on_invalidated
-        self._origin = secrets.token_hex(8)
         self._pending: dict[str, bytes] = {}  # messages by the keys of their fences
         self._complete_until = clock.monotonic()  # all invalidations until then are known here
         self._gaps = 0  # subscriptions since the log was last read: each may have missed messages
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @cached_property
+    def _origin(self) -> str:
+        # At its first use, as the service may have been made before a fork.
+        return secrets.token_hex(8)
 
     @property
     def pending(self) -> int:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from enum import Enum, auto
+from functools import cached_property
 
 from aioivschat._clock import Clock
 from aioivschat._contexts import call_later, start_task, time_limit
@@ -87,8 +88,7 @@ class SharedLimiter(QueuedLimiter):
         self._quota = quota
         self._clock = clock
         self._on_rate = on_rate
-        self._rng = rng or random.Random()  # noqa: S311 (no secret)
-        self._member = secrets.token_hex(8)
+        self._rng = rng or random.SystemRandom()  # a fork shares no state of it
         if quota.burst is None:
             self._ceiling, self._burst_seconds = quota.rate * (1 - HEADROOM), 0.0
         else:
@@ -123,6 +123,11 @@ class SharedLimiter(QueuedLimiter):
         engine.add_state_callback(self._follow_engine)
         if engine.state is EngineState.AWAY:
             self._go_local()
+
+    @cached_property
+    def _member(self) -> str:
+        # At its first use, as the service may have been made before a fork.
+        return secrets.token_hex(8)
 
     @property
     def shared(self) -> bool:

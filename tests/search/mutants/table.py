@@ -548,8 +548,8 @@ SERVICE = (
     Mutant(
         "closing-cancelled-with-its-caller",
         "_service/service.py",
-        "await asyncio.shield(self._closing)",
-        "await self._closing",
+        "await asyncio.wait((closing := self._closing,))",
+        "await (closing := self._closing)",
         "a closing that is cancelled stops half-way",
         tests="service/test_closing.py",
     ),
