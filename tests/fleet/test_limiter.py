@@ -17,6 +17,7 @@ from aioivschat.redis._engine import Engine, EngineState
 from aioivschat.redis._limiter import SharedLimiter
 from support.distant import Fleet
 from support.engine import EngineServer
+from support.permits import use_permit
 from support.services import until
 from support.virtual import VirtualClock, settle, virtual_time
 
@@ -137,7 +138,7 @@ async def test_first_in_first_out_within_a_process_and_urgent_first(
         limiter, order = fleet.limiters[0], []
 
         async def one(name: str, priority: Priority, again: bool = False) -> None:
-            await limiter.reserve(priority, again=again).granted()
+            await use_permit(limiter.reserve(priority, again=again))
             order.append(name)
 
         calls = [one(f"background {number}", Priority.BACKGROUND) for number in range(3)]
@@ -146,7 +147,7 @@ async def test_first_in_first_out_within_a_process_and_urgent_first(
         promoted = limiter.reserve(Priority.BACKGROUND)
         promoted.promote(Priority.NORMAL)
         await asyncio.gather(*calls, fleet.rush(0, 100))
-        await promoted.granted()
+        await use_permit(promoted)
         assert ["retry", "normal 0", "normal 1", "normal 2"] == order[:4]
         assert ["background 0", "background 1", "background 2"] == order[4:]
 
@@ -183,7 +184,7 @@ async def test_a_granted_permit_that_is_released_goes_to_the_next(
         reservations[0].release()
         await settle()
         assert (1, 0) == (waiting, limiter.waiting)
-        await reservations[1].granted()
+        await use_permit(reservations[1])
 
 
 @virtual_time
@@ -200,12 +201,12 @@ async def test_the_fleet_follows_what_one_process_learns(engine_server: EngineSe
         fleet.limiters[0].served()
         await fleet.rush(1)
         await asyncio.sleep(1)
-        await other.reserve().granted()
+        await use_permit(other.reserve())
         assert 198.0 > other.rate == told[-1]
         # Two served of 102, and the probe: what LocalLimiter would learn.
         assert 198.0 * 4 / 104 + 0.05 * 198.0 == pytest.approx(other.rate, rel=0.2)
         await asyncio.sleep(10)
-        await other.reserve().granted()
+        await use_permit(other.reserve())
         assert 198.0 == other.rate == told[-1]
         await other.aclose()
 
@@ -243,7 +244,7 @@ async def test_a_wait_is_predicted(engine_server: EngineServer) -> None:
         predicted = limiter.predicted_wait()
         reservation = limiter.reserve()
         start = now()
-        await reservation.granted()
+        await use_permit(reservation)
         assert now() - start == pytest.approx(predicted, rel=0.2)
         assert start + predicted == pytest.approx(reservation.expected)
         await crowd
@@ -272,7 +273,7 @@ async def test_the_keys_of_a_limiter_share_a_hash_slot(cluster_nodes: list[Engin
     await until(lambda: engine.state is EngineState.SHARED)
     for region in ("us-east-1", "us-west-2", "eu-west-1"):
         limiter = SharedLimiter(engine, f"fleet:123456789012:{region}", Quota(), Clock())
-        await asyncio.gather(*(limiter.reserve().granted() for _ in range(10)))
+        await asyncio.gather(*(use_permit(limiter.reserve()) for _ in range(10)))
         assert limiter.shared
         assert 1 == limiter.members
         await limiter.aclose()

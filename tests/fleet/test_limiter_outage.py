@@ -26,6 +26,7 @@ from aioivschat.redis._engine import Engine
 from aioivschat.redis._limiter import SharedLimiter
 from support.distant import Fleet
 from support.engine import EngineServer
+from support.permits import use_permit
 from support.services import ROOM, OpenService, until
 from support.virtual import VirtualClock, virtual_time
 
@@ -103,10 +104,10 @@ async def test_each_takes_its_part_while_the_engine_is_away(
     async with limiters(engine_server, 4) as fleet:
         for _ in range(2):
             for limiter in fleet:
-                await limiter.reserve().granted()
+                await use_permit(limiter.reserve())
         with engine_server.stopped():
             await asyncio.sleep(wait)
-            await fleet[0].reserve().granted()
+            await use_permit(fleet[0].reserve())
             assert not fleet[0].shared
             assert 0.99 * RATE / 4 == pytest.approx(fleet[0].rate)
             assert fleet[0].predicted_wait() < 0.1
@@ -119,7 +120,7 @@ async def test_without_an_engine_from_the_start_the_option_says_how_many_share(
     engine_server.kill()
     try:
         async with limiters(engine_server, 1, members=8) as (limiter,):
-            await limiter.reserve().granted()
+            await use_permit(limiter.reserve())
             assert 0.99 * RATE / 8 == pytest.approx(limiter.rate)
     finally:
         engine_server.start()
@@ -132,7 +133,7 @@ async def test_an_outage_keeps_the_order_of_those_that_wait(engine_server: Engin
     limiter, order = fleet.limiters[0], []
 
     async def one(number: int) -> None:
-        await limiter.reserve().granted()
+        await use_permit(limiter.reserve())
         order.append(number)
 
     callers = [asyncio.create_task(one(number)) for number in range(400)]
@@ -210,12 +211,12 @@ async def test_without_the_engine_a_process_learns_from_throttles(
         engine := Fleet(engine_server, 1).engines[0], "fleet", Quota(), VirtualClock(), members=2
     )
     engine.go_away()
-    await limiter.reserve().granted()
+    await use_permit(limiter.reserve())
     limiter.served()
     for _ in range(50):
         limiter.throttled()
     await asyncio.sleep(1.01)
-    await limiter.reserve().granted()
+    await use_permit(limiter.reserve())
     assert limiter.rate < 20
     await limiter.aclose()
 
@@ -223,11 +224,11 @@ async def test_without_the_engine_a_process_learns_from_throttles(
 async def test_closing_gives_slots_back(engine_server: EngineServer) -> None:
     """A process that closes leaves the fleet, and its unused slots go to others."""
     async with limiters(engine_server, 2) as (here, there):
-        await asyncio.gather(here.reserve().granted(), there.reserve().granted())
+        await asyncio.gather(use_permit(here.reserve()), use_permit(there.reserve()))
         waiting = [here.reserve() for _ in range(30)]
         await until(lambda: waiting[0].expected > 0 and here.waiting < 30)
         await here.aclose()
-        await there.reserve().granted()
+        await use_permit(there.reserve())
         assert 1 == there.members
         with engine_server.client() as client:
             assert client.zcard("{fleet}:returned") > 10
@@ -236,10 +237,10 @@ async def test_closing_gives_slots_back(engine_server: EngineServer) -> None:
 async def test_a_connection_that_was_cut_is_no_outage(engine_server: EngineServer) -> None:
     """A single failure leaves the breaker closed, and who waits is served."""
     async with limiters(engine_server, 1) as (limiter,):
-        await limiter.reserve().granted()
+        await use_permit(limiter.reserve())
         with engine_server.client() as client:
             client.client_kill_filter(skipme=True, _type="normal")
-        await limiter.reserve().granted()
+        await use_permit(limiter.reserve())
         assert limiter.shared
 
 
@@ -270,5 +271,5 @@ async def test_callers_that_left_before_an_outage_stop_nobody_after_it(
     await asyncio.sleep(0)
     fleet.engines[0].go_away()
     async with asyncio.timeout(10):
-        await fleet.limiters[0].reserve().granted()
+        await use_permit(fleet.limiters[0].reserve())
     await fleet.aclose()

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aioivschat import LocalLimiter, Priority, Quota, Reservation
+from support.permits import use_permit
 from support.virtual import VirtualClock, VirtualLoop, settle, virtual_time
 
 RATE = 100.0
@@ -45,7 +46,7 @@ class Lobby:
         """Reserve a permit for each of a room's callers, in order."""
 
         async def wait(reservation: Reservation, who: tuple[str, int]) -> None:
-            await reservation.granted()
+            await use_permit(reservation)
             self.order.append(who)
             self.at[who] = now() - self._start
 

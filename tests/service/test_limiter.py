@@ -25,6 +25,7 @@ from aioivschat import (
 )
 from aioivschat._service.retry import Retrier
 from aioivschat.emulator._quota import QuotaShape
+from support.permits import use_permit
 from support.virtual import VirtualClock, VirtualLoop, settle, virtual_time
 
 thorough = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
@@ -57,7 +58,7 @@ async def grant_times(limiter: LocalLimiter, count: int, **options: Any) -> list
     """Reserve so many permits at once, and return when each was granted."""
 
     async def one(reservation: Reservation) -> float:
-        await reservation.granted()
+        await use_permit(reservation)
         return loop().time()
 
     return await asyncio.gather(*[one(limiter.reserve(**options)) for _ in range(count)])
@@ -216,11 +217,11 @@ def timers() -> int:
 async def test_the_more_urgent_go_first_and_each_queue_is_first_in_first_out() -> None:
     """A more urgent reservation passes those that wait already."""
     limiter = limiter_of(rate=1)
-    await limiter.reserve().granted()
+    await use_permit(limiter.reserve())
     order: list[str] = []
 
     async def wait(name: str, reservation: Reservation) -> None:
-        await reservation.granted()
+        await use_permit(reservation)
         order.append(name)
 
     asked = [
@@ -239,11 +240,11 @@ async def test_the_more_urgent_go_first_and_each_queue_is_first_in_first_out() -
 async def test_a_retry_goes_to_the_head_of_its_queue() -> None:
     """A retry has waited already; only the more urgent go before it."""
     limiter = limiter_of(rate=1)
-    await limiter.reserve().granted()
+    await use_permit(limiter.reserve())
     order: list[str] = []
 
     async def wait(name: str, reservation: Reservation) -> None:
-        await reservation.granted()
+        await use_permit(reservation)
         order.append(name)
 
     reservations = [
@@ -264,7 +265,7 @@ async def test_promotion_moves_to_the_end_of_a_more_urgent_queue() -> None:
     order: list[str] = []
 
     async def wait(name: str, reservation: Reservation) -> None:
-        await reservation.granted()
+        await use_permit(reservation)
         order.append(name)
 
     low, high, normal, gone = (
@@ -307,7 +308,7 @@ async def test_the_predicted_wait_is_the_wait(quota: Quota) -> None:
         for reservation, wait in zip(reservations, predicted, strict=True)
     )
     for reservation, wait in zip(reservations, predicted, strict=True):
-        await reservation.granted()
+        await use_permit(reservation)
         assert wait == pytest.approx(loop().time() - start, abs=max(0.06, 0.1 / quota.rate))
 
 
@@ -329,7 +330,7 @@ async def test_the_predicted_wait_is_zero_when_a_permit_is_due() -> None:
     """It is exactly zero, and never negative."""
     limiter = limiter_of()
     assert 0.0 == limiter.predicted_wait()
-    await limiter.reserve().granted()
+    await use_permit(limiter.reserve())
     await asyncio.sleep(100)
     assert 0.0 == limiter.predicted_wait()
 
@@ -339,7 +340,7 @@ async def test_the_predicted_wait_is_zero_when_a_permit_is_due() -> None:
 async def test_the_queue_is_full_when_as_many_wait_as_may() -> None:
     """It is not full before, and no longer when a reservation was released."""
     limiter = limiter_of(rate=1, max_waiting=2)
-    await limiter.reserve().granted()
+    await use_permit(limiter.reserve())
     reservations = []
     for waiting in range(2):
         assert (waiting, False) == (limiter.waiting, limiter.full)
@@ -354,7 +355,7 @@ async def test_without_a_queue_only_permits_that_are_due_are_granted() -> None:
     """With `max_waiting=0` the limiter is full whenever no permit is due."""
     limiter = limiter_of(rate=1, max_waiting=0)
     full = [limiter.full]
-    await limiter.reserve().granted()
+    await use_permit(limiter.reserve())
     full.append(limiter.full)
     await asyncio.sleep(1.1)
     full.append(limiter.full)
@@ -374,8 +375,8 @@ async def test_a_released_reservation_lets_the_next_move_up() -> None:
         reservation.release()
         reservation.release()
     start = loop().time()
-    await reservations[0].granted()
-    await reservations[49].granted()
+    await use_permit(reservations[0])
+    await use_permit(reservations[49])
     assert loop().time() - start <= 1 / 9.9 + ROUNDING
     assert 0 == limiter.waiting
 
@@ -401,7 +402,7 @@ async def test_a_spent_permit_cannot_be_released() -> None:
     """To release it changes nothing: else it would be granted twice."""
     limiter = limiter_of(rate=1)
     used = limiter.reserve()
-    await used.granted()
+    await use_permit(used)
     used.release()
     assert limiter.predicted_wait() > 0.99
 
@@ -473,7 +474,7 @@ async def crowd(
                 except asyncio.CancelledError:
                     reservation.release()
                     raise
-            await reservation.granted()
+            await use_permit(reservation)
         finally:
             spared.add(number)
         outcome.granted.append((number, loop().time() - start))
@@ -708,7 +709,7 @@ async def rush(
                 nonlocal throttled, first
                 reservation = first or limiter.reserve(again=True)
                 first = None
-                await reservation.granted()
+                await use_permit(reservation)
                 if request == 1:
                     orders[number].append(user)
                 await asyncio.sleep(0.01 + rng.uniform(0, 0.002))

@@ -11,6 +11,7 @@ from aioivschat import Quota
 from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS, Engine, EngineAway, EngineState, Script
 from aioivschat.redis._limiter import SharedLimiter
 from support.engine import EngineServer
+from support.permits import use_permit
 from support.virtual import VirtualClock
 
 _NOW_KEY = "virtual:now"
@@ -113,7 +114,7 @@ class Fleet:
     async def send_one(self, process: int) -> None:
         """Wait for a permit in a process and record a request."""
         limiter = self.limiters[process]
-        await limiter.reserve().granted()
+        await use_permit(limiter.reserve())
         self.sent.append((asyncio.get_running_loop().time(), process))
         limiter.served()
 

@@ -17,8 +17,14 @@ from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession, get_session
 
 from aioivschat._aws.errors import answer_date, note_answer, translate_error
-from aioivschat._aws.http_session import HttpSession
-from aioivschat._aws.internals import keep_http_session, mergeable, user_agent_of
+from aioivschat._aws.http_session import HttpSession, before_leaving
+from aioivschat._aws.internals import (
+    http_session_of,
+    keep_http_session,
+    mergeable,
+    proxy_for,
+    user_agent_of,
+)
 from aioivschat._aws.redaction import current_answer, filter_debug_logs
 from aioivschat._aws.requests import ClientCalls, parse_time
 from aioivschat._aws.signing import SigningClock
@@ -190,14 +196,28 @@ class ClientPool:
         filter_debug_logs()  # botocore's modules have made their loggers by now
         with suppress(AttributeError):  # a stand-in for a client has no events
             client.meta.events.register("before-parse.ivschat.CreateChatToken", note_answer)
+        with suppress(Exception):  # the first request tells
+            # Its TLS context too, which takes long to make, before permits are spent.
+            proxy_url = proxy_for(client, client.meta.endpoint_url)
+            await http_session_of(client).get_sender(proxy_url)
         signing_clock = SigningClock(region)
         self._calls[region] = self._create_call(region, client, signing_clock), signing_clock
         self._open_clients.push_async_exit(opened.pop_all())
         if self._observers:
             self._observers.tell(ClientOpened(region, self._clock.monotonic() - started))
 
-    async def mint(self, region: str, request: TokenRequest) -> NewToken:
+    async def mint(
+        self,
+        region: str,
+        request: TokenRequest,
+        leave: Callable[[], Awaitable[bool]] | None = None,
+    ) -> NewToken:
         """Send one request, once, to a region whose client is open.
+
+        Args:
+            region: where the room is.
+            request: what is asked for.
+            leave: awaited once there is a connection, before the request's bytes leave.
 
         Raises:
             AwsError: AWS refused.
@@ -209,7 +229,7 @@ class ClientPool:
         offset = signing_clock.offset
         asked_at = self._clock.wall()
         answer: dict[str, Any] = {}
-        previous = current_answer.set(answer)
+        previous = current_answer.set(answer), before_leaving.set(leave)
         try:
             return _parse_reply(await call(request), asked_at + signing_clock.offset)
         except (ConnectionFailed, MalformedResponse) as error:
@@ -220,7 +240,8 @@ class ClientPool:
                 date = answer_date({"HTTPHeaders": answer.get("headers")})
                 failure.clock_corrected = signing_clock.learn(failure.code, date, offset)
         finally:
-            current_answer.reset(previous)
+            current_answer.reset(previous[0])
+            before_leaving.reset(previous[1])
             answer.clear()  # out of tracebacks that show locals
         # Raised out here, without context: botocore's frames and messages hold the request.
         raise failure.with_traceback(None)
@@ -247,12 +268,23 @@ class ClientPool:
             if observers:
                 observers.tell(Prepared(region) if reason is None else NotPrepared(region, reason))
 
+        call: _Call
         try:
             prepared = self._policy.prepared
-            return ClientCalls(client, clock, prepared=prepared, on_change=tell).create_chat_token
+            call = ClientCalls(client, clock, prepared=prepared, on_change=tell).create_chat_token
+            if isinstance(http_session_of(client), HttpSession):
+                return call
         except AttributeError as error:  # of a stand-in for a client
             tell(f"no {error.name}")
-            return lambda request: client.create_chat_token(**request.as_members())
+            call = lambda request: client.create_chat_token(**request.as_members())  # noqa: E731
+
+        async def leave_and_call(request: TokenRequest) -> Mapping[str, Any]:
+            # It has an HTTP session that does not tell when a request leaves.
+            if (leave := before_leaving.get()) is not None:
+                await leave()
+            return await call(request)
+
+        return leave_and_call
 
     def _client_config(self) -> AioConfig:
         # A proxy (HTTP_PROXY) would take requests for this host elsewhere, in the clear. For other

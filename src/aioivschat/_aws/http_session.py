@@ -6,7 +6,8 @@ import asyncio
 import inspect
 import select
 import sys
-from contextvars import Context
+from collections.abc import Awaitable, Callable
+from contextvars import Context, ContextVar
 from functools import partial
 from typing import Any, cast
 
@@ -16,6 +17,12 @@ from aiohttp.client_proto import ResponseHandler
 
 from aioivschat._aws.internals import limits_of
 from aioivschat._contexts import call_later, run_detached
+
+before_leaving: ContextVar[Callable[[], Awaitable[bool]] | None] = ContextVar(
+    "aioivschat_before_leaving", default=None
+)
+"""Awaited by a request that has its connection, just before its bytes leave; returns whether that
+took time. A request that has to look for another connection awaits it again."""
 
 
 class HttpSession(AIOHTTPSession):
@@ -36,9 +43,9 @@ class HttpSession(AIOHTTPSession):
                 sender = self._senders[proxy_url] = Sender(session, limits_of(self))
         return sender
 
-    async def get_sender(self) -> Sender:
-        """Return what sends to hosts that no proxy is for."""
-        return self._senders.get(None) or await self._get_session(None)
+    async def get_sender(self, proxy_url: str | None = None) -> Sender:
+        """Return what sends to hosts that this proxy is for, or no proxy."""
+        return self._senders.get(proxy_url) or await self._get_session(proxy_url)
 
 
 class Sender:
@@ -154,10 +161,15 @@ def _guard_connections(connector: Any) -> None:
     async def connect_and_look(*arguments: Any, **options: Any) -> Any:
         while True:
             connection = await kind.connect(own, *arguments, **options)
-            protocol = connection.protocol
-            if not (protocol.idle and _has_more(connection)):
-                protocol.idle = False
-                return connection
+            try:
+                if _is_fit(connection):
+                    leave = before_leaving.get()
+                    if leave is None or not await leave() or _is_fit(connection):
+                        connection.protocol.idle = False
+                        return connection
+            except BaseException:
+                connection.release()
+                raise
             connection.close()
 
     def create_detached(*arguments: Any, **options: Any) -> Any:
@@ -172,14 +184,16 @@ def _guard_connections(connector: Any) -> None:
     own._release = release_detached
 
 
-def _has_more(connection: Any) -> bool:
-    """Tell whether a connection has bytes, or its end, after the last answer."""
-    if connection.protocol.should_close:
+def _is_fit(connection: Any) -> bool:
+    """Tell whether a connection has neither bytes, nor its end, after the last answer."""
+    if not connection.protocol.idle:
         return True
+    if connection.protocol.should_close:
+        return False
     # The event loop may not have read them yet.
     sock = connection.transport.get_extra_info("socket")
     if sys.platform == "win32":
-        return bool(select.select([sock], [], [], 0)[0])
+        return not select.select([sock], [], [], 0)[0]
     found = select.poll()
     found.register(sock, select.POLLIN)
-    return bool(found.poll(0))
+    return not found.poll(0)

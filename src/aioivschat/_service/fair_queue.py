@@ -11,7 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
+from aioivschat._clock import Clock
 from aioivschat._models import Priority
+
+_HELD_WEIGHT = 0.1
+"""Share that the last request has in the mean time for which a request holds its connection."""
 
 
 class _RoomTurns:
@@ -22,9 +26,9 @@ class _RoomTurns:
     def __init__(self) -> None:
         # The room whose turn it is comes first; a room without reservations is not here.
         self._rooms: OrderedDict[str, OrderedDict[QueuedReservation, None]] = OrderedDict()
-        # How many rooms have more than 0, 1, 2... waiting: `count_before` sums a few of these
-        # instead of visiting each of ten thousand rooms.
-        self._longer_than: list[int] = []
+        # How many rooms have more than 0, 1, 2... waiting: their sum up to a number is how many
+        # go in as many turns, without a visit to each of ten thousand rooms.
+        self._longer_than = _PrefixSums()
         self._waiting = 0
 
     def __len__(self) -> int:
@@ -33,9 +37,7 @@ class _RoomTurns:
     def add(self, reservation: QueuedReservation, *, at_head: bool = False) -> None:
         """Add a reservation: as the last of its room, or as the next of all rooms."""
         in_room = self._rooms.setdefault(reservation.room, OrderedDict())
-        if len(in_room) == len(self._longer_than):
-            self._longer_than.append(0)
-        self._longer_than[len(in_room)] += 1
+        self._longer_than.add(len(in_room), 1)
         in_room[reservation] = None
         self._waiting += 1
         if at_head:
@@ -49,9 +51,7 @@ class _RoomTurns:
             return False
         del in_room[reservation]
         self._waiting -= 1
-        self._longer_than[len(in_room)] -= 1
-        if not self._longer_than[-1]:
-            self._longer_than.pop()
+        self._longer_than.add(len(in_room), -1)
         if not in_room:
             del self._rooms[reservation.room]
         return True
@@ -67,23 +67,57 @@ class _RoomTurns:
 
     def count_before(self, room: str) -> int:
         """Return how many go before a newcomer of a room, at most."""
-        here = len(self._rooms.get(room, ()))
-        if here < len(self._rooms):
-            return sum(self._longer_than[: here + 1])
-        others = (len(in_room) for name, in_room in self._rooms.items() if name != room)
-        return here + sum(min(waiting, here + 1) for waiting in others)
+        return self._longer_than.sum_up_to(len(self._rooms.get(room, ())))
+
+
+class _PrefixSums:
+    """Numbers at the indexes from 0, of which the first can be summed: a Fenwick tree."""
+
+    __slots__ = ("_tree",)
+
+    def __init__(self) -> None:
+        # At `i`, from 1, the sum of as many numbers before `i` as the lowest bit of `i` says.
+        self._tree = [0, 0]
+
+    def add(self, index: int, amount: int) -> None:
+        tree, at = self._tree, index + 1
+        while at >= len(tree):
+            # Twice as many, of which the last node is the sum of all.
+            tree += [0] * (len(tree) - 2) + [tree[-1]]
+        while at < len(tree):
+            tree[at] += amount
+            at += at & -at
+
+    def sum_up_to(self, index: int) -> int:
+        tree = self._tree
+        at, total = min(index + 1, len(tree) - 1), 0
+        while at:
+            total += tree[at]
+            at &= at - 1
+        return total
 
 
 class QueuedLimiter:
-    """What limiters of all kinds share: the queues, one for each priority.
+    """What limiters of all kinds share: a queue for each priority, and a number of connections.
+
+    A permit is granted together with a connection, which is free again when the request is over.
 
     Args:
+        clock: where the time comes from.
         max_waiting: as in :class:`Quota`.
+        max_connections: how many requests may be under way.
     """
 
-    def __init__(self, max_waiting: int) -> None:
+    def __init__(self, clock: Clock, max_waiting: int, max_connections: float) -> None:
+        self._clock = clock
         self._max_waiting = max_waiting
+        self._max_connections = max_connections
         self._queues = tuple(_RoomTurns() for _ in Priority)
+        # Of the requests under way: how many, the sum of the moments at which they got their
+        # connections, and the seconds for which one lately held it.
+        self._under_way = 0
+        self._sum_of_starts = 0.0
+        self._mean_held = 0.0
 
     @property
     def waiting(self) -> int:
@@ -104,21 +138,55 @@ class QueuedLimiter:
         more_urgent = sum(len(queue) for queue in self._queues[:priority])
         return more_urgent + self._queues[priority].count_before(room)
 
+    def _connection_wait(self, ahead: int) -> float:
+        """Return the seconds until a connection is free for whom so many others go before."""
+        lacking = self._under_way + ahead + 1 - self._max_connections
+        if lacking <= 0:
+            return 0.0
+        held = self._mean_held
+        if self._under_way >= self._max_connections:
+            # Those under way have seen half of their time on average: this tells sooner that AWS
+            # has become slow than those that are over.
+            mean_age = self._clock.monotonic() - self._sum_of_starts / self._under_way
+            held = max(held, 2 * mean_age)
+        return lacking * held / self._max_connections
+
     def _enqueue(self, reservation: QueuedReservation, again: bool) -> None:
         self._queues[reservation.priority].add(reservation, at_head=again)
 
     def _pop_next(self) -> QueuedReservation:
         return next(queue for queue in self._queues if queue).pop_next()
 
+    def _start_request(self, now: float) -> None:
+        self._under_way += 1
+        self._sum_of_starts += now
+
     # What a reservation asks for.
 
-    def _spend_permit(self) -> None:
-        """Count a permit whose request is about to be sent."""
+    def _spend_permit(self) -> float:
+        """Count a permit whose request is about to be sent; return the seconds to wait first."""
         raise NotImplementedError
 
     def _refund_permit(self) -> None:
         """Take back a permit that was granted and not used."""
         raise NotImplementedError
+
+    def _serve_next(self) -> None:
+        """Grant what can be granted, as a connection is free."""
+        raise NotImplementedError
+
+    def _end_request(self, started: float, *, sent: bool) -> None:
+        was_full = self._under_way >= self._max_connections
+        self._under_way -= 1
+        # The sum begins anew where it can, without what rounding has added to it.
+        self._sum_of_starts = self._sum_of_starts - started if self._under_way else 0.0
+        if sent:
+            held = self._clock.monotonic() - started
+            self._mean_held += _HELD_WEIGHT * (held - self._mean_held)
+        else:
+            self._refund_permit()
+        if (was_full or not sent) and self.waiting:
+            self._serve_next()
 
     def _withdraw(self, reservation: QueuedReservation) -> None:
         self._queues[reservation.priority].remove(reservation)
@@ -138,60 +206,72 @@ class QueuedReservation:
         priority: its queue.
         room: the room's ARN.
         expected: when the permit is expected, by the monotonic clock.
-        granted: whether the permit is granted already.
     """
 
-    __slots__ = ("_future", "_granted", "_limiter", "_over", "expected", "priority", "room")
+    __slots__ = (
+        "_future",
+        "_granted_at",
+        "_limiter",
+        "_over",
+        "_spent",
+        "expected",
+        "priority",
+        "room",
+    )
 
     def __init__(
-        self,
-        limiter: QueuedLimiter,
-        priority: Priority,
-        room: str,
-        expected: float,
-        *,
-        granted: bool = False,
+        self, limiter: QueuedLimiter, priority: Priority, room: str, expected: float
     ) -> None:
         self._limiter = limiter
         self.priority = priority
         self.room = room
         self.expected = expected
         self._future: asyncio.Future[None] | None = None
-        self._granted = granted
-        self._over = False  # the permit was spent, or the reservation released
+        self._granted_at: float | None = None
+        self._spent = False
+        self._over = False
 
     async def granted(self) -> None:
-        """Wait for the permit and spend it; a caller cancelled here has released it."""
-        if not self._granted:
+        """Wait for the permit; a caller cancelled here has released it."""
+        if self._granted_at is None:
             self._future = asyncio.get_running_loop().create_future()
             try:
                 await self._future
             except asyncio.CancelledError:
                 self.release()
                 raise
-        if not self._over:
-            self._over = True
-            self._limiter._spend_permit()
+
+    async def spend(self) -> bool:
+        """Spend the permit, as the request leaves now; return whether that took time."""
+        if self._spent or self._over:
+            return False
+        self._spent = True
+        seconds = self._limiter._spend_permit()
+        if seconds <= 0:
+            return False
+        await self._limiter._clock.sleep(seconds)
+        return True
 
     def promote(self, priority: Priority) -> None:
         """Move to the end of a more urgent queue, if it still waits in a less urgent one."""
         self._limiter._promote(self, priority)
 
     def release(self) -> None:
-        """Leave the queue, or give the unused permit back; nothing if that was done or it is spent.
+        """Leave the queue, or give back the connection and the permit that was not spent.
 
         A permit may have been granted before its caller is cancelled: then it is refunded.
         """
         if self._over:
             return
         self._over = True
-        if self._granted:
-            self._limiter._refund_permit()
-        else:
+        if self._granted_at is None:
             self._limiter._withdraw(self)
+        else:
+            self._limiter._end_request(self._granted_at, sent=self._spent)
 
-    def grant(self) -> None:
-        """Give the permit to whoever waits for it, now or later."""
-        self._granted = True
+    def grant(self, now: float) -> None:
+        """Give permit and connection to whoever waits for it, now or later."""
+        self._granted_at = now
+        self._limiter._start_request(now)
         if self._future is not None and not self._future.done():
             self._future.set_result(None)

@@ -142,7 +142,12 @@ class SharedTier(Protocol):
         """Begin to listen, on the running event loop; called when the service is first used."""
 
     def limiter(
-        self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]
+        self,
+        account: str,
+        region: str,
+        quota: Quota,
+        on_rate: Callable[[float], None],
+        max_connections: int,
     ) -> Limiter:
         """Return a limiter that shares the quota of an account and region with the fleet."""
 
@@ -167,10 +172,15 @@ class OneProcess:
         """Listen to nobody."""
 
     def limiter(
-        self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]
+        self,
+        account: str,
+        region: str,
+        quota: Quota,
+        on_rate: Callable[[float], None],
+        max_connections: int,
     ) -> Limiter:
         """Return a limiter of this process."""
-        return LocalLimiter(quota, self._clock, on_rate)
+        return LocalLimiter(quota, self._clock, on_rate, max_connections)
 
     async def aclose(self) -> None:
         """Nothing to end."""

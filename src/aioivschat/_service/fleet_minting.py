@@ -26,6 +26,10 @@ class _NoReservationYet:
     async def granted(self) -> None:
         """Nothing to wait for."""
 
+    async def spend(self) -> bool:
+        """Nothing to spend."""
+        return False
+
     def promote(self, priority: Priority) -> None:
         """Nothing to promote."""
 

@@ -35,6 +35,9 @@ _CATCH_UP_SECONDS = 0.05
 """Seconds of lost time that the pace makes up for. At 200 a second that is 10 permits, half of
 the smallest bucket that is known of such services, so a full one still takes them at once."""
 
+_TIMER_MIN_SECONDS = 0.001
+"""uvloop rounds timers to milliseconds, so that one may come early; at once again is to spin."""
+
 BURST_HELD_BACK = 0.1
 """Share of a known bucket left unused: by the server's clock it fills later than by ours."""
 
@@ -85,13 +88,16 @@ class Reservation(Protocol):
         """When the permit was expected at the time of reservation, by the monotonic clock."""
 
     async def granted(self) -> None:
-        """Wait for the permit and spend it; a caller cancelled here has released it."""
+        """Wait for the permit; a caller cancelled here has released it."""
+
+    async def spend(self) -> bool:
+        """Spend the permit, as the request leaves now; return whether that took time."""
 
     def promote(self, priority: Priority) -> None:
         """Move to the end of a more urgent queue, if it still waits in a less urgent one."""
 
     def release(self) -> None:
-        """Leave the queue, or give the unused permit back; nothing if either is over."""
+        """Leave the queue, or end the request: a permit that was not spent is given back."""
 
 
 class Limiter(Protocol):
@@ -137,32 +143,38 @@ class LocalLimiter(QueuedLimiter):
         quota: what is allowed.
         clock: where the time comes from.
         on_rate: called with the new rate when what was learnt changes it.
+        max_connections: requests that may be under way.
     """
 
     def __init__(
-        self, quota: Quota, clock: Clock, on_rate: Callable[[float], None] | None = None
+        self,
+        quota: Quota,
+        clock: Clock,
+        on_rate: Callable[[float], None] | None = None,
+        max_connections: float = math.inf,
     ) -> None:
-        super().__init__(quota.max_waiting)
-        self._clock = clock
+        super().__init__(clock, quota.max_waiting, max_connections)
         self._quota = quota
         self._on_rate = on_rate
         if quota.burst is None:
             self._ceiling = quota.rate * (1 - HEADROOM)
             self._burst = max(1.0, quota.rate * _CATCH_UP_SECONDS)
+            self._bucket = 2 * self._burst
             # Below one a second, the window is as long as one permit takes.
             self._per_window = max(1, math.floor(quota.rate))
             self._window = max(1.0, self._per_window / quota.rate) / (1 - HEADROOM)
-            self._recent: deque[float] = deque(maxlen=self._per_window)
         else:
             self._ceiling = quota.rate
             self._burst = max(1.0, quota.burst * (1 - BURST_HELD_BACK))
+            self._bucket = float(quota.burst)
             # A bucket has no window: the pace alone keeps within it.
             self._per_window = sys.maxsize
             self._window = 0.0
-            self._recent = deque(maxlen=0)
         self._rate = self._ceiling
-        self._next_paced = -math.inf  # when the next permit is due, lost time aside
-        self._unspent = 0  # permits granted to callers that have not run since
+        # When the next permit is due, and may be spent, lost time aside.
+        self._next_granted = self._next_spent = -math.inf
+        self._unspent = 0  # permits granted to requests that have not left since
+        self._recent: deque[float] = deque()  # when permits were spent, within the window
         self._timer: asyncio.TimerHandle | None = None
         self._epoch_end = clock.monotonic() + _EPOCH_SECONDS
         self._served = 0
@@ -176,12 +188,13 @@ class LocalLimiter(QueuedLimiter):
     def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
         """Return the seconds that a new reservation for a room would wait.
 
-        It assumes that the rate stays, nobody more urgent comes, nobody leaves, and no other room
-        gets more callers.
+        It assumes that the rate stays, nobody more urgent comes, nobody leaves, no other room
+        gets more callers, and AWS answers as fast as it lately did.
         """
         now = self._clock.monotonic()
-        last = self._paced_due(now, self._count_before(priority, room))
-        return max(self._permit_due(now), last, now) - now
+        ahead = self._count_before(priority, room)
+        due = max(self._permit_due(now), self._paced_due(now, ahead), now)
+        return max(due - now, self._connection_wait(ahead))
 
     def reserve(
         self, priority: Priority = Priority.NORMAL, *, room: str = "", again: bool = False
@@ -189,15 +202,17 @@ class LocalLimiter(QueuedLimiter):
         """Grant a permit at once if one is due and nobody waits; else queue for one."""
         now = self._clock.monotonic()
         self._adapt_rate(now)
-        # Without a timer nobody waits; with one, no permit is due yet.
-        if self._timer is None and self._permit_due(now) <= now:
-            self._unspent += 1
-            return QueuedReservation(self, priority, room, now, granted=True)
+        # Nobody waits without a timer, but for a connection; with one, no permit is due yet.
+        free = self._timer is None and self._under_way < self._max_connections
+        if free and self._permit_due(now) <= now:
+            reservation = QueuedReservation(self, priority, room, now)
+            self._grant(reservation, now)
+            return reservation
         expected = now + self.predicted_wait(priority, room)
         reservation = QueuedReservation(self, priority, room, expected)
         self._enqueue(reservation, again)
-        if self._timer is None:
-            self._grant_due()
+        if free:
+            self._serve_next()
         return reservation
 
     def served(self) -> None:
@@ -222,35 +237,44 @@ class LocalLimiter(QueuedLimiter):
 
     def _paced_due(self, now: float, ahead: int = 0) -> float:
         """Return when the pace allows a permit that so many others go before."""
-        later = self._unspent + ahead + 1 - self._burst
-        return max(self._next_paced, now) + later / self._rate
+        return max(self._next_granted, now) + (ahead + 1 - self._burst) / self._rate
 
-    def _grant_due(self) -> None:
-        self._timer = None
+    def _serve_next(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         now = self._clock.monotonic()
         self._adapt_rate(now)
-        while self.waiting:
+        while self.waiting and self._under_way < self._max_connections:
             due = self._permit_due(now)
             if due > now + TICK_SECONDS:
-                self._timer = call_later(due - now, self._grant_due)
+                self._timer = call_later(max(due - now, _TIMER_MIN_SECONDS), self._serve_next)
                 return
-            self._unspent += 1
-            self._pop_next().grant()
+            self._grant(self._pop_next(), now)
 
-    def _spend_permit(self) -> None:
-        # It counts from now, not from when it was granted: a busy loop may have kept its caller
-        # waiting since, and to AWS a request counts when it arrives.
-        now = self._clock.monotonic()
-        self._unspent -= 1
+    def _grant(self, reservation: QueuedReservation, now: float) -> None:
         # Lost time beyond the burst is lost.
-        self._next_paced = max(self._next_paced, now) + 1 / self._rate
-        self._recent.append(now)
+        self._next_granted = max(self._next_granted, now) + 1 / self._rate
+        self._unspent += 1
+        reservation.grant(now)
+
+    def _spend_permit(self) -> float:
+        # It counts from now, not from when it was granted: to AWS a request counts when it
+        # arrives, and the loop may have been busy, or connections slow to open. Then many would
+        # leave together, more than a bucket takes.
+        now = self._clock.monotonic()
+        leaves = max(now, self._next_spent - (self._bucket - 1) / self._rate)
+        self._next_spent = max(self._next_spent, now) + 1 / self._rate
+        self._unspent -= 1
+        recent = self._recent
+        recent.append(leaves)
+        while recent and recent[0] <= leaves - self._window:
+            recent.popleft()
+        return leaves - now
 
     def _refund_permit(self) -> None:
         self._unspent -= 1
-        if self._timer is not None:
-            self._timer.cancel()
-        self._grant_due()
+        self._next_granted -= 1 / self._rate
 
     def _adapt_rate(self, now: float) -> None:
         """Set the rate by what was served and throttled, if an epoch has ended since."""
@@ -266,8 +290,8 @@ class LocalLimiter(QueuedLimiter):
         # A long rest restores the whole rate; a larger exponent could overflow.
         self._rate = min(self._ceiling, self._rate * _GROWTH_FACTOR ** min(clean_epochs, 50))
         # Rescale the debt, so that a slower rate does not start with a new burst.
-        if self._next_paced > now:
-            self._next_paced = now + (self._next_paced - now) * before / self._rate
+        if self._next_granted > now:
+            self._next_granted = now + (self._next_granted - now) * before / self._rate
         self._served = self._throttled = 0
         self._epoch_end = now + _EPOCH_SECONDS
         if self._rate != before and self._on_rate is not None:

@@ -18,6 +18,7 @@ class Limiters:
     quota: Quota | Mapping[tuple[str, str], Quota]
     tier: SharedTier
     observers: Observers
+    max_connections: int
     _limiters: dict[tuple[str, str], Limiter] = field(default_factory=dict)
 
     @property
@@ -37,6 +38,6 @@ class Limiters:
             def tell(rate: float) -> None:
                 self.observers.tell(RateChanged(account, region, rate))
 
-            limiter = self.tier.limiter(account, region, quota, tell)
+            limiter = self.tier.limiter(account, region, quota, tell, self.max_connections)
             self._limiters[account, region] = limiter
         return limiter

@@ -245,14 +245,28 @@ class Minter:
         return await self._send_request(flight, number)
 
     async def _send_request(self, flight: TokenFlight, number: int) -> Entry:
-        """Send one request and keep account of it."""
-        call, clock, counters = flight.call, self.clock, self.counters
+        """Send one request with the permit that was granted, and keep account of it."""
+        call, clock, counters, reservation = (
+            flight.call,
+            self.clock,
+            self.counters,
+            flight.reservation,
+        )
         request = call.request
         started, started_wall = clock.monotonic(), clock.wall()
-        counters.requests += 1
-        flight.note_request()
+        sent = False
+
+        async def leave() -> bool:
+            nonlocal sent
+            waited = await reservation.spend()
+            if not sent:
+                sent = True
+                counters.requests += 1
+                flight.note_request()
+            return waited
+
         try:
-            minted = await self.pool.mint(call.room.region, request)
+            minted = await self.pool.mint(call.room.region, request, leave)
             end, wall_end = started + minted.life, started_wall + minted.life
             entry = Entry(request.identity, minted.token, end, wall_end, flight.generation)
             # A failed request like any other: else a slow upstream would be asked for ever.
@@ -271,6 +285,8 @@ class Minter:
                 name = type(error).__name__
                 self.observers.tell(AttemptFailed(request.room, number, name, status, seconds))
             raise
+        finally:
+            reservation.release()
         counters.minted += 1
         flight.limiter.served()
         if self.observers:

@@ -114,14 +114,25 @@ class RedisTier:
             self._tokens.start_listening()
 
     def limiter(
-        self, account: str, region: str, quota: Quota, on_rate: Callable[[float], None]
+        self,
+        account: str,
+        region: str,
+        quota: Quota,
+        on_rate: Callable[[float], None],
+        max_connections: int,
     ) -> Limiter:
         """Return a limiter that shares the quota of an account and region."""
         assert self._clock is not None, "the service binds the tier first"  # noqa: S101 (its own)
         # Nothing of the sealing keys is in the name: changing them must not split the quota.
         name = f"{self._namespace}:{account}:{region}"
         limiter = SharedLimiter(
-            self._engine, name, quota, self._clock, on_rate, members=self._members
+            self._engine,
+            name,
+            quota,
+            self._clock,
+            on_rate,
+            max_connections=max_connections,
+            members=self._members,
         )
         self._limiters.append(limiter)
         return limiter

@@ -14,6 +14,7 @@ would be exceeded.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
 from bisect import insort
@@ -67,6 +68,7 @@ class SharedLimiter(QueuedLimiter):
         quota: what is allowed to the fleet as a whole.
         clock: where the time comes from.
         on_rate: called with the fleet's new rate when what was learnt changes it.
+        max_connections: requests that this process may have under way.
         members: how many processes share the quota, until the engine has said so.
         rng: where the jitter comes from.
     """
@@ -79,14 +81,14 @@ class SharedLimiter(QueuedLimiter):
         clock: Clock,
         on_rate: Callable[[float], None] | None = None,
         *,
+        max_connections: float = math.inf,
         members: int = 1,
         rng: random.Random | None = None,
     ) -> None:
-        super().__init__(quota.max_waiting)
+        super().__init__(clock, quota.max_waiting, max_connections)
         self._engine = engine
         self._keys = [f"{{{name}}}:{part}" for part in ("pace", "members", "returned")]
         self._quota = quota
-        self._clock = clock
         self._on_rate = on_rate
         self._rng = rng or random.SystemRandom()  # a fork shares no state of it
         if quota.burst is None:
@@ -149,13 +151,16 @@ class SharedLimiter(QueuedLimiter):
 
         It assumes that the other members go on to want as much as they reported last.
         """
-        now = self._clock.monotonic()
         ahead = self._count_before(priority, room)
+        return max(0.0, self._permit_wait(ahead), self._connection_wait(ahead))
+
+    def _permit_wait(self, ahead: int) -> float:
+        now = self._clock.monotonic()
         if not self.shared:
             start = max(self._own_permits_from - now, self._own_limiter.predicted_wait())
             return max(0.0, start) + ahead / self._own_limiter.rate
         if ahead < len(self._slots):
-            return max(0.0, self._slots[ahead][0] - now)
+            return self._slots[ahead][0] - now
         # While slots come here, other members get theirs.
         parts = 1 + self._waiting_elsewhere / max(1, self._reported_waiting)
         slots = (ahead - len(self._slots)) * parts
@@ -206,33 +211,38 @@ class SharedLimiter(QueuedLimiter):
     def _grant_due_slots(self) -> None:
         self._grant_timer = None
         now = self._clock.monotonic()
-        while self._slots and self.waiting:
+        while self._slots and self._servable:
             due = self._slots[0][0]
             if due > now:
                 self._grant_timer = call_later(due - now, self._grant_due_slots)
                 break
             del self._slots[0]
             if due > now - _SLOT_VOID_AFTER_SECONDS:
-                self._pop_next().grant()
+                self._pop_next().grant(now)
         self._start_work_if_needed()
 
-    def _regrant(self) -> None:
-        """Grant what is due by slots that have changed; set the timer for the rest."""
+    def _serve_next(self) -> None:
+        """Grant what is due by slots and connections that have changed; set the timer anew."""
         if self._grant_timer is not None:
             self._grant_timer.cancel()
         self._grant_due_slots()
 
-    def _spend_permit(self) -> None:
-        """Nothing: the slot was taken from the engine before it was granted."""
+    @property
+    def _servable(self) -> int:
+        """How many reservations wait and find a connection."""
+        return int(min(self.waiting, self._max_connections - self._under_way))
+
+    def _spend_permit(self) -> float:
+        """Spend nothing: the slot was taken from the engine before it was granted."""
+        return 0.0
 
     def _refund_permit(self) -> None:
         # The slot's moment has come: the engine cannot hand it out again, but this process can.
         insort(self._slots, (self._clock.monotonic(), _NO_SLOT))
-        self._regrant()
 
     def _withdraw(self, reservation: QueuedReservation) -> None:
         super()._withdraw(reservation)
-        if len(self._slots) > self.waiting:
+        if len(self._slots) > self._servable:
             self._wake.set()  # a slot can be given back
 
     # Getting slots, and giving back those that nobody needs.
@@ -242,7 +252,7 @@ class SharedLimiter(QueuedLimiter):
             return
         if self._heartbeat_task is None:
             self._heartbeat_task = start_task(self._send_heartbeats())
-        needed = self.waiting > len(self._slots) or self._reported_waiting > 0
+        needed = self._servable > len(self._slots) or self._reported_waiting > 0
         if needed and not self._working:
             # Before the task is made: it may run at once, and come here again when it grants.
             self._working = True
@@ -257,13 +267,16 @@ class SharedLimiter(QueuedLimiter):
     async def _work_while_needed(self) -> None:
         while True:
             now = self._clock.monotonic()
-            lacking = self.waiting - len(self._slots)
+            lacking = self._servable - len(self._slots)
             if not self.shared:
                 if lacking <= 0:
                     return
                 due = max(self._own_permits_from, now + self._own_limiter.predicted_wait())
                 if due <= now:
-                    await self._own_limiter.reserve().granted()
+                    permit = self._own_limiter.reserve()
+                    await permit.granted()
+                    await permit.spend()
+                    permit.release()
                     insort(self._slots, (now, _NO_SLOT))
                     self._grant_due_slots()
                     continue
@@ -278,11 +291,11 @@ class SharedLimiter(QueuedLimiter):
                         continue
                     # Not LOCAL yet: how many share the quota may become known in a moment.
                     due = now + _ASK_AHEAD_SECONDS
-            elif self._reported_waiting or self._find_surplus(keep=self.waiting):
+            elif self._reported_waiting or self._find_surplus(keep=self._servable):
                 due = self._synced_at + max(_GATHER_RETURNS_SECONDS, self._sync_pause)
                 if due <= now:
                     with suppress(EngineAway):
-                        await self._sync_with_engine(0, self._take_surplus(keep=self.waiting))
+                        await self._sync_with_engine(0, self._take_surplus(keep=self._servable))
                     continue
             else:
                 return
@@ -339,7 +352,7 @@ class SharedLimiter(QueuedLimiter):
             for slot in slots:
                 # Slots of a burst lie in the past: they are not void, but due now.
                 insort(self._slots, (max(ended, offset + slot / 1e6), slot))
-            self._regrant()
+            self._serve_next()
         return float(offset + handover / 1e6)
 
     async def _send_heartbeats(self) -> None:
