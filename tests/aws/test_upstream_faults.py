@@ -19,6 +19,7 @@ from aioivschat import (
     DeadlineExceeded,
     Event,
     MalformedResponse,
+    Overloaded,
     PendingVerification,
     PoolPolicy,
     Quota,
@@ -221,7 +222,9 @@ async def test_in_a_black_hole_all_callers_end_by_their_deadline(
     got = await outcomes(
         *(tokens.issue(TokenRequest(ROOM, f"u{number}"), timeout=0.5) for number in range(4))
     )
-    assert [DeadlineExceeded] * 4 == [type(error) for error in got]
+    # The longer the first one takes, the longer those behind it have to expect to wait.
+    kinds = {type(error) for error in got}
+    assert {DeadlineExceeded} <= kinds <= {DeadlineExceeded, Overloaded}
     # Far from the read timeout; how far from the deadline depends on the machine.
     assert loop.time() - started < 10.0
     assert isinstance(got[0], TimeoutError)

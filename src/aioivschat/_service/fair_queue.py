@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
-from aioivschat._clock import Clock
+from aioivschat._clock import TICK_SECONDS, Clock
 from aioivschat._models import Priority
 
 _HELD_WEIGHT = 0.1
@@ -118,6 +118,7 @@ class QueuedLimiter:
         self._under_way = 0
         self._sum_of_starts = 0.0
         self._mean_held = 0.0
+        self._leaving = asyncio.Lock()  # held by who has a permit and a connection, and must wait
 
     @property
     def waiting(self) -> int:
@@ -163,9 +164,12 @@ class QueuedLimiter:
 
     # What a reservation asks for.
 
-    def _spend_permit(self) -> float:
-        """Count a permit whose request is about to be sent; return the seconds to wait first."""
-        raise NotImplementedError
+    def _wait_before_leaving(self) -> float:
+        """Return the seconds until a request with a permit may leave."""
+        return 0.0
+
+    def _spend_permit(self) -> None:
+        """Count a permit whose request leaves now."""
 
     def _refund_permit(self) -> None:
         """Take back a permit that was granted and not used."""
@@ -245,12 +249,15 @@ class QueuedReservation:
         """Spend the permit, as the request leaves now; return whether that took time."""
         if self._spent or self._over:
             return False
+        limiter = self._limiter
+        waits = limiter._leaving.locked() or limiter._wait_before_leaving() > TICK_SECONDS
+        if waits:
+            async with limiter._leaving:  # in their order
+                while (seconds := limiter._wait_before_leaving()) > TICK_SECONDS:
+                    await limiter._clock.sleep(seconds)
         self._spent = True
-        seconds = self._limiter._spend_permit()
-        if seconds <= 0:
-            return False
-        await self._limiter._clock.sleep(seconds)
-        return True
+        limiter._spend_permit()
+        return waits
 
     def promote(self, priority: Priority) -> None:
         """Move to the end of a more urgent queue, if it still waits in a less urgent one."""

@@ -258,19 +258,21 @@ class LocalLimiter(QueuedLimiter):
         self._unspent += 1
         reservation.grant(now)
 
-    def _spend_permit(self) -> float:
-        # It counts from now, not from when it was granted: to AWS a request counts when it
-        # arrives, and the loop may have been busy, or connections slow to open. Then many would
-        # leave together, more than a bucket takes.
+    def _wait_before_leaving(self) -> float:
+        # The loop may have been busy, or connections slow to open: more requests would leave
+        # together than a bucket takes.
+        return self._next_spent - (self._bucket - 1) / self._rate - self._clock.monotonic()
+
+    def _spend_permit(self) -> None:
+        # It counts from now, not from when it was granted: to AWS, a request counts when it
+        # arrives.
         now = self._clock.monotonic()
-        leaves = max(now, self._next_spent - (self._bucket - 1) / self._rate)
         self._next_spent = max(self._next_spent, now) + 1 / self._rate
         self._unspent -= 1
         recent = self._recent
-        recent.append(leaves)
-        while recent and recent[0] <= leaves - self._window:
+        recent.append(now)
+        while recent and recent[0] <= now - self._window:
             recent.popleft()
-        return leaves - now
 
     def _refund_permit(self) -> None:
         self._unspent -= 1
@@ -290,8 +292,9 @@ class LocalLimiter(QueuedLimiter):
         # A long rest restores the whole rate; a larger exponent could overflow.
         self._rate = min(self._ceiling, self._rate * _GROWTH_FACTOR ** min(clean_epochs, 50))
         # Rescale the debt, so that a slower rate does not start with a new burst.
-        if self._next_granted > now:
-            self._next_granted = now + (self._next_granted - now) * before / self._rate
+        stretch = before / self._rate
+        self._next_granted = now + max(0.0, self._next_granted - now) * stretch
+        self._next_spent = now + max(0.0, self._next_spent - now) * stretch
         self._served = self._throttled = 0
         self._epoch_end = now + _EPOCH_SECONDS
         if self._rate != before and self._on_rate is not None:

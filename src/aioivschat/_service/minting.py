@@ -274,6 +274,7 @@ class Minter:
                 raise MalformedResponse(f"too little is left of the token's {minted.life:.1f} s")
         except ChatTokenError as error:
             flight.uncommit()
+            counters.requests += not sent  # it found no connection
             if isinstance(error, Throttled):
                 counters.throttled += 1
                 flight.limiter.throttled()

@@ -25,7 +25,7 @@ class Stats:
     """Counters since the service was made, and the state of the moment.
 
     Args:
-        requests: requests sent to AWS.
+        requests: requests sent to AWS, or for which no connection could be opened.
         minted: tokens that AWS gave.
         throttled: requests that AWS throttled.
         failed: requests that failed otherwise.

@@ -232,10 +232,6 @@ class SharedLimiter(QueuedLimiter):
         """How many reservations wait and find a connection."""
         return int(min(self.waiting, self._max_connections - self._under_way))
 
-    def _spend_permit(self) -> float:
-        """Spend nothing: the slot was taken from the engine before it was granted."""
-        return 0.0
-
     def _refund_permit(self) -> None:
         # The slot's moment has come: the engine cannot hand it out again, but this process can.
         insort(self._slots, (self._clock.monotonic(), _NO_SLOT))

@@ -71,9 +71,9 @@ class CountedLimiter(LocalLimiter):
 
     spent = 0
 
-    def _spend_permit(self) -> float:
+    def _spend_permit(self) -> None:
+        super()._spend_permit()
         self.spent += 1
-        return super()._spend_permit()
 
 
 class CountingTier(OneProcess):

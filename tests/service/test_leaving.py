@@ -1,0 +1,234 @@
+"""A permit counts when its request leaves, and no more are under way than there are connections."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from aioivschat import PoolPolicy, Priority, Quota, TokenRequest
+from aioivschat._service.limiter import LocalLimiter
+from aioivschat.emulator import QuotaShape
+from support.raw_servers import certificate, tls
+from support.services import ROOM, OpenService, until
+from support.talking_server import talking_server
+from support.virtual import VirtualClock, virtual_time
+
+CONNECTIONS = 100
+
+
+@dataclass
+class Upstream:
+    """AWS and the connections to it, in virtual time.
+
+    Args:
+        limiter: of its callers.
+        latency: seconds that an answer takes now.
+        connect: returns the seconds that a connection takes to open now.
+
+    Attributes:
+        arrivals: when requests came.
+        waits: how long each call waited until its request left, and how long that was said to be.
+        idle: connections that wait to be used again.
+    """
+
+    limiter: LocalLimiter
+    latency: float = 0.02
+    connect: Callable[[], float] = lambda: 0.0
+    arrivals: list[float] = field(default_factory=list)
+    waits: list[tuple[float, float]] = field(default_factory=list)
+    idle: int = 0
+
+    async def call(self) -> None:
+        """Send one request."""
+        clock = VirtualClock()
+        called, reservation = clock.monotonic(), self.limiter.reserve()
+        await reservation.granted()
+        if self.idle:
+            self.idle -= 1
+        else:
+            await asyncio.sleep(self.connect())
+        await reservation.spend()
+        self.arrivals.append(clock.monotonic())
+        self.waits.append((clock.monotonic() - called, max(0.0, reservation.expected - called)))
+        await asyncio.sleep(self.latency)
+        self.idle += 1
+        reservation.release()
+
+    def most_in_a_second(self) -> int:
+        """Return how many came in the worst sliding second."""
+        times, first, most = self.arrivals, 0, 0
+        for last, time in enumerate(times):
+            while times[first] <= time - 1.0:
+                first += 1
+            most = max(most, last - first + 1)
+        return most
+
+    def throttled_by(self, shape: str) -> int:
+        """Return how many a quota of this shape does not admit."""
+        meter = QuotaShape.parse(shape).meter()
+        return sum(not meter.admit(time) for time in self.arrivals)
+
+
+def upstream(quota: Quota = Quota(), **options: object) -> Upstream:  # noqa: B008 (frozen)
+    """Return one with as many connections as a service has."""
+    return Upstream(LocalLimiter(quota, VirtualClock(), None, CONNECTIONS), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("latency", [0.001, 0.02, 0.2, 0.4])
+@pytest.mark.parametrize("connect", [0.0, 0.1])
+@virtual_time
+async def test_no_second_sees_more_than_the_quota_however_slow_connections_are(
+    latency: float, connect: float
+) -> None:
+    """From cold, 1,000 at once: as fast as the quota allows, and not one throttled."""
+    aws = upstream(latency=latency, connect=lambda: connect)
+    started = asyncio.get_running_loop().time()
+    await asyncio.gather(*(aws.call() for _ in range(1_000)))
+    took = asyncio.get_running_loop().time() - started
+    assert 1_000 == len(aws.arrivals)
+    assert aws.most_in_a_second() <= 200
+    assert 0 == aws.throttled_by("bucket:200:20") == aws.throttled_by("fixed:200")
+    assert took <= 1_000 / 198 + connect + latency + 0.02
+
+
+@pytest.mark.fault(31)
+@virtual_time
+async def test_connections_that_open_late_and_together_are_no_flood() -> None:
+    """The network is away for 2.5 s: what was granted meanwhile leaves at the pace of the quota."""
+    loop, rng = asyncio.get_running_loop(), random.Random(1)
+    back = loop.time() + 2.5
+    aws = upstream(connect=lambda: max(back - loop.time(), 0.0) + rng.uniform(0, 0.01))
+    await asyncio.gather(*(aws.call() for _ in range(1_000)))
+    assert aws.most_in_a_second() <= 200
+    assert 0 == aws.throttled_by("bucket:200:20")
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("quota", [Quota(), Quota(burst=200)], ids=["window", "bucket"])
+@virtual_time
+async def test_a_slow_spell_is_not_followed_by_a_flood(quota: Quota) -> None:
+    """150 calls a second, answers that take 2 s for 6 s: who waits for a connection has no permit,
+    and estimates know of it."""
+    aws = upstream(quota)
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    calls = []
+    for number in range(150 * 16):
+        now = loop.time() - start
+        aws.latency = 2.0 if 2.0 <= now < 8.0 else 0.02
+        calls.append(asyncio.create_task(aws.call()))
+        await asyncio.sleep(max(0.0, (number + 1) / 150 - now))
+    await asyncio.gather(*calls)
+    assert aws.most_in_a_second() <= (200 if quota.burst is None else 400)
+    assert 0 == aws.throttled_by("bucket:200:200")
+    # Those who wait for long were told so, though for none of them too short by half.
+    late = [(waited, said) for waited, said in aws.waits if waited > 1.0]
+    assert len(late) > 100
+    slow_begins = [said for waited, said in late if said < waited / 2]
+    # But for those who came before the first slow answer could be seen to be slow.
+    assert len(slow_begins) < 150
+
+
+@pytest.mark.fault(31)
+@virtual_time
+async def test_the_wait_for_a_connection_is_foreseen() -> None:
+    """With two connections of half a second each, four calls a second are what can be."""
+    limiter = LocalLimiter(Quota(), VirtualClock(), None, 2)
+    aws = Upstream(limiter, latency=0.5)
+    await asyncio.gather(*(aws.call() for _ in range(100)))
+    assert 2 == aws.idle
+    calls = [asyncio.create_task(aws.call()) for _ in range(20)]
+    await asyncio.sleep(0.25)
+    assert 18 == limiter.waiting
+    foreseen = limiter.predicted_wait()
+    calls.append(asyncio.create_task(aws.call()))
+    await asyncio.gather(*calls)
+    assert foreseen == pytest.approx(aws.waits[-1][0], abs=0.5)
+    assert 0.0 == limiter.predicted_wait()
+
+
+@virtual_time
+async def test_a_connection_that_is_free_goes_to_the_most_urgent() -> None:
+    """Priorities hold for connections as for permits, and who leaves gives both back."""
+    limiter = LocalLimiter(Quota(), VirtualClock(), None, 1)
+    first = limiter.reserve()
+    await first.granted()
+    order: list[str] = []
+
+    async def wait(name: str, priority: Priority) -> None:
+        reservation = limiter.reserve(priority)
+        await reservation.granted()
+        order.append(name)
+        reservation.release()  # it has not left
+
+    tasks = [
+        asyncio.create_task(wait("later", Priority.BACKGROUND)),
+        asyncio.create_task(wait("sooner", Priority.HIGH)),
+    ]
+    await asyncio.sleep(1.0)
+    assert [] == order
+    first.release()
+    await asyncio.gather(*tasks)
+    assert ["sooner", "later"] == order
+    assert (0, 0.0) == (limiter.waiting, limiter.predicted_wait())
+
+
+@virtual_time
+async def test_memory_is_bounded_whatever_the_rate() -> None:
+    """Of permits that were spent only those within the window are remembered."""
+    for rate in (1e9, 1e19, 1e300):
+        limiter = LocalLimiter(Quota(rate=rate), VirtualClock())
+        for _ in range(5):
+            for _ in range(100):
+                reservation = limiter.reserve()
+                await reservation.granted()
+                await reservation.spend()
+                reservation.release()
+            await asyncio.sleep(2.0)
+        assert len(limiter._recent) <= 101
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("prepared", [True, False], ids=["direct", "general"])
+async def test_what_has_no_connection_yet_has_spent_nothing(
+    open_service: OpenService, prepared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While TLS handshakes hang no request counts; once they are over all are sent, and count."""
+    file = certificate(tmp_path)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(file))
+    go_on, connected = asyncio.Event(), 0
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connected
+        connected += 1
+        await go_on.wait()
+        port = int(server.url.rpartition(":")[2])
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with suppress(ConnectionError):
+                while data := await source.read(65536):
+                    target.write(data)
+            target.close()
+
+        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+
+    with talking_server(tls(file)) as server:
+        async with await asyncio.start_server(relay, "127.0.0.1", 0) as front:
+            url = f"https://127.0.0.1:{front.sockets[0].getsockname()[1]}"
+            tokens = open_service(endpoint_url=url, pool=PoolPolicy(prepared=prepared))
+            async with tokens:
+                requests = [TokenRequest(ROOM, f"u{number}") for number in range(8)]
+                calls = [asyncio.create_task(tokens.issue(request)) for request in requests]
+                await until(lambda: connected == 8)
+                assert (0, 8) == (tokens.stats().requests, tokens.stats().flights)
+                go_on.set()
+                await asyncio.gather(*calls)
+                assert 8 == server.requests == tokens.stats().requests
