@@ -133,9 +133,11 @@ class _Connection(ResponseHandler):
 
     Attributes:
         idle: whether it waits to be used again; ``None`` before its first use.
+        poll: tells whether its socket has something to read.
     """
 
     idle: bool | None = None
+    poll: Callable[[int], object] | None = None
 
     def data_received(self, data: bytes) -> None:
         if data and self.idle:
@@ -186,14 +188,18 @@ def _guard_connections(connector: Any) -> None:
 
 def _is_fit(connection: Any) -> bool:
     """Tell whether a connection has neither bytes, nor its end, after the last answer."""
-    if not connection.protocol.idle:
+    protocol = connection.protocol
+    if not protocol.idle:
         return True
-    if connection.protocol.should_close:
+    if protocol.should_close:
         return False
     # The event loop may not have read them yet.
-    sock = connection.transport.get_extra_info("socket")
-    if sys.platform == "win32":
-        return not select.select([sock], [], [], 0)[0]
-    found = select.poll()
-    found.register(sock, select.POLLIN)
-    return not found.poll(0)
+    if protocol.poll is None:
+        sock = connection.transport.get_extra_info("socket")
+        if sys.platform == "win32":
+            protocol.poll = lambda _: select.select([sock], [], [], 0)[0]
+        else:
+            found = select.poll()
+            found.register(sock, select.POLLIN)
+            protocol.poll = found.poll
+    return not protocol.poll(0)
