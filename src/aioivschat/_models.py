@@ -61,6 +61,18 @@ class Priority(IntEnum):
     BACKGROUND = 2
 
 
+def checked_priority(priority: object) -> Priority:
+    """Return a priority, also by its number.
+
+    Raises:
+        InvalidRequest: there is no such priority.
+    """
+    for known in Priority:
+        if priority == known and type(priority) is not bool:
+            return known
+    raise InvalidRequest("priority", "Priority.HIGH, NORMAL or BACKGROUND", "another value")
+
+
 @dataclass(frozen=True, slots=True)
 class RoomArn:
     """The parts of a room's ARN; a quota belongs to its account and region."""

@@ -26,7 +26,10 @@ No message holds a token, a user id, an attribute or a credential.
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+import math
+from contextlib import suppress
+from numbers import Real
+from typing import Any, TypeVar, cast
 
 from botocore.exceptions import ClientError
 
@@ -104,6 +107,36 @@ def require(holds: bool, option: str, limit: str, found: object) -> None:
     """Raise :class:`InvalidConfiguration`, with the same arguments, unless ``holds`` is true."""
     if not holds:
         raise InvalidConfiguration(option, limit, found)
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value is a real number; true and false are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def require_number(
+    option: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    unit: str = "",
+    whole: bool = False,
+) -> None:
+    """Raise :class:`InvalidConfiguration` unless an option is a finite number within its limits."""
+    number = math.nan
+    with suppress(OverflowError):  # of a whole number of hundreds of digits
+        number = float(cast("float", value)) if is_number(value) else math.nan
+    fits = math.isfinite(number) and least <= number <= most and above < number < below
+    if fits and (number.is_integer() or not whole):
+        return
+    bounds = (("at least", least), ("above", above), ("at most", most), ("below", below))
+    limits = [f"{word} {end:,.12g}{unit}" for word, end in bounds if math.isfinite(end)]
+    limit = f"a {'whole ' if whole else ''}number, {' and '.join(limits)}"
+    found = number if is_number(value) else type(value).__name__
+    raise InvalidConfiguration(option, limit, found)
 
 
 class Overloaded(ChatTokenError):

@@ -116,7 +116,7 @@ def test_nothing_that_is_made_before_a_fork_has_a_state_of_chance() -> None:
 
     tier = RedisTier("redis://127.0.0.1:1/0", keys=[SEALING_KEY])
     tokens = AsyncTokenService(session=local_session(), shared=tier)
-    limiter = tier.limiter("123456789012", "us-east-1", Quota(), lambda rate: None)
+    limiter = tier.limiter("123456789012", "us-east-1", Quota(), lambda rate: None, 100)
     endpoint: Any = Endpoint(authorize, EndpointPolicy(), ValueError)
     for part in (tokens, tier, limiter, endpoint):
         sources = [one for one in _reachable(part) if isinstance(one, random.Random)]

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import FrameType
 from typing import Any, cast
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +27,8 @@ from aioivschat import (
     RetryPolicy,
     Throttled,
 )
+from aioivschat._clock import Clock
+from aioivschat._service.fair_queue import QueuedReservation, _RoomTurns
 from aioivschat._service.retry import Retrier
 from aioivschat.emulator._quota import QuotaShape
 from support.permits import use_permit
@@ -76,11 +82,18 @@ async def grant_times(limiter: LocalLimiter, count: int, **options: Any) -> list
         ("rate", float("nan")),
         ("burst", 0),
         ("burst", -5),
+        ("burst", 1.5),
         ("max_waiting", -1),
+        ("rate", "200"),
+        ("rate", None),
+        ("rate", True),
+        ("rate", 10**400),
+        ("burst", "20"),
+        ("max_waiting", [1]),
     ],
 )
-def test_a_quota_that_cannot_work_is_refused(option: str, value: float) -> None:
-    """The error names the option of the quota."""
+def test_a_quota_that_cannot_work_is_refused(option: str, value: object) -> None:
+    """The error names the option of the quota, whatever stands there."""
     with pytest.raises(InvalidConfiguration) as caught:
         Quota(**cast("dict[str, Any]", {option: value}))
     assert f"Quota.{option}" == caught.value.option
@@ -91,6 +104,84 @@ def test_the_bounds_of_a_quota_are_accepted() -> None:
     quota = Quota(rate=0.001, burst=1, max_waiting=0)
     assert (0.001, 1, 0) == (quota.rate, quota.burst, quota.max_waiting)
     assert (200.0, None) == (Quota().rate, Quota().burst)
+
+
+# What the queue costs.
+
+
+def lines_run_by(work: Callable[[], object]) -> int:
+    """Count the lines that are run, as the measure of what work costs."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal lines
+        lines += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+@pytest.mark.fault(33)
+@virtual_time
+async def test_a_reservation_costs_the_logarithm_of_who_waits() -> None:
+    """Where as many wait in one room as there are other rooms with somebody waiting."""
+    costs = []
+    for rooms in (64, 8 * 1_024):
+        limiter = limiter_of(max_waiting=10**6)
+        for number in range(rooms):
+            limiter.reserve(room="main")
+            limiter.reserve(room=f"room {number}")
+        costs.append(lines_run_by(lambda: limiter.reserve(room="main")))  # noqa: B023 (run at once)
+    # Each doubling is one step more, of a few lines.
+    assert costs[1] <= costs[0] + 7 * 8
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=80))
+def test_those_who_go_before_are_counted_as_if_one_by_one(steps: list[tuple[int, bool]]) -> None:
+    """Of each room as many as wait before a newcomer in its own, and one more."""
+    turns, waiting = _RoomTurns(), Counter[int]()
+    reservations: list[QueuedReservation] = []
+    for room, leaves in steps:
+        if leaves and reservations:
+            gone = reservations.pop(room % len(reservations))
+            assert turns.remove(gone)
+            waiting[int(gone.room)] -= 1
+        else:
+            new = QueuedReservation(limiter_of(), Priority.NORMAL, str(room), 0.0)
+            turns.add(new)
+            reservations.append(new)
+            waiting[room] += 1
+        for newcomer in range(7):
+            here = waiting[newcomer]
+            others = sum(min(n, here + 1) for other, n in waiting.items() if other != newcomer)
+            assert here + others == turns.count_before(str(newcomer))
+
+
+@pytest.mark.fault(33)
+@pytest.mark.parametrize("loop_of", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_timer_runs_about_once_for_a_permit(loop_of: Any) -> None:
+    """Also where the loop rounds timers to milliseconds, and so calls some too early."""
+
+    class Counting(LocalLimiter):
+        runs = 0
+
+        def _serve_next(self) -> None:
+            self.runs += 1
+            super()._serve_next()
+
+    async def main() -> int:
+        limiter = Counting(Quota(rate=150), Clock())
+        await asyncio.gather(*(use_permit(limiter.reserve()) for _ in range(60)))
+        return limiter.runs
+
+    with asyncio.Runner(loop_factory=loop_of) as runner:
+        assert runner.run(main()) <= 2 * 60
 
 
 # The pace.

@@ -42,6 +42,7 @@ from aioivschat.errors import (
     ServiceClosed,
     own_copy,
     require,
+    require_number,
 )
 
 _OPENING_MAX_SECONDS = 60.0
@@ -77,10 +78,9 @@ class PoolPolicy:
     prepared: bool = True
 
     def __post_init__(self) -> None:
-        connections, connect, read = self.max_connections, self.connect_timeout, self.read_timeout
-        require(connections >= 1, "PoolPolicy.max_connections", "at least 1", connections)
-        require(connect > 0, "PoolPolicy.connect_timeout", "above 0 s", connect)
-        require(read > 0, "PoolPolicy.read_timeout", "above 0 s", read)
+        require_number("PoolPolicy.max_connections", self.max_connections, least=1, whole=True)
+        require_number("PoolPolicy.connect_timeout", self.connect_timeout, above=0, unit=" s")
+        require_number("PoolPolicy.read_timeout", self.read_timeout, above=0, unit=" s")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from aioivschat._clock import Clock
 from aioivschat._endpoint.problems import RATE_LIMITED, Refusal
 from aioivschat._models import TokenRequest
 from aioivschat._secrets import Unpickled
-from aioivschat.errors import require
+from aioivschat.errors import require_number
 
 KNOWN_CALLERS = 100_000
 """Users, rooms and served attempts that are remembered; a forgotten user has a full share."""
@@ -33,9 +33,8 @@ class Share:
     seconds: float
 
     def __post_init__(self) -> None:
-        require(self.tokens >= 1, "Share.tokens", "at least 1", self.tokens)
-        finite = 0 < self.seconds < math.inf
-        require(finite, "Share.seconds", "a finite number above 0", self.seconds)
+        require_number("Share.tokens", self.tokens, least=1, whole=True)
+        require_number("Share.seconds", self.seconds, above=0, unit=" s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,7 @@ class EndpointPolicy:
     raw_expiration: bool = False
 
     def __post_init__(self) -> None:
-        finite = 0 < self.patience < math.inf
-        require(finite, "EndpointPolicy.patience", "a finite number above 0", self.patience)
+        require_number("EndpointPolicy.patience", self.patience, above=0, unit=" s")
 
 
 class RateLimits:

@@ -21,7 +21,7 @@ from aioivschat._models import (
     SharingKey,
 )
 from aioivschat._service.fences import Fences
-from aioivschat.errors import require
+from aioivschat.errors import require_number
 
 SWEPT_PER_INSERTION = 2
 """Old entries checked per insertion: more than are inserted, so that the sweep catches up."""
@@ -47,11 +47,10 @@ class CachePolicy:
     min_remaining: float = 5.0
 
     def __post_init__(self) -> None:
-        least = self.min_remaining
-        limit = f"from 0 s to less than the {TOKEN_LIFE_SECONDS:g} s that a token lives"
-        require(self.max_tokens >= 1, "CachePolicy.max_tokens", "at least 1", self.max_tokens)
-        require(self.max_stock >= 1, "CachePolicy.max_stock", "at least 1", self.max_stock)
-        require(0 <= least < TOKEN_LIFE_SECONDS, "CachePolicy.min_remaining", limit, least)
+        require_number("CachePolicy.max_tokens", self.max_tokens, least=1, whole=True)
+        require_number("CachePolicy.max_stock", self.max_stock, least=1, whole=True)
+        life, remaining = TOKEN_LIFE_SECONDS, self.min_remaining
+        require_number("CachePolicy.min_remaining", remaining, least=0, below=life, unit=" s")
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -29,7 +29,7 @@ from aioivschat._service.pending import PendingRequests
 from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stats import Counters
 from aioivschat._service.stock import TokenStock
-from aioivschat.errors import ChatTokenError, DeadlineExceeded, InvalidRequest
+from aioivschat.errors import ChatTokenError, DeadlineExceeded, InvalidRequest, is_number
 
 
 @dataclass(eq=False, kw_only=True)
@@ -87,8 +87,9 @@ class Issuer:
         room = RoomArn.parse(request.room)
         if timeout is None:
             return await self._join_until_token(Call(request, room, key, priority, NEVER))
-        if not timeout > 0:
-            raise InvalidRequest("timeout", "above 0 s, or None", f"{timeout}")
+        if not (is_number(timeout) and timeout > 0):
+            found = f"{timeout}" if is_number(timeout) else type(timeout).__name__
+            raise InvalidRequest("timeout", "a number above 0 s, or None", found)
         call = Call(request, room, key, priority, self.clock.monotonic() + timeout)
         try:
             async with time_limit(timeout):

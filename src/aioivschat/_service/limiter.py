@@ -25,7 +25,7 @@ from aioivschat._clock import TICK_SECONDS, Clock
 from aioivschat._contexts import call_later
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import QueuedLimiter, QueuedReservation
-from aioivschat.errors import require
+from aioivschat.errors import require_number
 
 HEADROOM = 0.01
 """Share of the rate held back where the server's shape is unknown: a request that was delayed on
@@ -74,10 +74,10 @@ class Quota:
     max_waiting: int = 100_000
 
     def __post_init__(self) -> None:
-        rate, burst, waiting = self.rate, self.burst, self.max_waiting
-        require(0 < rate < math.inf, "Quota.rate", "a finite number above 0", rate)
-        require(burst is None or burst >= 1, "Quota.burst", "at least 1, or None", burst)
-        require(waiting >= 0, "Quota.max_waiting", "at least 0", waiting)
+        require_number("Quota.rate", self.rate, above=0)
+        if self.burst is not None:
+            require_number("Quota.burst", self.burst, least=1, whole=True)
+        require_number("Quota.max_waiting", self.max_waiting, least=0, whole=True)
 
 
 class Reservation(Protocol):

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from aioivschat._events import Observers, RateChanged
 from aioivschat._models import RoomArn
 from aioivschat._service.fleet import SharedTier
 from aioivschat._service.limiter import Limiter, Quota
+from aioivschat.errors import require
+
+_QUOTA_LIMIT = "a Quota, or a mapping such as {('123456789012', 'us-east-1'): Quota()}"
+_ACCOUNT_FORM = re.compile(r"[0-9]{12}")
+_REGION_FORM = re.compile(r"[a-z]+(-[a-z]+)+-[0-9]+")
 
 
 @dataclass(eq=False)
 class Limiters:
-    """The limiters of a service, which its tier makes."""
+    """The limiters of a service, which its tier makes.
+
+    Raises:
+        InvalidConfiguration: the quota is of another form.
+    """
 
     quota: Quota | Mapping[tuple[str, str], Quota]
     tier: SharedTier
@@ -25,6 +36,20 @@ class Limiters:
     def waiting(self) -> int:
         """How many reservations wait, at all of them."""
         return sum(limiter.waiting for limiter in self._limiters.values())
+
+    def __post_init__(self) -> None:
+        if isinstance(self.quota, Quota):
+            return
+        require(isinstance(self.quota, Mapping), "quota", _QUOTA_LIMIT, type(self.quota).__name__)
+        entries: Iterable[tuple[Any, Any]] = self.quota.items()
+        for key, quota in entries:
+            match key, quota:
+                case (str(account), str(region)), Quota():
+                    fits = _ACCOUNT_FORM.fullmatch(account) and _REGION_FORM.fullmatch(region)
+                case _:
+                    fits = None
+            require(fits is not None, "quota", _QUOTA_LIMIT, f"{key!r}: {type(quota).__name__}")
+        self.quota = dict(self.quota)
 
     def get_or_make(self, arn: RoomArn) -> Limiter:
         """Return the limiter of a room's account and region."""

@@ -18,7 +18,7 @@ from aioivschat.errors import (
     MalformedResponse,
     ServerFault,
     Throttled,
-    require,
+    require_number,
 )
 
 T = TypeVar("T")
@@ -51,10 +51,10 @@ class RetryPolicy:
     max_delay: float = 1.0
 
     def __post_init__(self) -> None:
-        attempts, base, longest = self.max_attempts, self.base_delay, self.max_delay
-        require(attempts >= 1, "RetryPolicy.max_attempts", "at least 1", attempts)
-        require(base > 0, "RetryPolicy.base_delay", "above 0 s", base)
-        require(longest >= base, "RetryPolicy.max_delay", "at least base_delay", longest)
+        require_number("RetryPolicy.max_attempts", self.max_attempts, least=1, whole=True)
+        require_number("RetryPolicy.base_delay", self.base_delay, above=0, unit=" s")
+        shortest = self.base_delay
+        require_number("RetryPolicy.max_delay", self.max_delay, least=shortest, unit=" s")
 
 
 class Retrier:

@@ -28,6 +28,7 @@ from aioivschat._models import (
     Priority,
     RoomArn,
     TokenRequest,
+    checked_priority,
     plain,
     unchecked_identity,
 )
@@ -204,7 +205,7 @@ class AsyncTokenService:
         entry = None
         try:
             # What is asked most often, and by the shortest way: a token that was delivered.
-            is_plain = idempotency_key is None and not fresh
+            is_plain = idempotency_key is None and not fresh and priority.__class__ is Priority
             if is_plain and self._lifecycle.loop_while_open is asyncio.get_running_loop():
                 try:
                     identity = unchecked_identity(
@@ -268,7 +269,7 @@ class AsyncTokenService:
             botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
         """
         # As in `create_chat_token`.
-        is_plain = idempotency_key is None and not fresh
+        is_plain = idempotency_key is None and not fresh and priority.__class__ is Priority
         if is_plain and self._lifecycle.loop_while_open is asyncio.get_running_loop():
             entry = self._issuer.find_delivered(request.identity)
             if entry is not None:
@@ -276,7 +277,7 @@ class AsyncTokenService:
                 return token if token.reused else entry.hand_out()
         try:
             self._lifecycle.check_open()
-            key = sharing_key(request, idempotency_key, fresh)
+            key, priority = sharing_key(request, idempotency_key, fresh), checked_priority(priority)
         finally:
             del idempotency_key  # out of tracebacks that show locals
         available = self._issuer.take_available(request, key)
@@ -388,7 +389,7 @@ class AsyncTokenService:
         """
         try:
             limiter = self._limiters.get_or_make(RoomArn.parse(room))
-            return limiter.predicted_wait(priority, plain(room))
+            return limiter.predicted_wait(checked_priority(priority), plain(room))
         finally:
             del room  # out of tracebacks that show locals: it may be anything
 

@@ -21,14 +21,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aioivschat._clock import iso_utc
-from aioivschat._models import ChatToken, Priority, TokenRequest
+from aioivschat._models import ChatToken, Priority, TokenRequest, checked_priority
 from aioivschat.errors import (
     ChatTokenError,
     Interrupted,
     InvalidConfiguration,
     ServiceClosed,
     WrongLoop,
-    require,
+    require_number,
 )
 from aioivschat.onboarding._attendees import Attendee
 
@@ -128,8 +128,10 @@ def onboard_in_batches(
     Returns:
         Lists of at least one outcome.
     """
-    require(in_flight >= 1, "in_flight", "at least 1", in_flight)
-    require(timeout is None or timeout > 0, "timeout", "above 0 s, or None", timeout)
+    require_number("in_flight", in_flight, least=1, whole=True)
+    if timeout is not None:
+        require_number("timeout", timeout, above=0, unit=" s")
+    priority = checked_priority(priority)
     issue = partial(service.issue, timeout=timeout, fresh=fresh, priority=priority)
     return _run_in_batches(issue, requests, in_flight)
 

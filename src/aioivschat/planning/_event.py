@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from aioivschat._models import SESSION_MAX_MINUTES, TOKEN_LIFE_SECONDS, RoomArn
 from aioivschat._service.cache import CachePolicy
 from aioivschat._service.limiter import Quota
-from aioivschat.errors import require
+from aioivschat.errors import require, require_number
 from aioivschat.planning._arrivals import MAX_ATTENDEES, Arrivals
 
 REGIONS = (
@@ -79,18 +79,18 @@ class LiveEvent:
     latency: float = 0.02
 
     def __post_init__(self) -> None:
-        def check(option: str, within: bool, limit: str) -> None:
-            require(within, option, limit, getattr(self, option))
+        def check(option: str, **limits: Any) -> None:
+            require_number(option, getattr(self, option), **limits)
 
-        check("attendees", 1 <= self.attendees <= MAX_ATTENDEES, f"1 to {MAX_ATTENDEES:,}")
-        most = MAX_PREWARM_SECONDS
-        check("prewarm", 0 <= self.prewarm <= most, f"0 to {most:g} s")
-        check("regions", 1 <= self.regions <= len(REGIONS), f"1 to {len(REGIONS)}")
-        check("rooms", self.regions <= self.rooms <= 1_000, "one for each region, at most 1,000")
-        check("session_minutes", 1 <= self.session_minutes <= SESSION_MAX_MINUTES, "1 to 180")
-        check("reconnects", 0 <= self.reconnects <= 3_600, "0 to 3,600 an hour")
-        check("patience", 0 < self.patience < math.inf, "above 0 s")
-        check("latency", 0 <= self.latency <= 5, "0 to 5 s")
+        check("attendees", least=1, most=MAX_ATTENDEES, whole=True)
+        check("prewarm", least=0, most=MAX_PREWARM_SECONDS, unit=" s")
+        check("regions", least=1, most=len(REGIONS), whole=True)
+        check("rooms", least=1, most=1_000, whole=True)
+        require(self.rooms >= self.regions, "rooms", "one for each region, at least", self.rooms)
+        check("session_minutes", least=1, most=SESSION_MAX_MINUTES, whole=True)
+        check("reconnects", least=0, most=3_600, unit=" an hour")
+        check("patience", above=0, unit=" s")
+        check("latency", least=0, most=5, unit=" s")
 
     def arns(self) -> tuple[str, ...]:
         """Return made-up ARNs for the event's rooms."""

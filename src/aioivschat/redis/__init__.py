@@ -20,7 +20,7 @@ from typing import Any
 from aioivschat._clock import Clock
 from aioivschat._events import Observers, SharedChanged, SharedState
 from aioivschat._service.limiter import Limiter, Quota
-from aioivschat.errors import require
+from aioivschat.errors import require, require_number
 from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS, Engine, EngineState
 from aioivschat.redis._limiter import SharedLimiter
 from aioivschat.redis._sealing import Sealer
@@ -70,8 +70,8 @@ class RedisTier:
             fits = 1 <= len(namespace) <= 64 and not set(namespace) & set("{}")
             limit = "1 to 64 characters without braces"
             require(fits, "RedisTier.namespace", limit, "other text")
-            require(members >= 1, "RedisTier.members", "at least 1", members)
-            require(timeout > 0, "RedisTier.timeout", "above 0 s", timeout)
+            require_number("RedisTier.members", members, least=1, whole=True)
+            require_number("RedisTier.timeout", timeout, above=0, unit=" s")
             self._sealer = Sealer(keys) if keys else None
             self._engine = Engine(
                 engine, self._engine_changed, timeout=timeout, namespace=namespace

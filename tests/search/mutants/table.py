@@ -393,8 +393,8 @@ MINTING = (
     Mutant(
         "committed-for-good",
         "_service/minting.py",
-        "            flight.uncommit()\n            if isinstance(error, Throttled):",
-        "            if isinstance(error, Throttled):",
+        "            flight.uncommit()\n            counters.requests += not sent",
+        "            counters.requests += not sent",
         "a retry waits for its turn, and is sent, for callers who have left",
         tests="service/test_cancellation.py",
     ),
@@ -741,7 +741,7 @@ PREPARED = (
     Mutant(
         "unasked-bytes-read",
         "_aws/http_session.py",
-        "    if not connection.protocol.idle:\n",
+        "    if not protocol.idle:\n",
         "    if True:\n",
         "an answer that came twice is the next caller's",
         tests="aws/test_connections.py",

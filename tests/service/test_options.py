@@ -1,0 +1,111 @@
+"""Options of another kind or form than is meant: an error that names them, where they are said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from aioivschat import (
+    AsyncTokenService,
+    CachePolicy,
+    InvalidConfiguration,
+    InvalidRequest,
+    PoolPolicy,
+    Priority,
+    Quota,
+    RetryPolicy,
+    TokenRequest,
+)
+from aioivschat._endpoint.rate_limits import EndpointPolicy, Share
+from aioivschat.onboarding import onboard
+from aioivschat.planning import LiveEvent
+from support.services import ROOM, OpenService
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize(
+    "quota",
+    [
+        100,
+        "200",
+        None,
+        {("us-east-1", "123456789012"): Quota()},
+        {(123456789012, "us-east-1"): Quota()},
+        {("123456789012", "us-east-1"): 100},
+        {("12345678901", "us-east-1"): Quota()},
+        {("123456789012", "US-EAST-1"): Quota()},
+        {("123456789012", "us_east_1"): Quota()},
+        {("123456789012", ""): Quota()},
+        {"us-east-1": Quota()},
+        {"123456789012": Quota()},
+        {ROOM: Quota()},
+        {("123456789012",): Quota()},
+        {("123456789012", "us-east-1", "room"): Quota()},
+    ],
+)
+def test_a_quota_of_another_form_is_refused_when_the_service_is_made(quota: Any) -> None:
+    """The error shows the form that is meant; nothing is silently 200 a second."""
+    with pytest.raises(InvalidConfiguration, match=r"quota: .*\('123456789012', 'us-east-1'\)"):
+        AsyncTokenService(quota=quota)
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("priority", [7, -1, 3, 1.5, "HIGH", None, True, [1]])
+async def test_a_priority_that_is_none_is_refused(open_service: OpenService, priority: Any) -> None:
+    """By every method that takes one, before any I/O, also where a token is there already."""
+    tokens, request = open_service(), TokenRequest(ROOM, "u")
+    await tokens.issue(request)
+    calls: list[Callable[[], Any]] = [
+        lambda: tokens.issue(request, priority=priority),
+        lambda: tokens.issue(TokenRequest(ROOM, "other"), priority=priority),
+        lambda: tokens.create_chat_token(ROOM, "u", priority=priority),
+        lambda: onboard(tokens, [request], priority=priority).__anext__(),
+    ]
+    for call in calls:
+        with pytest.raises(InvalidRequest, match="priority: must be Priority.HIGH, NORMAL or"):
+            await call()
+    with pytest.raises(InvalidRequest, match="priority: must be"):
+        tokens.estimate(ROOM, priority=priority)
+    assert 1 == tokens.stats().requests
+
+
+@pytest.mark.fault(32)
+async def test_a_priority_may_be_told_by_its_number(open_service: OpenService) -> None:
+    """What comes from a configuration file, say."""
+    tokens = open_service()
+    for priority in Priority:
+        assert await tokens.issue(TokenRequest(ROOM, str(priority)), priority=int(priority))  # type: ignore[arg-type]
+    assert 0.0 == tokens.estimate(ROOM, priority=2)  # type: ignore[arg-type]
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("timeout", ["5", 0, -1.0, float("nan"), True, [1]])
+async def test_a_timeout_that_is_none_is_refused(open_service: OpenService, timeout: Any) -> None:
+    """Before any I/O."""
+    tokens = open_service()
+    with pytest.raises(InvalidRequest, match="timeout: must be a number above 0 s, or None"):
+        await tokens.issue(TokenRequest(ROOM, "u"), timeout=timeout)
+    assert 0 == tokens.stats().requests
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize(
+    "policy", [RetryPolicy, CachePolicy, PoolPolicy, EndpointPolicy, Share, LiveEvent]
+)
+def test_a_policy_takes_numbers_only(policy: Any) -> None:
+    """Text, a flag or a number of 400 digits in place of any number is refused by its name."""
+    given: dict[str, Any] = {Share: {"tokens": 1, "seconds": 1.0}, LiveEvent: {"attendees": 9}}.get(
+        policy, {}
+    )
+    made = policy(**given)
+    numbers = [
+        field.name for field in fields(made) if type(getattr(made, field.name)) in (int, float)
+    ]
+    assert numbers
+    for name in numbers:
+        for value in ("5", True, None, 10**400, float("nan")):
+            with pytest.raises(InvalidConfiguration, match=f"{name}: must be"):
+                policy(**given | {name: value})
