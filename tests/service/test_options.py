@@ -61,11 +61,11 @@ async def test_a_priority_that_is_none_is_refused(open_service: OpenService, pri
     calls: list[Callable[[], Any]] = [
         lambda: tokens.issue(request, priority=priority),
         lambda: tokens.issue(TokenRequest(ROOM, "other"), priority=priority),
-        lambda: tokens.create_chat_token(ROOM, "u", priority=priority),
+        lambda: tokens.create_chat_token(roomIdentifier=ROOM, userId="u", priority=priority),
         lambda: onboard(tokens, [request], priority=priority).__anext__(),
     ]
     for call in calls:
-        with pytest.raises(InvalidRequest, match="priority: must be Priority.HIGH, NORMAL or"):
+        with pytest.raises(InvalidRequest, match="priority: must be Priority"):
             await call()
     with pytest.raises(InvalidRequest, match="priority: must be"):
         tokens.estimate(ROOM, priority=priority)
@@ -97,9 +97,11 @@ async def test_a_timeout_that_is_none_is_refused(open_service: OpenService, time
 )
 def test_a_policy_takes_numbers_only(policy: Any) -> None:
     """Text, a flag or a number of 400 digits in place of any number is refused by its name."""
-    given: dict[str, Any] = {Share: {"tokens": 1, "seconds": 1.0}, LiveEvent: {"attendees": 9}}.get(
-        policy, {}
-    )
+    needed: dict[Any, dict[str, Any]] = {
+        Share: {"tokens": 1, "seconds": 1.0},
+        LiveEvent: {"attendees": 9},
+    }
+    given = needed.get(policy, {})
     made = policy(**given)
     numbers = [
         field.name for field in fields(made) if type(getattr(made, field.name)) in (int, float)

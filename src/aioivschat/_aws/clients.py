@@ -60,10 +60,11 @@ class PoolPolicy:
 
     Args:
         max_connections: open connections a region at most; at least 1. The default carries 200
-            requests a second at half a second each.
+            requests a second at half a second each. When all are busy, calls wait in their order,
+            and that wait is in all estimates.
         connect_timeout: seconds to open a connection, above 0.
-        read_timeout: seconds to wait for an answer, above 0. A request takes no longer than both
-            together, the wait for a free connection included.
+        read_timeout: seconds to wait for an answer, above 0. A request that has its
+            permit takes no longer than both together.
         prepared: whether requests are prepared once per client, which takes a fifth of the
             processor time; where that is not possible, aiobotocore builds each one anew all the
             same. Switch it off to have every request go through all of aiobotocore.

@@ -5,6 +5,9 @@ lost time, so that a busy event loop does not waste the quota. The *window* coun
 than the quota in any sliding second. How AWS shapes its 200 a second is not published; what
 passes both gates passes a token bucket, a fixed window and a sliding window alike.
 
+To AWS a request counts when it arrives. So a permit is granted to whose turn it is, who then has a
+connection opened where none is idle, and it is spent when the request leaves.
+
 Others may use the same quota. The pace therefore follows what comes through: after a second in
 which requests were throttled, it becomes the rate that was served plus a probe. While callers
 wait, the sum over all processes then stays just above the quota, so none of it is wasted; and as
