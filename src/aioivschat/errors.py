@@ -132,10 +132,15 @@ def require_number(
     fits = math.isfinite(number) and least <= number <= most and above < number < below
     if fits and (number.is_integer() or not whole):
         return
-    bounds = (("at least", least), ("above", above), ("at most", most), ("below", below))
-    limits = [f"{word} {end:,.12g}{unit}" for word, end in bounds if math.isfinite(end)]
-    limit = f"a {'whole ' if whole else ''}number, {' and '.join(limits)}"
-    found = number if is_number(value) else type(value).__name__
+    if math.isfinite(least) and math.isfinite(most):
+        limit = f"{least:,.12g} to {most:,.12g}{unit}"
+    else:
+        bounds = (("at least", least), ("above", above), ("at most", most), ("below", below))
+        limit = " and ".join(f"{word} {end:,g}{unit}" for word, end in bounds if math.isfinite(end))
+    if not math.isfinite(number) or (whole and not number.is_integer()):
+        limit = f"a {'whole' if whole else 'finite'} number, {limit}"
+    # Python refuses to print thousands of digits.
+    found = value if math.isfinite(number) else number if is_number(value) else type(value).__name__
     raise InvalidConfiguration(option, limit, found)
 
 

@@ -37,7 +37,7 @@ def test_a_margin_that_no_token_can_have_is_refused(margin: float) -> None:
     with pytest.raises(InvalidConfiguration) as caught:
         CachePolicy(min_remaining=margin)
     assert "CachePolicy.min_remaining" == caught.value.option
-    assert "a number, at least 0 s and below 60 s" == caught.value.limit
+    assert "at least 0 s and below 60 s" in caught.value.limit
 
 
 @pytest.mark.parametrize("margin", [0, 0.0, 5.0, 59.999])
@@ -52,7 +52,7 @@ def test_bounds_below_one_are_refused(option: str) -> None:
     for bound in (0, -1):
         with pytest.raises(
             InvalidConfiguration,
-            match=rf"CachePolicy\.{option}: must be a whole number, at least 1",
+            match=rf"CachePolicy\.{option}: must be at least 1",
         ):
             CachePolicy(**cast("dict[str, Any]", {option: bound}))
     assert 1 == getattr(CachePolicy(**cast("dict[str, Any]", {option: 1})), option)
