@@ -18,11 +18,19 @@ from aiohttp import hdrs, web
 from aioivschat._contexts import call_later
 from aioivschat._endpoint.asks import Ask
 from aioivschat._endpoint.browser import PATH, BrowserModule, openapi, provider_path
-from aioivschat._endpoint.endpoint import Authorize, Endpoint, raise_missing_service
-from aioivschat._endpoint.exchange import BODY_MAX_BYTES, CLIENT_GONE, Received, Reply, read_body
+from aioivschat._endpoint.endpoint import Authorize, Endpoint
+from aioivschat._endpoint.exchange import (
+    BODY_MAX_BYTES,
+    CLIENT_GONE,
+    Received,
+    Reply,
+    Unread,
+    read_body,
+    read_in_time,
+)
 from aioivschat._endpoint.rate_limits import EndpointPolicy, Share
 from aioivschat._service.service import AsyncTokenService
-from aioivschat.errors import require
+from aioivschat.errors import InvalidConfiguration, require
 
 __all__ = ["SERVICE", "Ask", "EndpointPolicy", "Share", "get_service", "openapi", "setup"]
 
@@ -76,7 +84,7 @@ def setup(
     async def post_token(request: web.Request) -> web.Response:
         watch = partial(clients.watch, request)
         try:
-            received = Received(request.headers, await _read_payload(request))
+            received = Received(request.headers, await _read_payload(request, policy.patience))
             reply = await endpoint.respond(get_service(app), request, received, watch)
         except ConnectionError:
             return _make_response(CLIENT_GONE)
@@ -104,7 +112,11 @@ def get_service(place: web.Request | web.Application) -> AsyncTokenService:
     """
     config = place.config_dict if isinstance(place, web.Request) else place
     service: AsyncTokenService | None = config.get(SERVICE)
-    return service or raise_missing_service("aioivschat.aiohttp")
+    if service is None:
+        limit = "set up, and the application started"
+        found = "no start of the application" if _MOUNTED in config else "no setup"
+        raise InvalidConfiguration("aioivschat.aiohttp", limit, found)
+    return service
 
 
 _MOUNTED = web.AppKey("aioivschat_mounted", bool)
@@ -116,16 +128,16 @@ async def _open_own_service(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
-async def _read_payload(request: web.Request) -> bytes | None:
-    """Return the body, or ``None`` if it is too large."""
+async def _read_payload(request: web.Request, seconds: float) -> bytes | Unread:
+    """Return the body, if it is there within so many seconds."""
     content = request.content
     try:
         if content.is_eof():
             # A small body comes with its headers. If there is none, a middleware may have read it.
             return content.read_nowait() or await request.read()
         if (request.content_length or 0) > BODY_MAX_BYTES:
-            return None
-        return await read_body(content.iter_any())
+            return Unread.TOO_LARGE
+        return await read_in_time(read_body(content.iter_any()), seconds)
     except web.RequestPayloadError:
         # The body cannot be decompressed. The endpoint refuses any Content-Encoding, or else an
         # empty body as no JSON.

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
+from itertools import count
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,13 +22,23 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Message, Receive
 
 from aioivschat._endpoint.asks import Ask
 from aioivschat._endpoint.browser import PATH, BrowserModule, openapi, provider_path
-from aioivschat._endpoint.endpoint import Authorize, Endpoint, raise_missing_service
-from aioivschat._endpoint.exchange import CLIENT_GONE, Received, Reply, read_body
+from aioivschat._endpoint.endpoint import Authorize, Endpoint
+from aioivschat._endpoint.exchange import (
+    BODY_MAX_BYTES,
+    CLIENT_GONE,
+    Received,
+    Reply,
+    Unread,
+    read_body,
+    read_in_time,
+)
 from aioivschat._endpoint.rate_limits import EndpointPolicy, Share
 from aioivschat._service.service import AsyncTokenService
+from aioivschat.errors import InvalidConfiguration
 
 __all__ = [
     "Ask",
@@ -41,6 +52,9 @@ __all__ = [
 ]
 
 _STATE = "aioivschat_service"
+
+_MESSAGES_MAX = BODY_MAX_BYTES + 1
+"""Of a body: each but the last should have a byte."""
 
 _AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 _Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]
@@ -63,7 +77,7 @@ def setup(
     Args:
         app: the application.
         authorize: as for :func:`routes`.
-        service: as for :func:`lifespan`.
+        service: as for :func:`lifespan`; one that is handed in is found without a lifespan too.
         path: as for :func:`routes`.
         policy: how callers are treated.
 
@@ -72,6 +86,8 @@ def setup(
     """
     app.router.routes.extend(routes(authorize=authorize, path=path, policy=policy))
     app.router.lifespan_context = lifespan(app.router.lifespan_context, service=service)
+    if service is not None:
+        setattr(app.state, _STATE, service)  # found there by servers that run no lifespan
 
 
 def routes(
@@ -102,9 +118,10 @@ def routes(
     module = BrowserModule()
 
     async def post_token(request: Request) -> Response:
-        watch = partial(_watch_client, request)
+        watch = partial(_watch_client, request.receive)
+        request = Request(request.scope, _limit_messages(request.receive))
         try:
-            received = Received(request.headers, await read_body(request.stream()))
+            received = Received(request.headers, await _read_payload(request, policy.patience))
             reply = await endpoint.respond(get_service(request), request, received, watch)
         except ClientDisconnect:
             return _make_response(CLIENT_GONE)
@@ -154,22 +171,56 @@ def get_service(connection: HTTPConnection) -> AsyncTokenService:
     Raises:
         InvalidConfiguration: there is none: the lifespan is not set up, or was not run.
     """
-    service: AsyncTokenService | None = getattr(connection.state, _STATE, None)
-    return service or raise_missing_service("aioivschat.starlette")
+    places = [connection.app, connection] if "app" in connection.scope else [connection]
+    for place in places:
+        service: AsyncTokenService | None = getattr(place.state, _STATE, None)
+        if service is not None:
+            return service
+    raise InvalidConfiguration(
+        "aioivschat.starlette",
+        "opened by the lifespan of the outermost application, or handed in by setup(service=…)",
+        "that no lifespan has run: neither setup() nor lifespan() made one, or the server runs "
+        "none, as daphne, httpx's ASGITransport and a TestClient outside of a with block",
+    )
 
 
-def _watch_client(request: Request, cancel: Callable[[], None]) -> Callable[[], None]:
+async def _read_payload(request: Request, seconds: float) -> bytes | Unread:
+    """Return the body, if it is there within so many seconds."""
+    try:
+        return await read_in_time(read_body(request.stream()), seconds)
+    except _TooManyMessages:
+        return Unread.TOO_LARGE
+
+
+class _TooManyMessages(Exception):
+    """A body comes in more messages than it may have bytes."""
+
+
+def _limit_messages(receive: Receive) -> Receive:
+    """Limit the messages of a body: a middleware may give empty ones for ever, and never wait."""
+    messages = count(1)
+
+    async def receive_limited() -> Message:
+        if next(messages) > _MESSAGES_MAX:
+            raise _TooManyMessages
+        return await receive()
+
+    return receive_limited
+
+
+def _watch_client(receive: Receive, cancel: Callable[[], None]) -> Callable[[], None]:
     """Call ``cancel`` once when the client has disconnected; return what ends the watching."""
 
     async def listen() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        cancel()
+        await asyncio.sleep(0)  # with eager tasks, `cancel` would cancel a task that is running
+        # Once: a middleware that gives the body again and again would never let the loop go on.
+        if (await receive())["type"] == "http.disconnect":
+            cancel()
 
     listening = asyncio.create_task(listen())
 
     def unwatch() -> None:
-        listening.cancel()
+        listening.cancel()  # if a middleware made it fail, asyncio does not report that either
 
     return unwatch
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from aioivschat._endpoint.exchange import BODY_MAX_BYTES, Received
+from aioivschat._endpoint.exchange import BODY_MAX_BYTES, Received, Unread
 from aioivschat._endpoint.problems import (
     BAD_REQUEST,
     FORBIDDEN,
     GRANT_CHANGED,
     INVALID_MEMBER,
-    TOO_LARGE,
+    UNREAD,
     UNSUPPORTED,
     Refusal,
 )
@@ -78,8 +78,8 @@ class Ask(Secret):
         )
 
 
-def check_form(received: Received) -> None:
-    """Refuse what is not JSON, is compressed or too large, or has a malformed key."""
+def check_form(received: Received) -> bytes:
+    """Return the body; refuse what is not JSON, compressed or not all there, or a malformed key."""
     headers, body, key = received.headers, received.body, received.key
     content_type = headers.get("Content-Type", "")
     # Any other type is refused because a page of another origin may send it with the user's
@@ -90,13 +90,16 @@ def check_form(received: Received) -> None:
             raise Refusal(UNSUPPORTED)
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Refusal(UNSUPPORTED, "The body must not be compressed.")
-    if body is None or len(body) > BODY_MAX_BYTES:
-        raise Refusal(TOO_LARGE)
+    if not isinstance(body, Unread) and len(body) > BODY_MAX_BYTES:
+        body = Unread.TOO_LARGE  # a framework had it read
+    if isinstance(body, Unread):
+        raise Refusal(UNREAD[body])
     if key is not None and not _KEY_FORM.fullmatch(key):
         raise Refusal(
             BAD_REQUEST,
             f"Idempotency-Key must be 1 to {KEY_MAX_CHARACTERS} visible ASCII characters.",
         )
+    return body
 
 
 def shorten_patience(patience: float, headers: Mapping[str, str]) -> float:

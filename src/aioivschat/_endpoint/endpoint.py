@@ -12,7 +12,7 @@ import json
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Generic, NoReturn, TypeVar
+from typing import Generic, TypeVar
 
 from cachetools import TTLCache
 
@@ -94,9 +94,8 @@ class Endpoint(Generic[R]):
     async def _reply_with_token(
         self, service: AsyncTokenService, request: R, received: Received, watch: WatchClient
     ) -> Reply:
-        check_form(received)
-        assert received.body is not None  # noqa: S101 (its form was checked)
-        ask = self._asks.get(received.body) or self._parse_body(received.body)
+        body = check_form(received)
+        ask = self._asks.get(body) or self._parse_body(body)
         wanted = await self._ask_rule(request, ask)
         fresh = received.key is None
         attempt = None if received.key is None else Attempt((wanted.identity, received.key))
@@ -203,7 +202,3 @@ class _CancelOnDisconnect:
     def _cancel(self) -> None:
         self._disconnected = True
         self._task.cancel()
-
-
-def raise_missing_service(where: str) -> NoReturn:
-    raise InvalidConfiguration(where, "set up, and the application started", "no open service")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Mapping
+from enum import Enum
 from typing import NamedTuple, NoReturn
 
+from aioivschat._contexts import time_limit
 from aioivschat._secrets import Unpickled
 
 BODY_MAX_BYTES = 4096
@@ -13,16 +15,23 @@ BODY_MAX_BYTES = 4096
 PROBLEM_HEADERS = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
 
 
+class Unread(Enum):
+    """Why a body was not read to its end."""
+
+    TOO_LARGE = "larger than BODY_MAX_BYTES"
+    TOO_LATE = "not there in time"
+
+
 class Received(Unpickled):
     """A request's headers and body; its ``repr`` shows neither, as tracebacks may show locals.
 
-    Headers are found by names of any case; a body larger than ``BODY_MAX_BYTES`` is ``None``;
-    ``key``, the idempotency key, is valid only after the form was checked.
+    Headers are found by names of any case; ``key``, the idempotency key, is valid only after the
+    form was checked.
     """
 
     __slots__ = ("body", "headers", "key")
 
-    def __init__(self, headers: Mapping[str, str], body: bytes | None) -> None:
+    def __init__(self, headers: Mapping[str, str], body: bytes | Unread) -> None:
         self.headers = headers
         self.body = body
         self.key = headers.get("Idempotency-Key")
@@ -46,11 +55,23 @@ CLIENT_GONE = Reply(499, PROBLEM_HEADERS, b"")
 """For a client that disconnected: nginx logs this status for it."""
 
 
-async def read_body(chunks: AsyncIterable[bytes]) -> bytes | None:
-    """Return the body, or ``None`` as soon as it is larger than ``BODY_MAX_BYTES``."""
+async def read_body(chunks: AsyncIterable[bytes]) -> bytes | Unread:
+    """Return the body; stop as soon as it is larger than ``BODY_MAX_BYTES``."""
     body = b""
     async for chunk in chunks:
         body += chunk
         if len(body) > BODY_MAX_BYTES:
-            return None
+            return Unread.TOO_LARGE
     return body
+
+
+async def read_in_time(reading: Awaitable[bytes | Unread], seconds: float) -> bytes | Unread:
+    """Return a body that is being read, if it is there within so many seconds.
+
+    It may never come: of a client that stalls, or if a middleware took it and gives it to nobody.
+    """
+    try:
+        async with time_limit(seconds):
+            return await reading
+    except TimeoutError:
+        return Unread.TOO_LATE

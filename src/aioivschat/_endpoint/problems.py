@@ -10,7 +10,7 @@ import uuid
 from traceback import walk_tb
 from typing import Any, NamedTuple
 
-from aioivschat._endpoint.exchange import BODY_MAX_BYTES, PROBLEM_HEADERS, Reply
+from aioivschat._endpoint.exchange import BODY_MAX_BYTES, PROBLEM_HEADERS, Reply, Unread
 from aioivschat.errors import (
     AwsError,
     ConnectionFailed,
@@ -46,9 +46,13 @@ FORBIDDEN = _ProblemType(
     403, "forbidden", "Not granted", "You may not have a token, or not with all that was asked for."
 )
 _NO_ROOM = _ProblemType(404, "no-such-room", "No such room", "The chat room does not exist.")
-TOO_LARGE = _ProblemType(
+_TOO_LATE = _ProblemType(
+    408, "no-body", "The body did not come", "The body did not come in time; send it again."
+)
+_TOO_LARGE = _ProblemType(
     413, "too-large", "The body is too large", f"The body may have {BODY_MAX_BYTES} bytes."
 )
+UNREAD = {Unread.TOO_LARGE: _TOO_LARGE, Unread.TOO_LATE: _TOO_LATE}
 UNSUPPORTED = _ProblemType(415, "not-json", "The body is not JSON", "Send application/json.")
 INVALID_MEMBER = _ProblemType(
     422, "invalid-member", "A member breaks a limit", "A member breaks a limit."
