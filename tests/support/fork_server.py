@@ -110,7 +110,7 @@ def end(status: int) -> NoReturn:
     # Waits for threads, as for one that still reads.
     getattr(threading, "_shutdown")()  # noqa: B009  # the stubs leave it out
     atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except (OSError, ValueError) as error:
@@ -118,7 +118,8 @@ def end(status: int) -> NoReturn:
             status = 120
     # What is forgotten complains: a task that was left, or a file.
     gc.collect()
-    sys.stderr.flush()
+    if sys.stderr is not None:
+        sys.stderr.flush()
     os._exit(status)
 
 

@@ -14,7 +14,6 @@ is done, after every few lines: a kill between the two writes those few lines ag
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from aioivschat.onboarding import Attendee, Outcome
-from aioivschat.onboarding._private_files import open_private_file
+from aioivschat.onboarding._private_files import lock_file, open_private_file
 
 _VERSION = 1
 _DIGEST_BYTES = 16
@@ -84,9 +83,10 @@ class Checkpoint:
         self._open = True
         self._file = open_private_file(Path(path), os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
-            self._lock_file(path)
+            lock_file(self._file, path)
             is_new = not self._read_log(path, kind)
-            os.fchmod(self._file, 0o600)
+            if hasattr(os, "fchmod"):  # not on Windows
+                os.fchmod(self._file, 0o600)
             if is_new:
                 self._append_entry(
                     {"checkpoint": _VERSION, "output": kind, "started": self.job_started}
@@ -192,13 +192,6 @@ class Checkpoint:
 
     def _is_done(self, line: int) -> bool:
         return line < len(self._done) and bool(self._done[line])
-
-    def _lock_file(self, path: str) -> None:
-        # The system drops the lock with the process, however that ends.
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(errno.EBUSY, "is in use by another run", path) from None
 
     def _read_log(self, path: str, kind: str) -> bool:
         """Read the log, and cut off what is torn; False if the file is empty."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
+import io
 import math
 import os
 import stat
@@ -22,7 +23,7 @@ from aioivschat._service.cache import CachePolicy
 from aioivschat.cli import OK, ROWS_FAILED, USED_WRONGLY
 from aioivschat.cli.checkpoint import Checkpoint, Fingerprint, InputChanged
 from aioivschat.cli.onboard_output import FILE, STANDARD_OUTPUT, Write, open_output
-from aioivschat.cli.process import run_to_end, say, say_failure
+from aioivschat.cli.process import WaitingInput, run_to_end, say, say_failure
 from aioivschat.cli.progress import show_progress
 from aioivschat.cli.tally import Tally
 from aioivschat.cli.token_source import check_token_source, open_service
@@ -241,9 +242,9 @@ def _open_input(path: str) -> BinaryIO:
     # Never closed, and not sys.stdin itself: closing either, as Python does at its end, would wait
     # for the thread that is blocked reading.
     if path != "-":
-        descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     elif sys.stdin is not None:
         descriptor = sys.stdin.fileno()
     else:
         raise OSError(errno.EBADF, "standard input is closed")
-    return os.fdopen(descriptor, "rb", closefd=False)
+    return io.BufferedReader(WaitingInput(descriptor, closefd=False))

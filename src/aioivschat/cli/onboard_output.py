@@ -18,9 +18,13 @@ from functools import partial
 from pathlib import Path
 
 from aioivschat.cli.checkpoint import Checkpoint
-from aioivschat.cli.process import check_standard_output, write_to_standard_output
+from aioivschat.cli.process import check_standard_output, write_all, write_to_standard_output
 from aioivschat.onboarding import Outcome, outcome_as_json, private_output
-from aioivschat.onboarding._private_files import check_output_path, open_private_file
+from aioivschat.onboarding._private_files import (
+    check_output_path,
+    keep_others_away,
+    open_private_file,
+)
 
 Write = Callable[[Sequence[Outcome]], object]
 """Writes outcomes, a line each; may block."""
@@ -29,6 +33,7 @@ STANDARD_OUTPUT, FILE = "standard output", "a file"
 """Kinds of output, as a checkpoint names them."""
 
 _MAX_LINE_BYTES = 1 << 20
+_PIPE_BYTES = getattr(select, "PIPE_BUF", 512)  # what a pipe takes whole or not at all
 
 
 @contextmanager
@@ -47,7 +52,10 @@ def open_output(
         else:
             yield partial(_write_and_log, checkpoint)
     elif stream or checkpoint is not None:
-        with _open_growing_file(Path(path), checkpoint, force=force, stream=stream) as file:
+        with (
+            keep_others_away(Path(path)),
+            _open_growing_file(Path(path), checkpoint, force=force, stream=stream) as file,
+        ):
             yield file.write
     else:
         with private_output(path, force=force) as whole:
@@ -74,7 +82,7 @@ def _group_outcomes(outcomes: Sequence[Outcome]) -> Iterator[tuple[list[Outcome]
     lines = ""
     for outcome in outcomes:
         line = outcome_as_json(outcome)
-        if group and len(lines) + len(line) > select.PIPE_BUF:
+        if group and len(lines) + len(line) > _PIPE_BYTES:
             yield group, lines
             group, lines = [], ""
         group.append(outcome)
@@ -101,11 +109,9 @@ class _GrowingFile:
             if not self._open:
                 return
             for few, lines in _group_outcomes(outcomes):
-                rest = memoryview(lines.encode())
-                end = self._end + len(rest)
-                while rest:
-                    rest = rest[os.write(self._descriptor, rest) :]
-                self._end = end
+                data = lines.encode()
+                write_all(self._descriptor, data)
+                self._end += len(data)
                 if self._checkpoint is not None:
                     self._checkpoint.note_written(few)
             if self._checkpoint is not None and self._checkpoint.is_due():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import os
+import select
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from botocore.exceptions import BotoCoreError
@@ -22,12 +25,17 @@ _COLLECTOR_THRESHOLD = 50_000
 goes over all calls in flight again and again: a quarter of a large job's processor time, to find
 no cycle."""
 
+_ENDING_SIGNALS = ("SIGTERM", "SIGHUP", "SIGBREAK")  # those of a terminal that is closed, too
+
 
 def say(line: str) -> None:
-    """Write a line for people to standard error."""
+    """Write a line for people to standard error, if there is somebody to read it."""
     # print(file=None) would write it to standard output, among the tokens.
     if sys.stderr is not None:
-        print(line, file=sys.stderr)
+        try:
+            print(line, file=sys.stderr)
+        except OSError:  # its reader has gone, say, which is no failure of the work
+            sys.stderr = None
 
 
 def say_failure(reason: str, status: int = FAILED) -> int:
@@ -44,13 +52,56 @@ def check_standard_output() -> None:
 
 def write_to_standard_output(line: str) -> None:
     """Write at once, without Python's buffer: nothing is left to flush at the end."""
-    rest = line.encode()
+    write_all(sys.stdout.fileno(), line.encode())
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of it, also to a pipe that does not block, as another process has set it."""
+    rest = memoryview(data)
     while rest:
-        rest = rest[os.write(sys.stdout.fileno(), rest) :]
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except BlockingIOError:
+            select.select((), (descriptor,), ())
+
+
+class WaitingInput(io.FileIO):
+    """A file that waits for what is to come, also one that does not block."""
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes; none only at the end."""
+        while (count := super().readinto(buffer)) is None:
+            select.select((self,), (), ())
+        return count
 
 
 class Terminated(Exception):
     """The signal of this number ended the work."""
+
+
+@contextmanager
+def calling_on_signals(names: Iterable[str], call: Callable[[int], object]) -> Iterator[None]:
+    """Have signals call something on the running loop, with their number, while the block runs.
+
+    A signal that is ignored stays so, as nohup asks for that; one that the system does not know
+    never comes.
+    """
+    loop = asyncio.get_running_loop()
+    previous: dict[int, Any] = {}
+    for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+        if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+            previous[number] = handler
+            try:
+                loop.add_signal_handler(number, call, number)
+            except NotImplementedError:  # on Windows
+                signal.signal(number, lambda sent, _: loop.call_soon_threadsafe(call, sent))
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+            signal.signal(number, handler)
 
 
 def run_to_end(work: Coroutine[Any, Any, T]) -> T:
@@ -59,18 +110,15 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     gc.set_threshold(_COLLECTOR_THRESHOLD)
 
     async def main() -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        task = asyncio.current_task()
 
         def end(number: int) -> None:
             received.append(number)
             if task is not None:
                 task.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            # A signal that is ignored stays so: nohup asks for that.
-            if signal.getsignal(number) == signal.SIG_DFL:
-                loop.add_signal_handler(number, end, number)
-        return await work
+        with calling_on_signals(_ENDING_SIGNALS, end):
+            return await work
 
     try:
         return asyncio.run(main())

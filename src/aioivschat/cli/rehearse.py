@@ -6,14 +6,18 @@ import argparse
 import asyncio
 import json
 import math
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from aioivschat.cli import INTERRUPTED, OK, ROWS_FAILED
 from aioivschat.cli.event_options import check_plot_option, event_from_options
-from aioivschat.cli.process import check_standard_output, run_to_end, write_to_standard_output
+from aioivschat.cli.process import (
+    calling_on_signals,
+    check_standard_output,
+    run_to_end,
+    write_to_standard_output,
+)
 from aioivschat.cli.progress import show_progress
 from aioivschat.cli.terminal_report import rehearsal_report
 from aioivschat.cli.token_source import check_token_source, open_service
@@ -80,8 +84,13 @@ async def _rehearse_event(
     async with open_service(options, cache=stock_for(event), latency=event.latency) as service:
         crowd = CrowdRun(event, service, rooms)
         running = asyncio.create_task(crowd.run())
-        # A second Ctrl-C ends the process as Python does without a handler.
-        with _on_first_interrupt(running.cancel), _show_crowd(options, event, crowd) as show:
+
+        def end(_: int) -> None:
+            if running.cancelling():
+                raise KeyboardInterrupt  # a second Ctrl-C ends the process without a report
+            running.cancel()
+
+        with calling_on_signals(["SIGINT"], end), _show_crowd(options, event, crowd) as show:
             interrupted = math.inf
             while not running.done():
                 await asyncio.wait((running,), timeout=_REFRESH_SECONDS)
@@ -91,21 +100,6 @@ async def _rehearse_event(
             except asyncio.CancelledError:
                 interrupted = crowd.progress().seconds
         return crowd.outcome(), interrupted
-
-
-@contextmanager
-def _on_first_interrupt(end: Callable[[], object]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-
-    def ended() -> None:
-        loop.remove_signal_handler(signal.SIGINT)
-        end()
-
-    loop.add_signal_handler(signal.SIGINT, ended)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGINT)
 
 
 def _show_crowd(

@@ -22,6 +22,9 @@ from ._quota import QuotaShape
 from ._settings import Refusal
 from .server import ThreadedEmulatorServer
 
+_LOOK_SECONDS = 1.0
+"""On Windows no signal is heard before a wait ends."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGINT or SIGTERM, with the arguments of the process by default; return 0.
@@ -45,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             urls = {"url": server.url, "edge_url": server.edge_url}
             sys.stdout.write(json.dumps(urls) + "\n")
             sys.stdout.flush()
-            stopped.wait()
+            while not stopped.wait(_LOOK_SECONDS):
+                pass
     except (ValueError, OSError, OverflowError) as error:  # OverflowError: no such port
         parser.error(str(error))
     return 0
