@@ -1,7 +1,10 @@
 """Attendee files: what is read, and how a line that cannot be read is reported."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tracemalloc
 from collections.abc import Iterable
 
@@ -321,7 +324,7 @@ def test_room_and_user_are_kept_where_they_were_read_well() -> None:
         (f"{ROOM},canary-4711,,,", "another name in column 1"),
         ('room,"user', "a quote that is not closed"),
         ("room,user\0", "NUL"),
-        ("room;user", "another name in column 1"),
+        ("room;user", "semicolons between cells"),
         ("room," + "x" * LINE_MAX_BYTES, "more"),
     ],
 )
@@ -337,6 +340,156 @@ def test_a_bad_header_is_one_error_and_ends_the_file(header: str, found: str) ->
 def test_utf_16_is_an_error() -> None:
     """UTF-16, which spreadsheets export as Unicode text, is one error."""
     assert list(errors(read(HEADER.encode("utf-16")))) == [1]
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("blank", [",", ",,,,", '"",""', ",,", '""'])
+def test_rows_of_commas_are_blank_lines(blank: str) -> None:
+    """Spreadsheets leave them behind a table; they are counted as lines."""
+    row = f"{blank}\r\n"
+    rows = read(f"{row}user,capabilities\r\n{row}viewer-1,\r\n{row}{blank}", room=ROOM)
+    assert [(4, "viewer-1")] == [(row.line, row.request.user) for row in rows if row.request]
+    assert {} == errors(rows)
+
+
+INVISIBLE_EDGES = [
+    *(" ", "\t", "\v", "\x85", "\xa0", "\u2003", "\u2028", "\u3000"),
+    *("\xad", "\u200b", "\u200d", "\u200e", "\u2060", "\ufeff", "\x7f"),
+]
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("edge", INVISIBLE_EDGES, ids=ascii)
+@pytest.mark.parametrize("cell", ["{}viewer-1", "viewer-1{}", '"{}viewer-1"', "{}"])
+def test_what_nobody_sees_at_the_edge_of_a_cell_is_an_error(edge: str, cell: str) -> None:
+    """It is another user than the one that is meant; the row behind it is read."""
+    text = f"capabilities,user,room\n,{cell.format(edge)},\n,viewer-2,\n"
+    rows = read(text, room=ROOM)
+    assert ["viewer-2"] == users(rows)
+    assert [2] == list(errors(rows))
+    assert "at an edge (but JSON lines); found one in user" in errors(rows)[2]
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("row", [" , ", "viewer-1, SEND_MESSAGE", "viewer-1,SEND_MESSAGE "])
+def test_a_blank_at_the_edge_of_any_cell_is_an_error(row: str) -> None:
+    """Blanks and commas are no blank line, and no user."""
+    rows = read(f"user,capabilities\n{row}\nviewer-2,\n", room=ROOM)
+    assert (["viewer-2"], [2]) == (users(rows), list(errors(rows)))
+
+
+@pytest.mark.fault(50)
+def test_what_is_within_a_cell_or_in_json_lines_is_meant() -> None:
+    """Names have blanks, emoji are joined, and JSON says where a text ends."""
+    inside = ["Viewer One", "a\u200db", "\U0001f468\u200d\U0001f469", "\U0001fae9", 'say "hi', "ü"]
+    text = "user\n" + "".join(f"{user}\n" for user in inside)
+    assert inside == users(read(text, "csv", ROOM))
+    edges = [f"viewer{edge}" for edge in INVISIBLE_EDGES]
+    assert edges == users(read("".join(json.dumps({"user": e}) + "\n" for e in edges), room=ROOM))
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("cell", ['viewer-1"', '5"', '"', 'a"b"', 'a,viewer-1"'])
+def test_a_quote_that_ends_a_cell_it_did_not_begin_is_an_error(cell: str) -> None:
+    """It is the rest of a cell with a line break in it; a quote that was meant is doubled."""
+    header = "user,capabilities\n" if "," in cell else "user\n"
+    more = "," if "," in cell else ""
+    rows = read(f"{header}{cell}\nviewer-2{more}\n", room=ROOM)
+    assert (["viewer-2"], [2]) == (users(rows), list(errors(rows)))
+    assert "quote" in errors(rows)[2]
+    doubled = ['5"', 'say "hi"', '"', ',"', '","']
+    text = "user\n" + "".join('"{}"\n'.format(each.replace('"', '""')) for each in doubled)
+    assert doubled == users(read(text, "csv", ROOM))
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("user;capabilities", "semicolons between cells, not commas"),
+        ('"user";"capabilities"', "semicolons between cells, not commas"),
+        ("user;", "semicolons between cells, not commas"),
+        ("canary-4711;canary-4711", "semicolons between cells, not commas"),
+        ("user\tcapabilities", "tabs between cells, not commas"),
+        ("user|capabilities", "bars between cells, not commas"),
+        ("user;room,capabilities", "semicolons between cells, not commas"),
+        ("sep=;", "the line sep= of a spreadsheet's own, which has to go"),
+        ("SEP=,", "the line sep= of a spreadsheet's own, which has to go"),
+        ('"sep=\t"', "the line sep= of a spreadsheet's own, which has to go"),
+        ("room,User", "'User', which is 'user' here, in column 2"),
+        ("ROOM,user", "'ROOM', which is 'room' here, in column 1"),
+        ("room, user", "' user', which is 'user' here, in column 2"),
+        ("room,\ufeffuser", "'\\ufeffuser', which is 'user' here, in column 2"),
+        ("room,User ID", "'User ID', which is 'user' here, in column 2"),
+        ("room,user,sessionMinutes", "'sessionMinutes', which is 'session_minutes' here, in"),
+        ("roomIdentifier,userId", "'roomIdentifier', which is 'room' here, in column 1"),
+        ("room,userId", "'userId', which is 'user' here, in column 2"),
+        ("room,user,sessionDurationInMinutes", "which is 'session_minutes' here, in column 3"),
+        ("room,user,,", "no name in column 3"),
+        ("room,user\rcanary-4711,", "a line break of CR alone"),
+        ('{"room": "canary-4711"}', "JSON (JSON lines, an object on each, are named .jsonl)"),
+        ('[{"room": "canary-4711"}]', "JSON (JSON lines, an object on each, are named .jsonl)"),
+        ("room,canary-4711", "another name in column 2"),
+    ],
+)
+def test_what_other_programs_write_in_place_of_a_header_is_named(header: str, found: str) -> None:
+    """One error says what to change, and shows no name that may be a user's."""
+    rows = read(f"{header}\n{ROOM},viewer-1\n", "csv")
+    assert [1] == list(errors(rows))
+    assert found in errors(rows)[1]
+    assert [] == users(rows)
+    assert CANARY not in repr(rows)
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("userId", "'userId', which is 'user' here,"),
+        ("Session_Minutes", "'Session_Minutes', which is 'session_minutes' here,"),
+        (CANARY, "another key"),
+        ("", "no key"),
+    ],
+)
+def test_keys_by_other_names_are_named(key: str, found: str) -> None:
+    """In JSON lines too, each on its line."""
+    rows = read(json.dumps({"room": ROOM, key: "viewer-1"}) + "\n", "jsonl")
+    assert errors(rows)[1].endswith(f"found {found}")
+    assert CANARY not in repr(rows)
+
+
+@pytest.mark.fault(50)
+@pytest.mark.parametrize("file_format", [None, "csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("start", "found"),
+    [
+        (gzip.compress(HEADER.encode()), "a gzip'd file"),
+        (bz2.compress(HEADER.encode()), "a bzip2'd file"),
+        (lzma.compress(HEADER.encode()), "an xz'd file"),
+        (bytes.fromhex("28b52ffd2405"), "a zstd'd file"),
+        (b"PK\x03\x04\x14\0\6\0", "a spreadsheet (xlsx, ods) or another zip file"),
+        (bytes.fromhex("d0cf11e0a1b11ae1"), "a spreadsheet (xls)"),
+        (HEADER.encode("utf-16"), "UTF-16"),
+        (b"\xfe\xff" + HEADER.encode("utf-16-be"), "UTF-16"),
+        (HEADER.encode("utf-32"), "UTF-16"),
+    ],
+)
+def test_a_file_that_is_no_text_is_told_as_what_it_is(
+    start: bytes, found: str, file_format: Format | None
+) -> None:
+    """One error for the file, whatever it is said to be, instead of one for each line."""
+    rows = read(start + b"\n" + bytes(range(256)) * 8, file_format, ROOM)
+    assert [1] == list(errors(rows))
+    assert f"found {found}; no row was read" in errors(rows)[1]
+    assert 1 == len(rows)
+
+
+@pytest.mark.fault(50)
+def test_a_header_that_comes_again_is_no_user() -> None:
+    """Two files were joined: its line is an error, and the rows on both sides are read."""
+    rows = read("user\nviewer-1\nuser\nviewer-2\n", room=ROOM)
+    assert (["viewer-1", "viewer-2"], [3]) == (users(rows), list(errors(rows)))
+    assert "the header again" in errors(rows)[3]
 
 
 def test_an_empty_file_has_no_header() -> None:

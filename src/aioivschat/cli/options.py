@@ -50,7 +50,8 @@ the file of attendees:
     attributes        a JSON object, text to text, at most 1,024 bytes
     session_minutes   1 to 180; 60 if it is left out
 
-  Rows that cannot be read are reported by line; all others are done.
+  Rows that cannot be read are reported by line; all others are done. Rows of
+  commas are blank lines. White space at the edge of a cell is an error.
 
 example:
   printf 'user,capabilities\\nviewer-1,SEND_MESSAGE\\nviewer-2,\\n' |

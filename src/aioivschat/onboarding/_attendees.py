@@ -12,14 +12,16 @@ column              required CSV                            JSON lines
 ``session_minutes`` no       1 to 180; empty: 60            number; absent or null: 60
 =================== ======== ============================== ================================
 
-The text is UTF-8, with or without a byte order mark; blank lines are skipped. **A row is one
-line**, also where a cell is quoted: a quote that is not closed on its line is an error of that
-line, so that one stray quote cannot swallow the rows after it. A user id with a line break in it
-therefore needs JSON lines, where it is written ``\\n``.
+The text is UTF-8, with or without a byte order mark; blank lines are skipped, and rows of commas
+alone, which spreadsheets leave behind a table. **A row is one line**, also where a cell is quoted:
+a quote that is not closed on its line is an error of that line, so that one stray quote cannot
+swallow the rows after it. So is a cell of CSV with white space or an invisible character at its
+edge: nobody sees that it is another user. A user id with a line break in it, or with such an edge,
+therefore needs JSON lines.
 
 A line that cannot be read becomes an :class:`Attendee` with an error, and the next line is read
-all the same. Only a header that cannot be read ends the file: without it no cell has a name. No
-error shows a user id or an attribute.
+all the same. Only a header that cannot be read ends the file: without it no cell has a name. The
+error names what other programs write in its place. No error shows a user id or an attribute.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +50,35 @@ COLUMNS = ("room", "user", "capabilities", "attributes", "session_minutes")
 Format = Literal["csv", "jsonl"]
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_OTHER_FORMATS = {
+    b"\x1f\x8b": "a gzip'd file",
+    b"BZh": "a bzip2'd file",
+    b"\xfd7zXZ\0": "an xz'd file",
+    b"(\xb5/\xfd": "a zstd'd file",
+    b"PK\3\4": "a spreadsheet (xlsx, ods) or another zip file",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet (xls)",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""What a file is that begins with these bytes."""
+
+_BLANK_ROW = re.compile(rb'(?:"")?(?:,(?:"")?)*[\r\n]*')
+
+_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+
+_OTHER_NAMES = {
+    **{name.replace("_", ""): name for name in COLUMNS},
+    "roomidentifier": "room",
+    "roomarn": "room",
+    "userid": "user",
+    "username": "user",
+    "sessiondurationinminutes": "session_minutes",
+}
+"""Columns by what else they are called, AWS's names too: letters alone, and all of them small."""
+
+_INVISIBLE = {"Cc", "Cf", "Zl", "Zp", "Zs"}
+"""Categories of characters that nobody sees, white space included."""
 
 _Row = dict[str, Any]
 """A row by column. A value is an error where the cell could not be read."""
@@ -101,12 +133,23 @@ def read_attendees(
 def _read_rows(
     stream: BinaryIO, file_format: Format | None, room: str | None
 ) -> Iterator[Attendee]:
-    lines: Iterator[tuple[int, bytes]] = _number_lines(stream)
+    lines: Iterator[tuple[int, bytes]] = (
+        (number, line)
+        for number, line in _number_lines(stream)
+        if file_format == "jsonl" or not _BLANK_ROW.fullmatch(line)
+    )
     first = next(lines, None)
     if first is None:
         if file_format != "jsonl":
             yield Attendee(1, error=_header_error("an empty file"))
         return
+    for mark, found in _OTHER_FORMATS.items():
+        if first[1].startswith(mark):
+            error = InvalidRequest(
+                "line", "CSV or JSON lines, in UTF-8", f"{found}; no row was read"
+            )
+            yield Attendee(first[0], error=error)
+            return
     if file_format is None:
         file_format = "jsonl" if first[1].lstrip().startswith(b"{") else "csv"
     parse_row: Callable[[bytes], _Row | InvalidRequest]
@@ -224,11 +267,23 @@ def _split_cells(line: bytes) -> list[str] | InvalidRequest:
     if isinstance(text, InvalidRequest):
         return text
     try:
-        return next(csv.reader([text], strict=True))
+        cells = next(csv.reader([text], strict=True))
+        if '"' not in text or _is_each_quote_begun(text, cells):
+            return cells
+        found = "a quote at the end of a cell that does not begin with one"
     except csv.Error as error:
         unclosed = "end of data" in str(error)
         found = "a quote that is not closed" if unclosed else "a misplaced quote or line break"
+        if "\r" in text:
+            found = "a line break of CR alone"
     return InvalidRequest("line", "CSV, a row on one line", found)
+
+
+def _is_each_quote_begun(text: str, cells: list[str]) -> bool:
+    if not any(cell.endswith('"') for cell in cells):
+        return True
+    raw_cells = re.findall(r'(?:^|,)("(?:[^"]|"")*"|[^,]*)', text)
+    return all(cell.startswith('"') or not cell.endswith('"') for cell in raw_cells)
 
 
 def _header_error(found: str) -> InvalidRequest:
@@ -237,13 +292,15 @@ def _header_error(found: str) -> InvalidRequest:
 
 
 def _parse_header(line: bytes, *, room_required: bool) -> list[str] | InvalidRequest:
+    found = _find_other_format(line)
+    if found is not None:
+        return _header_error(found)
     names = _split_cells(line)
     if isinstance(names, InvalidRequest):
         return _header_error(str(names))
     for position, name in enumerate(names, 1):
-        # The name is not shown: in a file without a header it is a user id.
         if name not in COLUMNS:
-            return _header_error(f"another name in column {position}")
+            return _header_error(f"{_describe_name(name)} in column {position}")
         if name in names[: position - 1]:
             return _header_error(f"{name} twice")
     for name in ("room", "user") if room_required else ("user",):
@@ -252,12 +309,47 @@ def _parse_header(line: bytes, *, room_required: bool) -> list[str] | InvalidReq
     return names
 
 
+def _find_other_format(line: bytes) -> str | None:
+    """Say what a first line is, if it is no header of cells between commas."""
+    text = line.decode(errors="replace").strip()
+    if text.startswith(("{", "[")):
+        return "JSON (JSON lines, an object on each, are named .jsonl)"
+    if re.match('"?sep=', text, re.IGNORECASE):
+        return "the line sep= of a spreadsheet's own, which has to go"
+    for separator, word in _SEPARATORS.items():
+        cells = text.replace('"', "").split(separator)
+        if len(cells) > 1 and ("," not in text or any(map(_column_of, cells))):
+            return f"{word} between cells, not commas"
+    return None
+
+
+def _column_of(name: str) -> str | None:
+    """Return the column that goes by a name, or by one that is written in another way."""
+    return _OTHER_NAMES.get(re.sub(r"[\W_]", "", name).lower())
+
+
+def _describe_name(name: str) -> str:
+    if column := _column_of(name):
+        return f"{name!r}, which is {column!r} here,"
+    # The name is not shown: in a file without a header it is a user id.
+    return "another name" if name else "no name"
+
+
 def _parse_csv_row(header: list[str], line: bytes) -> _Row | InvalidRequest:
     cells = _split_cells(line)
     if isinstance(cells, InvalidRequest):
         return cells
     if len(cells) != len(header):
         return InvalidRequest("line", f"{len(header)} cells, as the header", f"{len(cells)}")
+    if cells == header:
+        return InvalidRequest("line", "a row", "the header again")
+    text = "".join(cells)
+    if " " in text or not text.isprintable():
+        for name, cell in zip(header, cells, strict=True):
+            # Python knows fewer characters than there are: a new one is no reason to refuse a row.
+            if not _INVISIBLE.isdisjoint(map(unicodedata.category, cell[:1] + cell[-1:])):
+                limit = "cells with no white space or invisible character at an edge"
+                return InvalidRequest("line", f"{limit} (but JSON lines)", f"one in {name}")
     members: _Row = dict(zip(header, cells, strict=True))
     for name, parse in _CELL_PARSERS.items():
         if name in members:
@@ -277,8 +369,9 @@ def _parse_json_row(line: bytes) -> _Row | InvalidRequest:
     members = text if isinstance(text, InvalidRequest) else _parse_object("line", text)
     if isinstance(members, InvalidRequest):
         return members
-    if not members.keys() <= set(COLUMNS):
-        return InvalidRequest("line", f"an object with {', '.join(COLUMNS)}", "another key")
+    for key in members.keys() - set(COLUMNS):
+        limit = f"an object with {', '.join(COLUMNS)}"
+        return InvalidRequest("line", limit, _describe_name(key).replace("name", "key"))
     capabilities = members.get("capabilities")
     if capabilities is not None and not isinstance(capabilities, list):
         found = "another JSON value"

@@ -84,8 +84,8 @@ class Arrivals:
         """
         counts: dict[int, int] = {}
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+            if not line.replace(",", "").strip():
+                continue  # spreadsheets leave rows of commas
             try:
                 *second, arrivals = map(int, line.split(","))
             except ValueError:
