@@ -9,7 +9,7 @@
     ├── DeadlineExceeded          the caller's time ran out (also a TimeoutError)
     ├── ServiceClosed             the service is closing or closed
     ├── Interrupted               somebody cancelled the work that the call waited for
-    ├── WrongLoop                 the service belongs to another event loop or process
+    ├── WrongLoop                 the service belongs to another event loop, thread or process
     ├── ConnectionFailed          no whole answer came from AWS
     ├── MalformedResponse         an answer came that no token can be taken from
     └── AwsError                  AWS refused (also a botocore ClientError)
@@ -190,10 +190,17 @@ class Interrupted(ChatTokenError, RuntimeError):
 
 
 class WrongLoop(ChatTokenError, RuntimeError):
-    """The service is used on another event loop, or in another process, than it was opened in."""
+    """The service is used on another event loop, thread or process than it was opened in.
+
+    Args:
+        where: ``event loop``, ``thread`` or ``process``.
+    """
 
     def __init__(self, where: str) -> None:
-        super().__init__(f"the token service was opened in another {where}; open one in each")
+        advice = "open one in each"
+        if where == "thread":
+            advice = "call it from async code, or by asyncio.run_coroutine_threadsafe"
+        super().__init__(f"the token service belongs to another {where}; {advice}")
 
 
 class ConnectionFailed(ChatTokenError, ConnectionError):

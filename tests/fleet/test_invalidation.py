@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from aioivschat import Event, Invalidated, SharedState, TokenRequest
+from aioivschat import (
+    Event,
+    Invalidated,
+    ServiceClosed,
+    SharedState,
+    TokenRequest,
+    WrongLoop,
+)
 from aioivschat._service.fleet_minting import FleetMinter
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.redis import RedisTier
@@ -153,3 +160,36 @@ async def test_the_log_is_read_until_the_engine_answers(
         await until(lambda: there.ready(REQUEST) is None, within=20.0)
         await here.aclose()
         await there.aclose()
+
+
+@pytest.mark.fault(38)
+@pytest.mark.parametrize("what", WHAT, ids=["room", "user", "both"])
+async def test_a_ban_by_a_thread_reaches_every_process(
+    open_member: OpenService, engine_server: EngineServer, what: dict[str, str]
+) -> None:
+    """As a ``def`` route makes it, in a worker thread."""
+    events: list[Event] = []
+    here, there = open_member(), open_member(observers=[events.append])
+    assert (await here.issue(REQUEST)).token == (await there.issue(REQUEST)).token
+    await _listening(engine_server, 2)
+    await asyncio.to_thread(lambda: here.invalidate(**what))
+    assert here.ready(REQUEST) is None
+    await until(lambda: any(isinstance(event, Invalidated) for event in events))
+    assert there.ready(REQUEST) is None
+
+
+@pytest.mark.fault(38)
+async def test_a_ban_that_cannot_be_told_is_an_error_before_any_effect(
+    open_member: OpenService,
+) -> None:
+    """A first use off the loop, a service that is closed: nobody would tell the fleet."""
+    events: list[Event] = []
+    unused, closed = open_member(observers=[events.append]), open_member(observers=[events.append])
+    with pytest.raises(WrongLoop, match="run_coroutine_threadsafe"):
+        await asyncio.to_thread(unused.invalidate, user="alice")
+    await closed.issue(REQUEST)
+    await closed.aclose()
+    events.clear()
+    with pytest.raises(ServiceClosed):
+        closed.invalidate(user="alice")
+    assert [] == events

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from aioivschat._events import Invalidated, Observers
 from aioivschat._secrets import Unpickled
 
 _MAX_FENCES = 65_536
@@ -20,19 +21,24 @@ class Fences(Unpickled):
         generation: the number of invalidations so far; each request keeps that of its start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observers: Observers = Observers()) -> None:  # noqa: B008 (immutable)
+        self._observers = observers
         self.generation = 0
         self._oldest_unfenced = 0
         # Fences do not expire: a flight may queue for longer than a token lives.
         self._generations: dict[tuple[str | None, str | None], int] = {}
 
     def add(self, room: str | None, user: str | None) -> None:
-        """Invalidate what began before: of a room, of a user, or of a user in a room."""
+        """Invalidate what began before: of a room, of a user, or of a user in a room.
+
+        Observers are told.
+        """
         self.generation += 1
         if len(self._generations) >= _MAX_FENCES:
             self._generations.clear()
             self._oldest_unfenced = self.generation
         self._generations[room, user] = self.generation
+        self._observers.tell(Invalidated(room, user is not None))
 
     def is_fenced(self, generation: int, identity: tuple[Any, ...]) -> bool:
         """Tell whether a request was invalidated after it began.

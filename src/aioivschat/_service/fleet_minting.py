@@ -63,10 +63,14 @@ class FleetMinter(Minter):
         super().hand_over(flight, call)
         flight.adopt(self.tokens.flight(call.identity, call.key))
 
-    def announce_invalidation(self, room: str | None, user: str | None) -> None:
+    def invalidate(self, room: str | None, user: str | None) -> None:
         """Let every process forget the tokens of a room, of a user, or of a user in a room."""
-        self.lifecycle.check_open()
-        self.tokens.invalidate(room, user)
+        try:
+            self.lifecycle.check_open()
+            self.tokens.invalidate(room, user)
+            super().invalidate(room, user)
+        finally:
+            del room, user  # out of tracebacks that show locals
 
     async def settle(self) -> None:
         """Wait until the fleet has all that it was given, or cannot be reached."""

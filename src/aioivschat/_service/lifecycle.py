@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from contextvars import Context
 from enum import Enum
 
 from aioivschat.errors import ChatTokenError, Interrupted, ServiceClosed, WrongLoop
@@ -48,9 +49,9 @@ class Lifecycle:
 
         Raises:
             ServiceClosed: the service is closing or closed.
-            WrongLoop: it belongs to another event loop or process.
+            WrongLoop: it belongs to another event loop, thread or process.
         """
-        if self.loop_while_open is asyncio.get_running_loop():
+        if self.loop_while_open is _running_loop():
             return
         if not self.is_open:
             raise ServiceClosed
@@ -61,16 +62,50 @@ class Lifecycle:
         """Bind the service to the running event loop at its first use, and check it at others.
 
         Raises:
-            WrongLoop: it belongs to another event loop or process.
+            WrongLoop: it belongs to another event loop, thread or process.
         """
+        self._check_process()
+        loop = _running_loop()
+        if loop is None:
+            raise WrongLoop("thread")
         if self._loop is None:
-            loop = asyncio.get_running_loop()
             self._on_first_use()
             self._loop, self._process = loop, os.getpid()
-        elif self._process != os.getpid():
-            raise WrongLoop("process")
-        elif self._loop is not asyncio.get_running_loop():
+        elif self._loop is not loop:
             raise WrongLoop("event loop")
+
+    def check_thread(self) -> None:
+        """Check that nothing changes while this thread reads: the loop runs here, or not at all.
+
+        Raises:
+            WrongLoop: it runs in another thread, or in another process.
+        """
+        self._check_process()
+        if self._loop is not None and self._loop is not _running_loop() and self._loop.is_running():
+            raise WrongLoop("thread")
+
+    def run_on_loop(self, work: Callable[..., object], *args: object) -> None:
+        """Do work at once if this is the loop's thread or nothing was used yet; else hand it over.
+
+        The loop does what it is handed before all that it is asked afterwards.
+
+        Raises:
+            WrongLoop: the loop is closed or of another process.
+        """
+        run = _without_arguments(work, *args)
+        del args  # out of tracebacks that show locals
+        self._check_process()
+        if self._loop is None or self._loop is _running_loop():
+            run()
+            return
+        try:
+            self._loop.call_soon_threadsafe(run, context=Context())
+        except RuntimeError:
+            raise WrongLoop("event loop") from None
+
+    def _check_process(self) -> None:
+        if self._loop is not None and self._process != os.getpid():
+            raise WrongLoop("process")
 
     def explain_cancellation(self, work: str) -> ChatTokenError:
         """Return why work was cancelled that nobody's call cancelled."""
@@ -85,3 +120,24 @@ class Lifecycle:
         """Be closed."""
         self.state = State.CLOSED
         self.loop_while_open = _NOT_OPEN
+
+
+def _without_arguments(work: Callable[..., object], *args: object) -> Callable[[], object]:
+    # asyncio's log shows a callback with its arguments, and tracebacks the locals of a frame.
+    held = list(args)
+    del args
+
+    def run() -> None:
+        try:
+            work(*held)
+        finally:
+            held.clear()
+
+    return run
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

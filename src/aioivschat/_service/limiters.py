@@ -35,7 +35,8 @@ class Limiters:
     @property
     def waiting(self) -> int:
         """How many reservations wait, at all of them."""
-        return sum(limiter.waiting for limiter in self._limiters.values())
+        # Of a copy: other threads may ask too, while the loop makes another limiter.
+        return sum(limiter.waiting for limiter in tuple(self._limiters.values()))
 
     def __post_init__(self) -> None:
         if isinstance(self.quota, Quota):

@@ -174,8 +174,9 @@ class Minter:
         """Give a flight for the stock to a caller."""
         flight.extend_for(call)
 
-    def announce_invalidation(self, room: str | None, user: str | None) -> None:
-        """Tell the fleet what was invalidated."""
+    def invalidate(self, room: str | None, user: str | None) -> None:
+        """Forget the tokens of a room, of a user, or of a user in a room."""
+        self.fences.add(room, user)
 
     async def settle(self) -> None:
         """Wait until the fleet has all that it was given."""

@@ -17,11 +17,7 @@ from typing import Any, Self
 from aioivschat._aws.clients import ClientPool, PoolPolicy
 from aioivschat._clock import Clock
 from aioivschat._contexts import start_task
-from aioivschat._events import (
-    Invalidated,
-    Observer,
-    Observers,
-)
+from aioivschat._events import Observer, Observers
 from aioivschat._models import (
     SESSION_DEFAULT_MINUTES,
     ChatToken,
@@ -93,7 +89,7 @@ class AsyncTokenService:
         clock = clock or Clock()
         self._observers = Observers(observers)
         self._tier = shared or OneProcess(clock)
-        self._fences = Fences()
+        self._fences = Fences(self._observers)
         self._counters = Counters()
         self._limiters = Limiters(quota, self._tier, self._observers, pool.max_connections)
         self._cache = TokenCache(cache, clock, self._fences)
@@ -103,7 +99,7 @@ class AsyncTokenService:
             self._pool = ClientPool(session, endpoint_url, pool, clock, self._observers)
         finally:
             del endpoint_url  # out of tracebacks that show locals: it may hold a password
-        tokens = self._tier.bind(clock, cache.min_remaining, self._forget, self._observers)
+        tokens = self._tier.bind(clock, cache.min_remaining, self._fences.add, self._observers)
         lifecycle = Lifecycle(on_first_use=self._tier.open)
         admission = Admission(clock, self._counters, self._observers)
         make_minter = Minter if tokens is None else partial(FleetMinter, tokens=tokens)
@@ -290,18 +286,16 @@ class AsyncTokenService:
     ) -> ChatToken | None:
         """Issue a token that is there already, or none: what :meth:`issue` does without waiting.
 
-        In a fleet, it is one that this process has; the engine is not asked.
-
         Args:
             request, idempotency_key, fresh: as for :meth:`issue`.
 
         Returns:
-            A token as :meth:`issue` gives it; ``None`` if one would have to be minted.
+            A token as :meth:`issue` gives it; ``None`` if this process has none to give.
 
         Raises:
             InvalidRequest: an argument breaks a limit.
             ServiceClosed: the service is closing or closed.
-            WrongLoop: the service was opened on another event loop or in another process.
+            WrongLoop: the service was opened on another event loop, thread or process.
         """
         try:
             self._lifecycle.check_open()
@@ -357,7 +351,8 @@ class AsyncTokenService:
 
         Flights under way go on for those who wait for them already, and for nobody else: what
         they bring is not kept. To ban somebody, stop issuing to them first, then call this, then
-        disconnect them; nothing can revoke a token that was handed out.
+        disconnect them; nothing can revoke a token that was handed out. Any thread may call it: the
+        service's event loop does it before all that it is asked afterwards.
 
         Args:
             room: the room's ARN.
@@ -365,15 +360,14 @@ class AsyncTokenService:
 
         Raises:
             InvalidRequest: neither was given, or the room is not a room's ARN.
-            ServiceClosed, WrongLoop: in a fleet, as for :meth:`issue`.
+            ServiceClosed: in a fleet, the service is closing or closed.
+            WrongLoop: its event loop is closed, of another process or, in a fleet, not known yet.
         """
         try:
             if room is None and user is None:
                 raise InvalidRequest("invalidate", "given a room, a user or both", "neither")
-            if room is not None:
-                room = str(RoomArn.parse(room))
-            self._forget(room, plain(user))
-            self._minter.announce_invalidation(room, plain(user))
+            room = None if room is None else str(RoomArn.parse(room))
+            self._lifecycle.run_on_loop(self._minter.invalidate, room, plain(user))
         finally:
             del room, user  # out of tracebacks that show locals
 
@@ -386,15 +380,17 @@ class AsyncTokenService:
 
         Raises:
             InvalidRequest: the room is not a room's ARN.
+            WrongLoop: the service's event loop runs in another thread or process.
         """
         try:
+            self._lifecycle.check_thread()
             limiter = self._limiters.get_or_make(RoomArn.parse(room))
             return limiter.predicted_wait(checked_priority(priority), plain(room))
         finally:
             del room  # out of tracebacks that show locals: it may be anything
 
     def stats(self) -> Stats:
-        """Return the counters and the state of the moment."""
+        """Return the counters and the state of the moment; any thread may ask."""
         return Stats(
             **asdict(self._counters),
             cached=self._cache.hits,
@@ -444,7 +440,3 @@ class AsyncTokenService:
         self._cache.clear()
         self._stock.clear()
         self._lifecycle.end()
-
-    def _forget(self, room: str | None, user: str | None) -> None:
-        self._fences.add(room, user)
-        self._observers.tell(Invalidated(room, user is not None))
