@@ -17,6 +17,10 @@ from support.virtual import VirtualClock
 _NOW_KEY = "virtual:now"
 
 
+_EPOCH = 1_000_000_000.0
+"""Seconds that the engine's clock shows when virtual time is 0."""
+
+
 class DistantEngine(Engine):
     """An engine that is some virtual milliseconds away.
 
@@ -27,7 +31,10 @@ class DistantEngine(Engine):
 
     Attributes:
         calls: when each call was made.
+        behind: seconds that the engine's clock is behind.
     """
+
+    behind = 0.0
 
     def __init__(self, client: Any, round_trip: float, rng: random.Random) -> None:
         super().__init__(client, rng=rng)
@@ -54,7 +61,7 @@ class DistantEngine(Engine):
             self._change_state(EngineState.AWAY)
             raise EngineAway("TimeoutError", may_have_run=True)
         await asyncio.sleep(self._round_trip / 2 * self._rng.uniform(1, 1.1))
-        now = round(asyncio.get_running_loop().time() * 1e6)
+        now = round((_EPOCH + asyncio.get_running_loop().time() - self.behind) * 1e6)
         source = script.source.replace(
             "redis.call('TIME')", f"{{0, redis.call('GET', '{_NOW_KEY}')}}"
         )

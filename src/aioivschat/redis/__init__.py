@@ -49,7 +49,8 @@ class RedisTier:
             process, then drop the old one; twice a year is often enough.
         namespace: who shares; the same for the whole fleet, another for each other fleet on the
             same engine. 1 to 64 characters, no braces.
-        members: processes that share the quota, for as long as the engine has not told.
+        members: processes that share the quota, for as long as the engine has not told. ``None``:
+            not known, so each takes the whole of it until then.
         timeout: seconds that a call waits for the engine at most, above 0.
 
     Raises:
@@ -63,14 +64,15 @@ class RedisTier:
         *,
         keys: Sequence[bytes] = (),
         namespace: str = "aioivschat",
-        members: int = 1,
+        members: int | None = None,
         timeout: float = CALL_TIMEOUT_SECONDS,
     ) -> None:
         try:
             fits = 1 <= len(namespace) <= 64 and not set(namespace) & set("{}")
             limit = "1 to 64 characters without braces"
             require(fits, "RedisTier.namespace", limit, "other text")
-            require_number("RedisTier.members", members, least=1, whole=True)
+            if members is not None:
+                require_number("RedisTier.members", members, least=1, whole=True)
             require_number("RedisTier.timeout", timeout, above=0, unit=" s")
             self._sealer = Sealer(keys) if keys else None
             self._engine = Engine(
@@ -80,6 +82,7 @@ class RedisTier:
             del keys, engine  # out of tracebacks that show locals
         self._namespace = namespace
         self._members = members
+        self._was_shared = False
         self._limiters: list[SharedLimiter] = []
         self._tokens: RedisTokens | None = None
         self._clock: Clock | None = None
@@ -132,7 +135,7 @@ class RedisTier:
             self._clock,
             on_rate,
             max_connections=max_connections,
-            members=self._members,
+            members=self._members or 1,
         )
         self._limiters.append(limiter)
         return limiter
@@ -146,6 +149,10 @@ class RedisTier:
         await self._engine.aclose()
 
     def _engine_changed(self, state: EngineState, reason: str) -> None:
+        if state is EngineState.AWAY and self._members is None and not self._was_shared:
+            self._was_shared = True  # to say it once
+            _log.warning("the engine is away, and members= not given: each takes the whole quota")
+        self._was_shared |= state is EngineState.SHARED
         if state is EngineState.AWAY:
             self._observers.tell(SharedChanged(SharedState.LOCAL, reason))
         elif state is EngineState.SHARED and self._sealer is None:

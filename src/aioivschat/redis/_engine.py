@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -37,6 +39,12 @@ a lost packet, a stale connection, or a moment in which this host was busy."""
 
 _PROBE_INTERVAL_SECONDS = 0.25, 0.75
 """Bounds of the random time between two probes: a fleet must not come back in one moment."""
+
+_LONGEST_PAUSE_SECONDS = 3.0
+"""Seconds at most before the first probe. They double with each return that did not last."""
+
+_LASTING_SECONDS = 10.0
+"""Seconds after which a return has lasted."""
 
 _MAX_CONCURRENT_CALLS = 4
 """Calls under way at most, each on its own connection: more would slow each other down until they
@@ -82,8 +90,23 @@ class Script:
         object.__setattr__(self, "sha", sha)
 
 
+RUN_ON = """
+-- Runs a command on a key; what somebody else has put there, of another type, is deleted first.
+local function run_on(key, command, ...)
+  local answer = redis.pcall(command, key, ...)
+  if type(answer) ~= 'table' or not answer.err then return answer end
+  if string.find(answer.err, 'WRONGTYPE') then redis.call('DEL', key) end
+  return redis.call(command, key, ...)
+end
+"""
+"""What scripts begin with that read what others have written."""
+
 # KEYS: a name that nothing else uses. ARGV: none. RETURNS: nothing of use.
 _PROBE = Script("local probe_key = KEYS[1] return redis.call('SET', probe_key, 1, 'PX', 1000)")
+
+
+_Call = tuple[Script, Sequence[str], Sequence[bytes | str | int]]
+"""A script with its keys and arguments."""
 
 
 class Engine:
@@ -97,6 +120,9 @@ class Engine:
         rng: where the jitter of the probes comes from.
         timeout: seconds that a caller waits for the engine at most.
         namespace: whose keys the first probe may write.
+
+    Attributes:
+        rejected: values of the engine that were outside their limits, and were not used.
 
     Raises:
         InvalidConfiguration: :func:`connect` does not know such a URL.
@@ -122,12 +148,18 @@ class Engine:
         self._state_known = asyncio.Event()
         self._state_callbacks = [on_state] if on_state is not None else []
         self._away_reason = "Connecting"
-        self._first_call_deadline = 0.0  # until then, calls wait for the state to become known
+        self._first_call_deadline = (
+            -math.inf
+        )  # until then, calls wait for the state to become known
         self._concurrency = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
-        self._failures = 0
-        self._last_failure_at = 0.0
-        # Beside the key of the last failure: in a cluster, other nodes may be well.
-        self._probe_key = f"{{{namespace}}}:probe"
+        self._failures = Counter[Script]()  # in a row
+        self._last_failure_at = -math.inf
+        self._shared_since = -math.inf
+        self._short_returns = 0  # in a row
+        # Run on other keys, beside those of the last failure: in a cluster, other nodes may be
+        # well, and one script may be refused where another is not.
+        self._probed: _Call = _PROBE, (f"{{{namespace}}}",), ()
+        self.rejected = 0
         self._probe_task: asyncio.Task[None] | None = None
         self._channels: dict[str, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
         self._listen_task: asyncio.Task[None] | None = None
@@ -194,11 +226,11 @@ class Engine:
                 answer = await self._eval(self._timeout, script, keys, args)
             except Exception as error:
                 # A user's own client may raise anything; any error means that there is no answer.
-                self._count_failure(error, keys[0], started)
+                self._count_failure(error, (script, keys, args), started)
                 # An error that the engine answered says that the script did not run.
                 answered = any(kind.__name__ == "ResponseError" for kind in type(error).__mro__)
                 raise EngineAway(type(error).__name__, may_have_run=not answered) from None
-            self._failures = 0
+            self._failures.pop(script, None)
             return answer
 
     def listen(
@@ -276,12 +308,15 @@ class Engine:
         if self._state is not EngineState.SHARED:
             raise EngineAway(self._away_reason, may_have_run=False)
 
-    def _count_failure(self, error: Exception, key: str, started: float) -> None:
-        if not self._failures or started >= self._last_failure_at:
-            self._failures += 1
-            self._last_failure_at = asyncio.get_running_loop().time()
-        self._probe_key = f"{key}:probe"
-        if self._state is EngineState.SHARED and self._failures >= _FAILURES_TO_OPEN:
+    def _count_failure(self, error: Exception, call: _Call, started: float) -> None:
+        script, now = call[0], asyncio.get_running_loop().time()
+        if not self._failures[script] or started >= self._last_failure_at:
+            self._failures[script] += 1
+            self._last_failure_at = now
+        self._probed = call
+        if self._state is EngineState.SHARED and self._failures[script] >= _FAILURES_TO_OPEN:
+            lasted = now - self._shared_since >= _LASTING_SECONDS
+            self._short_returns = 0 if lasted else self._short_returns + 1
             self._change_state(EngineState.AWAY, type(error).__name__)
             if not self._closed:
                 self._start_probing()
@@ -289,7 +324,7 @@ class Engine:
     def _change_state(self, state: EngineState, reason: str = "") -> None:
         self._state, self._away_reason = state, reason
         self._state_known.set()
-        self._failures = 0
+        self._failures.clear()
         for on_state in self._state_callbacks:
             on_state(state, reason)
 
@@ -298,15 +333,22 @@ class Engine:
             self._probe_task = start_task(self._probe_until_shared())
 
     async def _probe_until_shared(self) -> None:
+        if self._short_returns > 1:
+            shortest = _PROBE_INTERVAL_SECONDS[0] * 2.0 ** min(self._short_returns, 9)
+            pause = min(_LONGEST_PAUSE_SECONDS, shortest)
+            await asyncio.sleep(pause * self._rng.uniform(0.75, 1.0))
         while True:
             try:
                 # Connecting may be slow; the probe after it measures the engine's distance alone.
                 await self._open_connections()
-                await self._eval(self._timeout, _PROBE, (self._probe_key,), ())
+                script, keys, args = self._probed
+                probe_keys = [f"{key}:probe" for key in keys]
+                await self._eval(self._timeout, script, probe_keys, args)
             except Exception as error:
                 if self._state is EngineState.CONNECTING:
                     self._change_state(EngineState.AWAY, type(error).__name__)
             else:
+                self._shared_since = asyncio.get_running_loop().time()
                 self._change_state(EngineState.SHARED)
                 return
             await self._drop_idle_connections()
@@ -317,8 +359,9 @@ class Engine:
         # A cluster's client that does not know the hash slots yet asks any node, and after a few
         # answers of "moved" it closes all connections, those in use too.
         await self._wait_for_command(_COMMAND_TIMEOUT_SECONDS, self._client.initialize())
+        keys = (f"{self._probed[1][0]}:probe",)
         probes = (
-            self._eval(_COMMAND_TIMEOUT_SECONDS, _PROBE, (self._probe_key,), ())
+            self._eval(_COMMAND_TIMEOUT_SECONDS, _PROBE, keys, ())
             for _ in range(_MAX_CONCURRENT_CALLS + 1)
         )
         for outcome in await asyncio.gather(*probes, return_exceptions=True):

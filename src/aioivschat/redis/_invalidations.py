@@ -15,7 +15,7 @@ from typing import Any
 
 from aioivschat._clock import Clock
 from aioivschat._contexts import start_task
-from aioivschat.redis._engine import EngineAway, Script
+from aioivschat.redis._engine import RUN_ON, EngineAway, Script
 from aioivschat.redis._token_store import TokenStore, as_bytes, microseconds
 
 _FENCE_SECONDS = 900.0
@@ -39,13 +39,13 @@ _MAX_PENDING = 65_536
 #          message       sealed
 #          channel       where it is published
 # RETURNS  nothing
-_INVALIDATE = Script("""
+_INVALIDATE = Script(f"""{RUN_ON}
 local fence_key, log_key = KEYS[1], KEYS[2]
 local kept_seconds, message, channel = ARGV[1], ARGV[2], ARGV[3]
 local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000000 + time[2])
 redis.call('SET', fence_key, now, 'EX', kept_seconds)
-redis.call('ZADD', log_key, now, message)
+run_on(log_key, 'ZADD', now, message)
 redis.call('ZREMRANGEBYSCORE', log_key, '-inf', now - kept_seconds * 1000000)
 redis.call('EXPIRE', log_key, kept_seconds)
 redis.call('PUBLISH', channel, 'fence:' .. message)
@@ -54,12 +54,12 @@ redis.call('PUBLISH', channel, 'fence:' .. message)
 # KEYS     log_key
 # ARGV     age           microseconds to look back
 # RETURNS  now, {sealed messages}
-_READ_LOG = Script("""
+_READ_LOG = Script(f"""{RUN_ON}
 local log_key, age = KEYS[1], ARGV[1]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local since = string.format('%.0f', now - age)
-return {now, redis.call('ZRANGEBYSCORE', log_key, since, '+inf')}
+return {{now, run_on(log_key, 'ZRANGEBYSCORE', since, '+inf')}}
 """)
 
 

@@ -35,6 +35,9 @@ from aioivschat.redis._limiter_script import SYNC
 _ASK_AHEAD_SECONDS = 0.05
 """Seconds before its last slot that a process asks for more: as long as the engine may take."""
 
+_CONNECTING_SECONDS = 0.8
+"""Seconds that the first calls wait for an engine that takes connections and says nothing."""
+
 _SLOT_VOID_AFTER_SECONDS = 0.1
 """Seconds after which an unused slot is void. A process that was busy sends at once what is late;
 this limit keeps even a process that has all slots within a tenth above the quota."""
@@ -100,13 +103,17 @@ class SharedLimiter(QueuedLimiter):
         self._slots: list[tuple[float, int]] = []
         self._grant_timer: asyncio.TimerHandle | None = None
         # What the engine said at the last sync.
-        self._synced_at = 0.0
+        self._synced_at = -math.inf
+        self._taken_ahead = 0.0  # seconds of slots that the fleet had taken then
         self._clock_offset: float | None = None  # of our clock from the engine's, in seconds
         self._rate = self._ceiling
         self._members = members
-        self._members_known_from = 0.0  # until then the engine may not have heard of all of them
+        self._members_known_from = (
+            -math.inf
+        )  # until then the engine may not have heard of all of them
+        self._connecting_until: float | None = None  # from then on, calls wait for it no more
         self._sync_pause = 0.0  # seconds until the next sync
-        self._next_slot_at = 0.0  # when the first slot is due that nobody has taken
+        self._next_slot_at = -math.inf  # when the first slot is due that nobody has taken
         self._reported_waiting = 0  # reservations here without a slot
         self._waiting_elsewhere = 0  # those of other members
         # What the engine does not know yet.
@@ -114,7 +121,7 @@ class SharedLimiter(QueuedLimiter):
         # For the time without the engine.
         self._state = _State.FLEET
         self._own_limiter = LocalLimiter(quota, clock)
-        self._own_permits_from = 0.0
+        self._own_permits_from = -math.inf
         # Tasks.
         self._closed = False
         self._wake = asyncio.Event()  # set to have the work task look again
@@ -286,6 +293,11 @@ class SharedLimiter(QueuedLimiter):
                     if self._engine.state is not EngineState.CONNECTING:
                         continue
                     # Not LOCAL yet: how many share the quota may become known in a moment.
+                    if self._connecting_until is None:
+                        self._connecting_until = now + _CONNECTING_SECONDS
+                    elif now > self._connecting_until:
+                        self._go_local()
+                        continue
                     due = now + _ASK_AHEAD_SECONDS
             elif self._reported_waiting or self._find_surplus(keep=self._servable):
                 due = self._synced_at + max(_GATHER_RETURNS_SECONDS, self._sync_pause)
@@ -327,7 +339,8 @@ class SharedLimiter(QueuedLimiter):
             self._served += served
             self._throttled += throttled
             raise
-        now, rate, members, waiting, pause, handover, next_slot, slots = answer
+        now, rate, members, waiting, pause, handover, next_slot, slots, dropped = answer
+        self._engine.rejected += dropped
         self._synced_at = ended = self._clock.monotonic()
         # The engine read its clock somewhere between `started` and `ended`. The offset known so
         # far is kept within these bounds, so that a slow answer does not delay the slots.
@@ -340,6 +353,7 @@ class SharedLimiter(QueuedLimiter):
         self._reported_waiting = wanted - len(slots)
         self._waiting_elsewhere = max(0, waiting - self._reported_waiting)
         self._next_slot_at = offset + next_slot / 1e6
+        self._taken_ahead = max(0.0, self._next_slot_at - ended)
         if rate / 1000 != self._rate:
             self._rate = rate / 1000
             if self._on_rate is not None:
@@ -380,9 +394,8 @@ class SharedLimiter(QueuedLimiter):
         self._own_limiter = LocalLimiter(part, self._clock)
         # The slots that the fleet has taken ahead are used up first, here and elsewhere. The
         # jitter keeps the members from beginning in the same moment.
-        ahead = max(0.0, self._next_slot_at - self._synced_at)
         jitter = self._rng.uniform(0, parts / quota.rate)
-        self._own_permits_from = self._clock.monotonic() + ahead + jitter
+        self._own_permits_from = self._clock.monotonic() + self._taken_ahead + jitter
         self._reported_waiting = 0
         self._serve_by_state()
 

@@ -8,9 +8,12 @@ so that the calls of the whole fleet do not grow with its number.
 
 from __future__ import annotations
 
-from aioivschat.redis._engine import Script
+from aioivschat.redis._engine import RUN_ON, Script
 
 # Times are in microseconds of the engine's clock, rates in thousandths of a request per second.
+#
+# What is stored may have been written by anybody: each field has its limits, and begins anew where
+# it is outside them.
 #
 # KEYS     state_key      hash: what FIELDS names
 #          members_key    hash, by member: '<last call> <last call for slots> <slots it lacks>'
@@ -25,9 +28,10 @@ from aioivschat.redis._engine import Script
 #          throttled      its requests that were throttled since then
 #          ...            slots that it gives back
 # RETURNS  now, rate, number of members, callers of the fleet that wait without a slot,
-#          pause until the member's next call, handover, next, {slots}
+#          pause until the member's next call, handover, next, {slots}, dropped
 #          handover       when members that return change over to slots
-SYNC = Script("""
+#          dropped        how many values were outside their limits
+_SOURCE = """
 local state_key, members_key, returned_key = KEYS[1], KEYS[2], KEYS[3]
 local member, ceiling, burst, purpose = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wanted, waiting_here = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -39,24 +43,60 @@ local LOAD = 0.75               -- share of the rate below which no member need 
 local ALL_BATCHES = 0.2         -- seconds of slots that all members together take ahead at least
 local EACH_BATCH = 1 / 40       -- ... and for each member that waits
 local LONGEST_BATCH = 0.25      -- seconds of slots that one member gets at most
+local LATEST, MOST = 2 ^ 53, 1000000  -- of moments; of things that are counted
 local MEMBER_TIMEOUT, HANDOVER_AFTER = 25 * SECOND, 1.5 * SECOND
-local FORGET_AFTER = 60         -- seconds; also how far ahead a slot may be at all
+local FORGET_AFTER = 60         -- seconds
 
 local time = redis.call('TIME')
 local now = time[1] * SECOND + time[2]
 
-local FIELDS = {'next', 'rate', 'epoch', 'served', 'throttled', 'calls', 'granted', 'waiting',
-                'active', 'pause', 'handover'}
+local dropped = 0
+local function within(text, lowest, highest, otherwise)
+  local number = tonumber(text)
+  if number and number >= lowest and number <= highest then return number end
+  if text then dropped = dropped + 1 end
+  return otherwise
+end
+
+local FIELDS = {'seen', 'next', 'rate', 'epoch', 'served', 'throttled', 'calls', 'granted',
+                'waiting', 'active', 'pause', 'handover'}
+local stored = run_on(state_key, 'HMGET', unpack(FIELDS))
 local state = {}
-for index, value in ipairs(redis.call('HMGET', state_key, unpack(FIELDS))) do
-  state[FIELDS[index]] = tonumber(value or 0)
+for index, field in ipairs(FIELDS) do state[field] = stored[index] end
+
+-- After a failover the clock may be behind that of the server before: what was stored moves back
+-- with it.
+local back = math.max(0, within(state.seen, 0, LATEST, now) - now)
+state.seen = now
+local function moved(text) return text and (tonumber(text) or -1) - back end
+local function parse_member(entry)
+  local seen, asked, lacks = entry:match('^(%d+) (%d+) (%d+)$')
+  return within(moved(seen), 0, now), within(moved(asked), 0, now), within(lacks, 0, MOST)
 end
-if state.epoch == 0 then
-  state.rate, state.epoch = ceiling, now + SECOND
+if back > 0 then
+  local entries = run_on(members_key, 'HGETALL')
+  for index = 1, #entries, 2 do
+    local seen, asked, lacks = parse_member(entries[index + 1])
+    if seen and asked and lacks then
+      local entry = string.format('%.0f %.0f %.0f', seen, asked, lacks)
+      redis.call('HSET', members_key, entries[index], entry)
+    end
+  end
+  redis.call('DEL', returned_key)
 end
-if state.next > now + FORGET_AFTER * SECOND then
-  state.next = now  -- after a failover, to a server whose clock is behind
+state.rate = within(state.rate, math.floor(PROBE_SHARE * ceiling), ceiling, ceiling)
+state.epoch = within(moved(state.epoch), 0, now + SECOND, now + SECOND)
+state.handover = within(moved(state.handover), -math.huge, now + HANDOVER_AFTER, 0)
+state.pause = within(state.pause, 0, SECOND, 0)
+for _, field in ipairs({'served', 'throttled', 'calls', 'granted', 'waiting', 'active'}) do
+  state[field] = within(state[field], 0, MOST, 0)
 end
+back = 0
+-- All members together take no more ahead than a batch each.
+local spacing = math.ceil(1000 * SECOND / state.rate)
+local furthest = now + SECOND + run_on(members_key, 'HLEN') * (LONGEST_BATCH * SECOND + spacing)
+local first = state.next and now + LONGEST_BATCH * SECOND or 0
+state.next = within(moved(state.next), 0, furthest, first)
 
 -- Once a second: learn the rate as LocalLimiter does, and count the members.
 state.served = state.served + served
@@ -74,13 +114,13 @@ if now >= state.epoch then
   state.waiting, state.active = 0, 0
   local asking, entries = 0, redis.call('HGETALL', members_key)
   for index = 1, #entries, 2 do
-    local seen, asked, lacks = entries[index + 1]:match('(%d+) (%d+) (%d+)')
-    if tonumber(seen) < now - MEMBER_TIMEOUT then
+    local seen, asked, lacks = parse_member(entries[index + 1])
+    if not (seen and asked and lacks) or seen < now - MEMBER_TIMEOUT then
       redis.call('HDEL', members_key, entries[index])
     else
       state.waiting = state.waiting + lacks
-      if tonumber(lacks) > 0 then state.active = state.active + 1 end
-      if tonumber(asked) > now - 2 * (SECOND + state.pause) then asking = asking + 1 end
+      if lacks > 0 then state.active = state.active + 1 end
+      if asked > now - 2 * (SECOND + state.pause) then asking = asking + 1 end
     end
   end
   -- Each member pauses between its calls, so that all together make about CALLS a second; never
@@ -93,20 +133,17 @@ if now >= state.epoch then
   state.pause = math.floor(math.min(longest, pause))
   state.served, state.throttled, state.calls, state.granted = 0, 0, 0, 0
   state.epoch = now + SECOND
-  for _, key in ipairs({state_key, members_key, returned_key}) do
-    redis.call('EXPIRE', key, FORGET_AFTER)
-  end
 end
 
 -- Replace what the member reported last by what it wants now.
-local entry = redis.call('HGET', members_key, member) or '0 0 0'
-local _, asked, lacked = entry:match('(%d+) (%d+) (%d+)')
-lacked = tonumber(lacked)
+local _, asked, lacked = parse_member(redis.call('HGET', members_key, member) or '0 0 0')
+asked, lacked = string.format('%.0f', asked or 0), lacked or 0
 state.waiting = state.waiting - lacked + wanted
 state.active = state.active + math.min(wanted, 1) - math.min(lacked, 1)
 
 -- Its share of the slots, by its share of all that wait, with a slot or without.
-local count, spacing = 0, math.ceil(1000 * SECOND / state.rate)
+local count = 0
+spacing = math.ceil(1000 * SECOND / state.rate)
 if wanted > 0 then
   asked = string.format('%.0f', now)
   local waiting_anywhere = state.waiting + math.max(0, state.next - now) / spacing
@@ -123,13 +160,13 @@ if count > 0 and left == 0 then state.active = state.active - 1 end
 -- Slots that were given back come first.
 for index = FIRST_RETURNED, #ARGV do
   local slot = ARGV[index]
-  redis.call('ZADD', returned_key, slot, slot)
+  run_on(returned_key, 'ZADD', slot, slot)
 end
-redis.call('ZREMRANGEBYSCORE', returned_key, '-inf', string.format('%.0f', now))
+run_on(returned_key, 'ZREMRANGEBYSCORE', '-inf', string.format('%.0f', now))
 local slots = {}
 if count > 0 then
   local popped = redis.call('ZPOPMIN', returned_key, count)
-  for index = 1, #popped, 2 do slots[#slots + 1] = tonumber(popped[index]) end
+  for index = 1, #popped, 2 do slots[#slots + 1] = within(popped[index], now, state.next) end
   state.next = math.max(state.next, now - burst)
   while #slots < count do
     slots[#slots + 1] = state.next
@@ -152,6 +189,10 @@ for _, field in ipairs(FIELDS) do
   values[#values + 1] = string.format('%.0f', state[field])
 end
 redis.call('HSET', state_key, unpack(values))
+for _, key in ipairs({state_key, members_key, returned_key}) do
+  redis.call('EXPIRE', key, FORGET_AFTER)
+end
 return {now, state.rate, redis.call('HLEN', members_key), state.waiting, state.pause,
-        state.handover, math.ceil(state.next), slots}
-""")
+        state.handover, math.ceil(state.next), slots, dropped}
+"""
+SYNC = Script(RUN_ON + _SOURCE)

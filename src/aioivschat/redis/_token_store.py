@@ -27,7 +27,7 @@ from typing import NamedTuple
 from aioivschat._clock import Clock
 from aioivschat._models import Attempt, ChatToken, Identity, SharingKey
 from aioivschat._service.fleet import Held
-from aioivschat.redis._engine import Engine
+from aioivschat.redis._engine import RUN_ON, Engine
 from aioivschat.redis._sealing import Sealer
 
 _MESSAGE_NAME = "invalidation"  # the name that all messages are sealed for
@@ -44,14 +44,14 @@ class KeyRow(NamedTuple):
     user_fence: str
 
 
-PRELUDE = """
+PRELUDE = f"""{RUN_ON}
 -- KEYS are rows as KeyRow has them, one for each sealing key; the first is of the key that seals.
-local rows = {}
+local rows = {{}}
 for first = 1, #KEYS, 6 do
   local attempt, lease, stock, user_in_room_fence, room_fence, user_fence =
     unpack(KEYS, first, first + 5)
-  rows[#rows + 1] = {attempt = attempt, lease = lease, stock = stock,
-                     fences = {user_in_room_fence, room_fence, user_fence}}
+  rows[#rows + 1] = {{attempt = attempt, lease = lease, stock = stock,
+                      fences = {{user_in_room_fence, room_fence, user_fence}}}}
 end
 local own_row = rows[1]
 
@@ -66,30 +66,32 @@ for _, row in ipairs(rows) do
   end
 end
 
--- Returns nil for a token that is fenced or has less life left than the margin; 0 for a value that
--- is no token, so that the caller gets it and counts it as rejected.
+-- Returns nil for a token that is fenced, has less life left than the margin, or is of a later time
+-- (by the clock of the server before a failover); 0 for a value that is no token, so that
+-- the caller gets it and counts it as rejected.
 local function life_left(value, margin)
   local begun, ending = string.match(value, '^(%d+)|(%d+)|')
   if not begun then return 0 end
-  if tonumber(begun) < fenced_at or ending - now < margin then return nil end
+  begun = tonumber(begun)
+  if begun < fenced_at or begun > now or ending - now < margin then return nil end
   return math.min(ending - now, LONGEST_LIFE)
 end
 
 local function find_attempts_token(margin)
   for index, row in ipairs(rows) do
-    local value = redis.call('GET', row.attempt)
+    local value = run_on(row.attempt, 'GET')
     local life = value and life_left(value, margin)
-    if life then return {'held', index, value, life} end
+    if life then return {{'held', index, value, life}} end
     if value then redis.call('DEL', row.attempt) end
   end
 end
 
 local function find_lease_of_another(owner)
   for _, row in ipairs(rows) do
-    local holder = redis.call('HGET', row.lease, 'owner')
+    local holder = run_on(row.lease, 'HGET', 'owner')
     if holder and holder ~= owner then
       redis.call('HSET', row.lease, 'awaited', 1)
-      return {'busy', redis.call('PTTL', row.lease)}
+      return {{'busy', redis.call('PTTL', row.lease)}}
     end
   end
 end
@@ -97,7 +99,7 @@ end
 -- A lease that ran out may have another owner by now: then nothing happens.
 local function release_lease(owner, channel)
   for _, row in ipairs(rows) do
-    local holder, awaited = unpack(redis.call('HMGET', row.lease, 'owner', 'awaited'))
+    local holder, awaited = unpack(run_on(row.lease, 'HMGET', 'owner', 'awaited'))
     if holder == owner then
       redis.call('DEL', row.lease)
       if awaited then redis.call('PUBLISH', channel, 'landed:' .. row.lease) end

@@ -20,7 +20,7 @@ from aioivschat._clock import Clock
 from aioivschat._contexts import start_task, time_limit
 from aioivschat._models import ChatToken, Identity, SharingKey
 from aioivschat._service.fleet import Busy, Fenced, Held
-from aioivschat.redis._engine import Engine, EngineAway, Script
+from aioivschat.redis._engine import RUN_ON, Engine, EngineAway, Script
 from aioivschat.redis._invalidations import FleetInvalidations
 from aioivschat.redis._sealing import Sealer
 from aioivschat.redis._token_store import PRELUDE, TokenStore, as_bytes, microseconds
@@ -49,11 +49,11 @@ if owner ~= '' then
   redis.call('PEXPIRE', own_row.lease, lease_ms)
 end
 for index, row in ipairs(rows) do
-  local value = redis.call('LPOP', row.stock)
+  local value = run_on(row.stock, 'LPOP')
   while value do
     local life = life_left(value, margin)
     if life then return {{now, 'stock', index, value, life}} end
-    value = redis.call('LPOP', row.stock)
+    value = run_on(row.stock, 'LPOP')
   end
 end
 return {{now, 'none'}}
@@ -100,7 +100,7 @@ release_lease(owner, channel)
 _STOCK = Script(f"""{PRELUDE}
 local sealed, life, begun = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if begun >= fenced_at then
-  redis.call('RPUSH', own_row.stock, encode(life, begun, sealed))
+  run_on(own_row.stock, 'RPUSH', encode(life, begun, sealed))
   local lasting = math.max(redis.call('PTTL', own_row.stock), math.floor(life / 1000))
   redis.call('PEXPIRE', own_row.stock, lasting)
 end
@@ -109,9 +109,9 @@ end
 # KEYS     attempt
 # ARGV     value           deleted if it is still there
 # RETURNS  nothing
-_DISCARD = Script("""
+_DISCARD = Script(f"""{RUN_ON}
 local attempt, value = KEYS[1], ARGV[1]
-if redis.call('GET', attempt) == value then redis.call('DEL', attempt) end
+if run_on(attempt, 'GET') == value then redis.call('DEL', attempt) end
 """)
 
 
@@ -139,7 +139,7 @@ class RedisTokens:
     @property
     def rejected(self) -> int:
         """How many values were found that could not be opened."""
-        return self.store.rejected
+        return self.store.rejected + self.store.engine.rejected
 
     def flight(self, identity: Identity, key: SharingKey | None) -> RedisFlight:
         """Begin a flight."""
