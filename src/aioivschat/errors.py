@@ -293,7 +293,7 @@ class Throttled(AwsError):
     """The quota of the account and region is used up.
 
     Attributes:
-        retry_after: seconds the server asked to wait, if it did.
+        retry_after: seconds the server asked to wait, if it did; 10 at most.
     """
 
     retry_after: float | None = None
@@ -303,7 +303,7 @@ class ServerFault(AwsError):
     """AWS failed (5xx).
 
     Attributes:
-        retry_after: seconds the server asked to wait, if it did.
+        retry_after: seconds the server asked to wait, if it did; 10 at most.
     """
 
     retry_after: float | None = None

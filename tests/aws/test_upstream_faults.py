@@ -167,10 +167,9 @@ async def test_a_retry_after_beyond_the_deadline_ends_the_call_at_once(
     loop = asyncio.get_running_loop()
     started = loop.time()
     with pytest.raises(Throttled) as caught:
-        await tokens.issue(REQUEST, timeout=60.0)
-    assert loop.time() - started < 30.0
-    assert caught.value.retry_after is not None
-    assert caught.value.retry_after >= 3600
+        await tokens.issue(REQUEST, timeout=9.0)
+    assert loop.time() - started < 8.0
+    assert 10.0 == caught.value.retry_after  # no more is believed
     assert 1 == emulator.counts().requests
 
 

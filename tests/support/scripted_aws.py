@@ -25,6 +25,7 @@ class ScriptedAws:
 
     Attributes:
         script: what becomes of the next requests.
+        opening_takes: seconds to open a client.
         sent: the moment of each request and its user, in order.
         at_once: by user, the most requests that were under way in one moment.
     """
@@ -32,6 +33,7 @@ class ScriptedAws:
     def __init__(self, script: Script = lambda number, user: None) -> None:
         self.clock = VirtualClock()
         self.script = script
+        self.opening_takes = 0.0
         self.sent: list[tuple[float, str]] = []
         self.at_once: dict[str, int] = {}
         self._under_way: dict[str, int] = {}
@@ -52,6 +54,7 @@ class ScriptedAws:
         )
 
     async def _open_client(self, _: str) -> CreateChatToken:
+        await asyncio.sleep(self.opening_takes)
         return self._create_chat_token
 
     async def _create_chat_token(self, *, userId: str, **_: Any) -> Mapping[str, Any]:  # noqa: N803 (boto3's)
@@ -74,7 +77,7 @@ class ScriptedAws:
         }
 
 
-def throttle(retry_after: int | str | None = None, status: int = 429) -> ClientError:
+def throttle(retry_after: object = None, status: int = 429) -> ClientError:
     """Return the refusal of a request, and when to come back."""
     code = "ThrottlingException" if status == 429 else "InternalServerException"
     headers = {} if retry_after is None else {"retry-after": f"{retry_after}"}

@@ -50,8 +50,10 @@ _CLASS_BY_STATUS: dict[int, type[AwsError]] = {
     429: Throttled,
 }
 
-_RETRY_AFTER_MAX_SECONDS = 86_400.0
-"""A server that asks to wait longer than a day is mistaken, or sent no number at all."""
+_RETRY_AFTER_MAX_SECONDS = 10.0
+"""The longest wait that a server is believed to mean. AWS counts this quota by the second: whatever
+its shape, it is whole again after one second without requests. A server that asks for more than ten
+of them is mistaken, speaks of another quota, or sent no number."""
 
 _CONNECTION_FAILURES: dict[type[Exception], str] = {
     aiohttp.ClientSSLError: "SSLError",

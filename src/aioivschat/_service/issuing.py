@@ -120,7 +120,9 @@ class Issuer:
             try:
                 token = await self.minter.flights.join(flight, self._hand_out_alive)
             except FlightStopped:
-                raise self.lifecycle.explain_cancellation("minting a token") from None
+                if not flight.superseded:
+                    raise self.lifecycle.explain_cancellation("minting a token") from None
+                token = None
             if token is not None:
                 if self.observers:
                     waited = self.clock.monotonic() - started
@@ -132,19 +134,24 @@ class Issuer:
     def _join_or_start_flight(self, flight: TokenFlight | None, call: Call) -> TokenFlight:
         """Return the flight of the call's key, one for the stock that it takes over, or a new one.
 
+        None that sleeps for longer than the call has: a new one takes the place of that.
+
         Args:
             flight: under way for the call's key, if any is.
             call: the call.
         """
         identity = call.identity
+        sleeper: TokenFlight | None = None
+        if flight is not None and flight.asleep_until >= call.deadline:
+            flight, sleeper = None, flight
         if flight is not None and not self.fences.is_fenced(flight.generation, identity):
-            self.admission.check_turn(call, flight.reservation.expected)
+            self.admission.check_turn(call, flight.expected_for(call, self.clock.monotonic()))
             self.counters.joined += 1
             if self.observers:
                 self.observers.tell(Joined(call.request.room))
             flight.extend_for(call)
             return flight
-        flight = self.pending.take_over(identity)
+        flight = self.pending.take_over(identity, call.deadline)
         if flight is not None:
             self.minter.hand_over(flight, call)
         else:
@@ -153,6 +160,8 @@ class Issuer:
             self.pending.go_first(identity, limiter)
         if call.key is not None:
             self.minter.flights.share(flight, call.key)
+        if sleeper is not None:
+            sleeper.supersede()
         return flight
 
     def _hand_out_alive(self, entry: Entry) -> ChatToken | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,9 +44,12 @@ class TokenFlight(Flight[Entry]):
             shares it.
         published: whether the fleet knows its token as the attempt's.
         sent: requests sent for it.
+        asleep_until: when a retry is due, by the monotonic clock, while it waits for that.
+        superseded: whether another flight took its place, as a caller had less time than that.
     """
 
     __slots__ = (
+        "asleep_until",
         "call",
         "generation",
         "limiter",
@@ -55,6 +59,7 @@ class TokenFlight(Flight[Entry]):
         "shared",
         "source",
         "started",
+        "superseded",
     )
 
     key: SharingKey | None
@@ -77,7 +82,17 @@ class TokenFlight(Flight[Entry]):
         self.shared = shared
         self.published = False
         self.sent = 0
+        self.asleep_until = -math.inf
+        self.superseded = False
         self.source = Source.FLIGHT
+
+    def expected_for(self, call: Call, now: float) -> float:
+        """Return when the permit is expected if a call joins, which may be more urgent."""
+        expected = self.reservation.expected
+        if call.priority < self.call.priority:
+            wait = self.limiter.predicted_wait(call.priority, call.request.room)
+            expected = min(expected, now + wait)
+        return expected
 
     def extend_for(self, call: Call) -> None:
         """Go on for one more caller: as long and as urgently as the most demanding one wants."""
@@ -88,6 +103,19 @@ class TokenFlight(Flight[Entry]):
             return
         deadline, priority = max(own.deadline, call.deadline), min(own.priority, call.priority)
         self.call = replace(own, deadline=deadline, priority=priority)
+
+    def fall_asleep(self, until: float) -> None:
+        """Take note of when a retry is due."""
+        self.asleep_until = until
+
+    def wake(self) -> None:
+        """Take note that the retry is due."""
+        self.asleep_until = -math.inf
+
+    def supersede(self) -> None:
+        """Stop it while it sleeps; its callers join the flight that took its place."""
+        self.superseded = True
+        self.stop()
 
     def note_request(self) -> None:
         """Count a request that is being sent; from here on, to cancel would waste a token."""
@@ -210,11 +238,13 @@ class Minter:
 
     async def _retry(self, flight: TokenFlight, failure: Exception) -> Entry:
         async def send_again(number: int) -> Entry:
+            flight.wake()
             flight.reserve(again=True)
             await flight.reservation.granted()
             return await self._send(flight, number)
 
-        def tell(number: int, delay: float) -> None:
+        def fall_asleep(number: int, delay: float) -> None:
+            flight.fall_asleep(self.clock.monotonic() + delay)
             if self.observers:
                 self.observers.tell(Retrying(flight.call.request.room, number, delay))
 
@@ -222,7 +252,7 @@ class Minter:
             send_again,
             failed=failure,
             worthwhile=partial(self._is_wanted, flight),
-            before_sleep=tell,
+            before_sleep=fall_asleep,
         )
 
     def _is_wanted(self, flight: TokenFlight, delay: float) -> bool:

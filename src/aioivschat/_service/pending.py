@@ -72,8 +72,12 @@ class PendingQueue:
     def take_back(self, pending: PendingRequest) -> None:
         """Remove a request whose caller has come."""
         del self._requests[pending]
-        self.taken_back += 1
+        self.note_taken_back()
         self.has_capacity.set()
+
+    def note_taken_back(self) -> None:
+        """Count a request that a caller came for."""
+        self.taken_back += 1
 
     def clear(self) -> None:
         """Remove all."""
@@ -123,14 +127,17 @@ class PendingRequests:
             if not same:
                 del self._by_identity[identity]
 
-    def take_over(self, identity: Identity) -> TokenFlight | None:
-        """Return a flight under way that a caller may have; nobody else finds it then."""
-        same = self._by_identity.get(identity)
-        while same:
-            pending = next(iter(same))
+    def take_over(self, identity: Identity, deadline: float) -> TokenFlight | None:
+        """Return a flight under way that a caller may have; nobody else finds it then.
+
+        One that sleeps past the caller's deadline is left, for :meth:`go_first`.
+        """
+        for pending in tuple(self._by_identity.get(identity, ())):
             flight = pending.flight
             if flight is None:
                 break
+            if flight.asleep_until >= deadline:
+                continue
             self.forget(pending)
             is_over = flight.done or flight.leaving
             if not is_over and not self._fences.is_fenced(flight.generation, identity):
@@ -140,15 +147,17 @@ class PendingRequests:
     def go_first(self, identity: Identity, limiter: Limiter) -> None:
         """Let a call that needs a permit go before what is minted ahead.
 
-        One request less is to be minted ahead for its identity, if any is.
+        One request less is to be minted ahead for its identity, if any is that nobody can have.
         """
         self.give_up_permits(limiter)
         same = self._by_identity.get(identity)
         if same:
             pending = next(iter(same))
+            self.forget(pending)
             if pending.flight is None:
-                self.forget(pending)
                 pending.queue.take_back(pending)
+            else:
+                pending.flight.supersede()
 
     def give_up_permits(self, limiter: Limiter, to: PendingQueue | None = None) -> None:
         """Let every queue of a limiter leave a permit to a call, or to one of the queues."""

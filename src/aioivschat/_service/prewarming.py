@@ -29,11 +29,14 @@ from aioivschat._service.pending import (
 )
 from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stock import TokenStock
-from aioivschat.errors import InvalidRequest
+from aioivschat.errors import DeadlineExceeded, InvalidRequest
 
 _LEAD_SECONDS = 1.0
 """How long before the doors the last request is sent: its answer is there then, even after a
 retry."""
+
+_ANSWER_SECONDS = 0.05
+"""How long before the doors nothing is sent any more: most answers would come after them."""
 
 _USE_SECONDS = 1.0
 """How long after the doors even the oldest token can be handed out."""
@@ -64,8 +67,10 @@ class Prewarmed:
 
     Args:
         minted: tokens that came; those that no caller wanted meanwhile are in the stock.
-        failed: requests that failed, by the name of the error's class.
-        served: requests that were not sent, as a caller for the same came before their turn.
+        failed: requests that failed, by the name of the error's class; ``DeadlineExceeded`` are
+            those without an answer when the doors opened, whose tokens may still come into stock.
+        served: requests that were left to a caller for the same, who came before their turn, or
+            while they were asleep before a retry or under way at the doors.
         left_out: requests that were not sent, as their turn would have come after the doors, or
             the stock was full.
     """
@@ -172,6 +177,7 @@ class _RegionRun:
         self._limiter = limiter
         self._budget = budget
         self._opening = opening
+        self._last_turn = opening - _ANSWER_SECONDS
         self._under_way: dict[PendingRequest, asyncio.Future[None]] = {}
         self._unsent: deque[TokenFlight] = deque()
         self._is_complete = self._is_over = False
@@ -198,7 +204,7 @@ class _RegionRun:
             self.queue.has_capacity.clear()
             await self.queue.has_capacity.wait()
         self._check_task()
-        call = Call(request, room, None, Priority.BACKGROUND, NEVER)
+        call = Call(request, room, None, Priority.BACKGROUND, self._opening)
         self._prewarmer.pending.remember(self.queue.append(call))
         self._changed.set()
 
@@ -219,6 +225,9 @@ class _RegionRun:
         for pending in (*self.queue, *self._under_way):
             self._prewarmer.pending.forget(pending)
         self._prewarmer.pending.queues.discard(self.queue)
+        self._give_up_flights()
+
+    def _give_up_flights(self) -> None:
         for waiter in self._under_way.values():
             waiter.cancel()
 
@@ -233,24 +242,43 @@ class _RegionRun:
         return self._limiter.rate * self._budget * _JUST_BELOW_RATE
 
     async def _mint_all(self) -> None:
-        prewarmer = self._prewarmer
-        while await self._wait_for_turn():
-            self._start_next()
-        self.left_out += len(self.queue)
-        for pending in self.queue:
-            prewarmer.pending.forget(pending)
-        self.queue.clear()
+        """Mint one after the other, until all is done or the doors open."""
+        seconds = self._opening - self._prewarmer.clock.monotonic()
+        limit = time_limit(None if self._opening == NEVER else seconds)
+        try:
+            async with limit:
+                while await self._wait_for_turn():
+                    self._start_next()
+                while self._under_way:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        self._leave_at_doors()
+
+    def _leave_at_doors(self) -> None:
+        """Count what has not come; what was sent comes home as stock or to its caller."""
         self._is_over = True
-        while self._under_way:
-            self._changed.clear()
-            await self._changed.wait()
+        unanswered = [one for one, waiter in self._under_way.items() if not waiter.done()]
+        for pending in (*self.queue, *unanswered):
+            self._prewarmer.pending.forget(pending)
+            flight = pending.flight
+            if flight is None or not flight.sent:
+                self.left_out += 1
+            elif flight.callers > 1:
+                self.queue.note_taken_back()
+            else:
+                self.failed[DeadlineExceeded.__name__] += 1
+        self.queue.clear()
+        self._give_up_flights()
 
     async def _wait_for_turn(self) -> bool:
         """Wait until one more is to be minted; return whether there is one."""
         clock = self._prewarmer.clock
         while True:
             now = clock.monotonic()
-            if now + TICK_SECONDS >= self._opening or (self._is_complete and not self.queue):
+            if now + TICK_SECONDS >= self._last_turn or (self._is_complete and not self.queue):
                 return False
             sleeps_through = False
             if not self.queue:
@@ -271,7 +299,7 @@ class _RegionRun:
                     return True
                 due = max(due, min(permit, now + _POLL_SECONDS))
                 sleeps_through = due - now <= _SHORT_SLEEP_SECONDS
-            due = min(due, self._opening)
+            due = min(due, self._last_turn)
             if sleeps_through:
                 await clock.sleep(due - now)
                 continue
@@ -335,7 +363,11 @@ class _RegionRun:
         del self._under_way[pending]
         # Retries count against the budget too.
         self._next_in_budget += max(0, flight.sent - 1) / self._pace
-        self._settle(pending, failure)
+        if flight.superseded:
+            self.queue.note_taken_back()
+            self._changed.set()
+        else:
+            self._settle(pending, failure)
 
     def _settle(self, pending: PendingRequest, failure: BaseException | None) -> None:
         self._prewarmer.pending.forget(pending)

@@ -33,7 +33,7 @@ class RetryPolicy:
 
     The delay before request ``n + 1`` is random between 0 and
     ``min(max_delay, base_delay * 2 ** (n - 1))`` ("full jitter"), and at least what the server's
-    ``Retry-After`` asks for.
+    ``Retry-After`` asks for, of which no more than 10 s are believed.
 
     Args:
         max_attempts: requests sent for one token at most, the first included; at least 1. Twelve

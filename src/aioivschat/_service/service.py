@@ -324,8 +324,8 @@ class AsyncTokenService:
             doors: seconds from now, above 0, until the tokens are needed. Minting begins as late
                 as it can for all to be there then, and at the earliest when what is minted lives
                 to be handed out until a second after the doors; with the defaults that is 54 s
-                before them. It ends when they open: what has not had its turn by then is left out.
-                ``None``: now, and all of them.
+                before them. It ends when they open, whatever AWS does: what has not had its turn
+                by then is left out. ``None``: now, and all of them.
             budget: share of the quota that may be spent on it, above 0 and at most 1. A crowd that
                 comes meanwhile finds the rest unspent.
 

@@ -479,6 +479,24 @@ MINTING = (
         simulated=False,
     ),
     Mutant(
+        "sleeper-joined",
+        "_service/issuing.py",
+        "if flight is not None and flight.asleep_until >= call.deadline:",
+        "if False:",
+        "one long Retry-After shuts everybody out from its key",
+        tests="service/test_sleepers.py",
+        simulated=False,
+    ),
+    Mutant(
+        "sleeper-beside-its-successor",
+        "_service/issuing.py",
+        "            sleeper.supersede()\n",
+        "            pass\n",
+        "an attempt costs two tokens",
+        tests="service/test_sleepers.py",
+        simulated=False,
+    ),
+    Mutant(
         "patience-of-the-first-caller",
         "_service/minting.py",
         "deadline, priority = max(own.deadline, call.deadline), ",
@@ -560,8 +578,8 @@ PREWARMING = (
     Mutant(
         "minted-ahead-of-callers",
         "_service/prewarming.py",
-        "Call(request, room, None, Priority.BACKGROUND, NEVER)",
-        "Call(request, room, None, Priority.HIGH, NEVER)",
+        "Call(request, room, None, Priority.BACKGROUND, self._opening)",
+        "Call(request, room, None, Priority.HIGH, self._opening)",
         "callers are pushed back by what is minted for nobody yet",
         tests="service/test_prewarming.py",
     ),
@@ -585,9 +603,9 @@ PREWARMING = (
     Mutant(
         "pending-though-its-caller-came",
         "_service/pending.py",
-        "            if pending.flight is None:\n                self.forget(pending)\n"
+        "            self.forget(pending)\n            if pending.flight is None:\n"
         "                pending.queue.take_back(pending)\n",
-        "            pass\n",
+        "            if pending.flight is None:\n                pass\n",
         "one viewer costs two tokens",
         tests="service/test_prewarming.py",
     ),
@@ -613,9 +631,18 @@ PREWARMING = (
         "prewarming-outlives-its-caller",
         "_service/prewarming.py",
         "        for waiter in self._under_way.values():\n            waiter.cancel()\n",
-        "",
+        "        pass\n",
         "a call that was cancelled goes on minting",
         tests="service/test_prewarming.py",
+    ),
+    Mutant(
+        "prewarming-outlives-its-doors",
+        "_service/prewarming.py",
+        "limit = time_limit(None if self._opening == NEVER else seconds)",
+        "limit = time_limit(None)",
+        "an AWS that does not answer keeps whoever opens the doors waiting",
+        tests="service/test_sleepers.py",
+        simulated=False,
     ),
 )
 

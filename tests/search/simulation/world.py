@@ -545,8 +545,8 @@ class World:
         if source is not None:
             self.reached[f"from {source}"] += 1
 
-    def _watched_take_over(self, identity: Identity) -> TokenFlight | None:
-        flight = self._take_over(identity)
+    def _watched_take_over(self, identity: Identity, deadline: float) -> TokenFlight | None:
+        flight = self._take_over(identity, deadline)
         self.reached["flight of prewarming taken over"] += flight is not None
         return flight
 
