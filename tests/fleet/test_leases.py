@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from aioivschat import ChatToken, Clock, ResourceNotFound, TokenRequest
+from aioivschat import ChatToken, Clock, Event, ResourceNotFound, Retrying, TokenRequest
 from aioivschat._events import Observers
 from aioivschat._models import Attempt
 from aioivschat._service.fleet import Busy, Fenced, Held
@@ -324,3 +325,39 @@ async def test_what_was_invalidated_under_way_is_not_kept(open_tokens: OpenToken
     age = time.monotonic() - claimed_at
     assert isinstance(await flight.publish(_token("banned"), 60.0, age), Fenced)
     assert await there.flight(ATTEMPT, ATTEMPT).claim(lease=1.0) is None
+
+
+@pytest.mark.fault(35)
+@pytest.mark.parametrize("how", [{"idempotency_key": "attempt"}, {}], ids=["keyed", "plain"])
+async def test_a_sleeper_gives_its_lease_back_to_who_has_less_time(
+    open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer, how: dict[str, Any]
+) -> None:
+    """A caller at another process gets a token at once, and the sleeper gets it when it wakes."""
+    model = ivschat_emulator.emulator
+    asleep: list[Event] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Retrying):
+            asleep.append(event)
+
+    here, there = open_member(observers=[observe]), open_member()
+    await there.issue(TokenRequest(ROOM, "somebody"))  # to open a client takes its time
+    model.fail_next(Fault(FaultKind.THROTTLE_JSON, retry_after="4"))
+    patient = asyncio.create_task(here.issue(REQUEST, **how))
+    await until(lambda: bool(asleep))
+    token = await there.issue(REQUEST, timeout=3.0, **how)
+    assert not patient.done()
+    assert token.token == (await patient).token
+    assert 3 == model.counts().requests  # with somebody's
+
+
+async def test_a_sleeper_mints_after_its_sleep_if_nobody_else_did(
+    open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """It claims once more, and what it mints is the attempt's in the whole fleet."""
+    model = ivschat_emulator.emulator
+    model.fail_next(Fault(FaultKind.THROTTLE_JSON, retry_after="2"))
+    here, there = open_member(), open_member()
+    token = await here.issue(REQUEST, idempotency_key="attempt")
+    assert token.token == (await there.issue(REQUEST, idempotency_key="attempt")).token
+    assert 2 == model.counts().requests

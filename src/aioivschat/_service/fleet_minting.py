@@ -17,6 +17,10 @@ _LEASE_MARGIN_SECONDS = 10.0
 """How long beyond the expected wait nobody else of a fleet may mint for the same key: a request
 with some retries. Whoever takes longer has lost nothing but a request."""
 
+_LEASE_KEPT_SECONDS = 1.0
+"""How long a flight may sleep before a retry with its lease. For longer, it gives the lease back:
+callers at other processes may have less time than that."""
+
 
 class _NoReservationYet:
     """The reservation of a flight that may find its token in the fleet, and need no permit."""
@@ -82,7 +86,7 @@ class FleetMinter(Minter):
                 entry = await self._claim(flight)
                 if entry is None:
                     entry = await self._mint(flight)
-                elif entry.handed_out:
+                if entry.handed_out:
                     self._deliver(flight, entry)
                     return entry
                 # A call may have taken a flight of prewarming over since.
@@ -98,7 +102,7 @@ class FleetMinter(Minter):
                 flight.shared.close()
 
     async def _claim(self, flight: TokenFlight) -> Entry | None:
-        """Ask the fleet for a token; without one, queue for a permit to mint it."""
+        """Ask the fleet for a token; without one, queue for a permit to mint it, or for a retry."""
         shared, limiter = flight.shared, flight.limiter
         # A flight for the stock is there to mint, and has its reservation.
         if shared is None or flight.reservation is not _NO_RESERVATION_YET:
@@ -117,9 +121,20 @@ class FleetMinter(Minter):
             # `stop()` cancelled this very task: CancelledError is raised at this await.
             await (shared.landed() if isinstance(answer, Busy) else asyncio.sleep(0))
             if answer is None:
-                self.admission.check_queue(flight.call, limiter)
-                flight.reserve()
+                if not flight.sent:
+                    self.admission.check_queue(flight.call, limiter)
+                flight.reserve(again=flight.sent > 0)
                 return None
+
+    def _let_others_mint(self, flight: TokenFlight, delay: float) -> None:
+        if flight.shared is not None and delay > _LEASE_KEPT_SECONDS:
+            flight.shared.close()
+            flight.start_over(_NO_RESERVATION_YET)
+
+    async def _resume(self, flight: TokenFlight) -> Entry | None:
+        if flight.reservation is _NO_RESERVATION_YET:
+            return await self._claim(flight)
+        return await super()._resume(flight)
 
     async def _publish(
         self, flight: TokenFlight, shared: SharedFlight, entry: Entry

@@ -239,12 +239,15 @@ class Minter:
     async def _retry(self, flight: TokenFlight, failure: Exception) -> Entry:
         async def send_again(number: int) -> Entry:
             flight.wake()
-            flight.reserve(again=True)
+            entry = await self._resume(flight)
+            if entry is not None:
+                return entry
             await flight.reservation.granted()
             return await self._send(flight, number)
 
         def fall_asleep(number: int, delay: float) -> None:
             flight.fall_asleep(self.clock.monotonic() + delay)
+            self._let_others_mint(flight, delay)
             if self.observers:
                 self.observers.tell(Retrying(flight.call.request.room, number, delay))
 
@@ -254,6 +257,14 @@ class Minter:
             worthwhile=partial(self._is_wanted, flight),
             before_sleep=fall_asleep,
         )
+
+    def _let_others_mint(self, flight: TokenFlight, delay: float) -> None:
+        """Let other processes mint for the attempt while a flight is asleep for so many seconds."""
+
+    async def _resume(self, flight: TokenFlight) -> Entry | None:
+        """Queue for a permit after a sleep, unless a token has come meanwhile."""
+        flight.reserve(again=True)
+        return None
 
     def _is_wanted(self, flight: TokenFlight, delay: float) -> bool:
         """Tell whether anybody would still take a token that is asked for after so many seconds."""

@@ -455,9 +455,8 @@ MINTING = (
     Mutant(
         "retry-without-a-permit",
         "_service/minting.py",
-        "            flight.reserve(again=True)\n            await flight.reservation.granted()\n"
-        "            return await self._send(flight, number)\n",
-        "            return await self._send(flight, number)\n",
+        "        flight.reserve(again=True)\n        return None\n",
+        "        return None\n",
         "retries go round the limiter",
         tests="aws/test_upstream_faults.py",
     ),
