@@ -31,7 +31,16 @@ from aioivschat import (
     TokenRequest,
 )
 from aioivschat.emulator import ThreadedEmulatorServer
-from support.raw_servers import REGION, certificate, http, open_pool, raw_server, series, tls
+from support.raw_servers import (
+    REGION,
+    certificate,
+    http,
+    open_pool,
+    raw_server,
+    series,
+    tls,
+    tunnelling_proxy,
+)
 from support.services import ROOM, UNLIMITED, bare_session
 
 REQUEST = TokenRequest(ROOM, "u")
@@ -373,23 +382,25 @@ async def test_another_http_client_is_used() -> None:
 
 
 @pytest.mark.parametrize("configured", ["environment", "session"])
-async def test_a_proxy_is_used(monkeypatch: pytest.MonkeyPatch, configured: str) -> None:
-    """From environment or session, where ``endpoint_url`` was not given to the constructor."""
+async def test_a_proxy_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, configured: str
+) -> None:
+    """From environment or session, for an endpoint that is not on this host."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", "http://localhost:9")
+    file = certificate(tmp_path, "ivschat.example.com")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(file))
     session = _session()
-    async with raw_server() as proxy:
+    async with raw_server(tls=tls(file)) as server, tunnelling_proxy(server) as (proxy, asked):
         if configured == "environment":
-            monkeypatch.setenv("http_proxy", proxy.url)
+            monkeypatch.setenv("https_proxy", proxy)
         else:
-            session.set_default_client_config(AioConfig(proxies={"http": proxy.url}))
-        async with open_pool(None, session) as (pool, reasons):
+            session.set_default_client_config(AioConfig(proxies={"https": proxy}))
+        async with open_pool("https://ivschat.example.com", session) as (pool, reasons):
             for _ in range(CALLS):
                 await pool.mint(REGION, REQUEST)
-        assert ["POST http://localhost:9/CreateChatToken HTTP/1.1"] * CALLS == [
-            one.line for one in proxy.seen
-        ]
+        assert ["POST /CreateChatToken HTTP/1.1"] * CALLS == [one.line for one in server.seen]
+        assert {"CONNECT ivschat.example.com:443 HTTP/1.1"} == set(asked)
     assert ["it uses a proxy"] == reasons
 
 

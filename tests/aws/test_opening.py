@@ -238,9 +238,19 @@ async def test_a_client_that_comes_after_closing_is_closed() -> None:
 
 
 @pytest.mark.fault(34)
-async def test_a_client_that_cannot_be_used_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One whose endpoint is in the clear: each call opens one, and none is left."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", "http://ivschat.example.com")
+@pytest.mark.parametrize(
+    ("name", "value", "opens"),
+    [
+        ("AWS_ENDPOINT_URL_IVSCHAT", "http://ivschat.example.com", 0),
+        ("AWS_CA_BUNDLE", "/missing.example.com", 3),
+    ],
+)
+async def test_a_client_that_cannot_be_used_is_closed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, opens: int
+) -> None:
+    """An endpoint in the clear opens none; without a file that it needs, none is left."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", "https://127.0.0.1:9")
+    monkeypatch.setenv(name, value)
     session: Any = bare_session("testing", "testing")
     create, opened, closed = session.create_client, list[Any](), list[Any]()
 
@@ -256,9 +266,9 @@ async def test_a_client_that_cannot_be_used_is_closed(monkeypatch: pytest.Monkey
     session.create_client = counted
     async with AsyncTokenService(session=session) as tokens:
         for _ in range(3):
-            with pytest.raises(InvalidConfiguration, match=r"ivschat\.example\.com"):
+            with pytest.raises(InvalidConfiguration, match=r"\.example\.com"):
                 await tokens.issue(REQUEST)
-        assert 3 == len(opened) == len(closed)
+        assert opens == len(opened) == len(closed)
 
 
 @virtual_time

@@ -19,6 +19,7 @@ import pytest
 from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
 from support import commands
 from support.commands import Command
+from support.hostile import hostile_environment
 from support.paths import ROOT
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Lobby"
@@ -483,17 +484,33 @@ def test_issue_prints_one_line(run: Run) -> None:
     assert done.stderr.startswith(NOTICE)
 
 
-def test_the_emulator_needs_and_reads_no_configuration(run: Run, workplace: Path) -> None:
-    """The emulator's requests use neither the user's profile nor endpoint nor proxy."""
-    (workplace / "config").write_text("[default\ngarbage")
-    elsewhere = {
-        "AWS_PROFILE": "missing",
-        "AWS_CONFIG_FILE": str(workplace / "config"),
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-        "HTTP_PROXY": "http://127.0.0.1:9",
-        "http_proxy": "http://127.0.0.1:9",
-    }
-    assert run("issue", "--room", ROOM, "--user", "canary", environment=elsewhere).returncode == 0
+@pytest.mark.fault(48)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("issue", "--room", ROOM, "--user", "canary"),
+        ("onboard", "attendees.csv", *FAST),
+        ("rehearse", "--attendees", "20"),
+        ("plan", "--attendees", "20"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_emulator_needs_and_reads_no_configuration(
+    run: Run, workplace: Path, arguments: tuple[str, ...]
+) -> None:
+    """Whatever is in the user's variables, files and proxies, the quick start works."""
+    (workplace / "attendees.csv").write_text(rows(3))
+    assert 0 == run(*arguments, environment=hostile_environment(workplace)).returncode
+
+
+@pytest.mark.fault(48)
+def test_another_host_is_asked_in_the_clear_only_if_it_is_named(run: Run) -> None:
+    """``--allow-http`` names it: then it is asked, and not found."""
+    issue = ("issue", "--room", ROOM, "--user", "canary", "--timeout", "0.5")
+    endpoint = ("--endpoint-url", "http://emulator.invalid:8000")
+    refused = run(*issue, *endpoint, "--allow-http", "other.invalid")
+    assert (2, True) == (refused.returncode, "allow_http=" in refused.stderr)
+    assert 1 == run(*issue, *endpoint, "--allow-http", "emulator.invalid").returncode
 
 
 def test_a_profile_gives_the_credentials(
@@ -526,6 +543,7 @@ def test_a_profile_gives_the_credentials(
         (["onboard", "-", "--force"], "--force needs --output"),
         (["onboard", "-", "--output", "a", "--resume", "./a"], "--resume needs a file of its own"),
         (["onboard", "-", "--profile", "event"], "--profile needs"),
+        (["onboard", "-", "--allow-http", "emulator"], "--allow-http needs"),
         (["onboard", "-", "--aws", "--endpoint-url", "http://127.0.0.1:9"], "exclude each other"),
         (["onboard", "-", "--room", "lobby"], "roomIdentifier"),
         (["onboard", "-", "--endpoint-url", "http://192.0.2.1"], "endpoint_url"),

@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 
 from support.commands import SOON, Command
+from support.hostile import hostile_environment
 
 Process = Command | subprocess.Popen[bytes]
 
@@ -132,14 +133,10 @@ async def test_it_ends_in_the_midst_of_things(demo: Demo) -> None:
         await asyncio.to_thread(demo.process.wait)
 
 
+@pytest.mark.fault(48)
 async def test_it_reads_no_configuration_of_aws(tmp_path: Path) -> None:
-    """The demo starts whatever the user's AWS configuration says."""
-    elsewhere = {
-        **os.environ,
-        "AWS_PROFILE": "missing",
-        "AWS_CONFIG_FILE": str(tmp_path / "missing"),
-        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
-    }
+    """The demo works whatever the user's AWS configuration and proxies are."""
+    elsewhere = {**os.environ, **hostile_environment(tmp_path)}
     process = start_afresh(elsewhere)
     async with aiohttp.ClientSession(await url_of(process)) as http:
         status, _ = await Demo(process, "", http).token("host")

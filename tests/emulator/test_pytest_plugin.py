@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from support.hostile import hostile_environment
+
 pytest_plugins = ["pytester"]
 
 PLUGIN = "aioivschat.emulator.pytest_plugin"
@@ -29,17 +31,35 @@ def run(suite: pytest.Pytester, code: str) -> pytest.RunResult:
     return suite.runpytest_subprocess("-p", PLUGIN, "-W", "error", "-q")
 
 
+@pytest.mark.fault(48)
 def test_unmodified_code_reaches_the_emulator(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A client that is told nothing takes endpoint and credentials from the environment."""
-    monkeypatch.setenv("AWS_PROFILE", "somebody")
+    """Clients that are told nothing find the emulator, and nothing else of the user's."""
+    for name, value in hostile_environment(suite.path).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SESSION_TOKEN", "stale")
     monkeypatch.setenv("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "true")
+    monkeypatch.setenv("NO_PROXY", "example.com")
+    monkeypatch.delenv("no_proxy", raising=False)
     result = run(
         suite,
         """
+        import asyncio, urllib.request
         import botocore.session
+        from aioivschat import AsyncTokenService, TokenRequest
+
+        def test_service(ivschat_env, ivschat_room):
+            async def issue():
+                async with AsyncTokenService() as tokens:
+                    return await tokens.issue(TokenRequest(ivschat_room, "alice"))
+
+            assert asyncio.run(issue()).token
+
+        def test_other_clients(ivschat_env, ivschat_emulator):
+            assert urllib.request.urlopen(ivschat_emulator.url + "/_emulator").status == 200
+            assert urllib.request.proxy_bypass("www.example.com")
+            assert not urllib.request.proxy_bypass("example.org")
 
         def test_token(ivschat_env, ivschat_emulator, ivschat_room):
             client = botocore.session.Session().create_client("ivschat")
@@ -49,7 +69,7 @@ def test_unmodified_code_reaches_the_emulator(
             client.close()
         """,
     )
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(passed=3)
 
 
 def test_each_test_gets_the_emulator_as_new(suite: pytest.Pytester) -> None:

@@ -35,6 +35,7 @@ ORDERED = {
         "redaction",
         "errors",
         "internals",
+        "endpoints",
         "http_session",
         "signing",
         "interception",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -188,8 +189,52 @@ def series(seen: list[Seen]) -> list[str]:
     return [one["amz-sdk-invocation-id"][:24] for one in seen]
 
 
-def certificate(folder: Path) -> Path:
-    """Write a certificate of 127.0.0.1 by itself, and its key, into one file."""
+@asynccontextmanager
+async def tunnelling_proxy(to: RawServer) -> AsyncIterator[tuple[str, list[str]]]:
+    """Serve as an HTTP proxy whose tunnels all lead to one server; give its URL and who was asked.
+
+    What is no request for a tunnel is taken note of as well, and gets no answer.
+    """
+    asked: list[str] = []
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            line, *_ = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+            asked.append(line)
+            if line.startswith("CONNECT "):
+                address = urlsplit(to.url)
+                far = await asyncio.open_connection(address.hostname, address.port)
+                writer.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+                try:
+                    await asyncio.gather(pass_on(reader, far[1]), pass_on(far[0], writer))
+                finally:
+                    far[1].close()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def certificate(folder: Path, *names: str) -> Path:
+    """Write a certificate of 127.0.0.1 and of hosts by itself, and its key, into one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -202,7 +247,9 @@ def certificate(folder: Path) -> Path:
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+            x509.SubjectAlternativeName(
+                [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *map(x509.DNSName, names)]
+            ),
             critical=False,
         )
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession, get_session
 
+from aioivschat._aws.endpoints import (
+    check_endpoint,
+    check_files,
+    is_direct,
+    is_in_the_clear,
+    naming_setting,
+    parse_http_hosts,
+)
 from aioivschat._aws.errors import answer_date, note_answer, translate_error
 from aioivschat._aws.http_session import HttpSession, before_leaving
 from aioivschat._aws.internals import (
+    configured_endpoint,
     http_session_of,
     keep_http_session,
     mergeable,
@@ -41,7 +48,6 @@ from aioivschat.errors import (
     MalformedResponse,
     ServiceClosed,
     own_copy,
-    require,
     require_number,
 )
 
@@ -113,11 +119,13 @@ class ClientPool:
         policy: PoolPolicy,
         clock: Clock,
         observers: Observers,
+        allow_http: str | Iterable[str] | None = None,
     ) -> None:
         self._endpoint_url = endpoint_url
         del endpoint_url  # out of tracebacks that show locals: it may hold a password
+        self._http_hosts = parse_http_hosts(allow_http)
         if self._endpoint_url is not None:
-            _check_endpoint("endpoint_url", self._endpoint_url)
+            check_endpoint("endpoint_url", self._endpoint_url, self._http_hosts)
         self._create_client: Callable[..., Any]
         self._session, self._create_client = _botocore_session(session)
         self._policy = policy
@@ -182,16 +190,16 @@ class ClientPool:
     async def _open_into(self, opened: AsyncExitStack, region: str) -> None:
         """Open the client of a region; what stays in ``opened`` is closed."""
         started = self._clock.monotonic()
-        client = await opened.enter_async_context(
-            self._create_client(
-                "ivschat",
-                region_name=region,
-                endpoint_url=self._endpoint_url,
-                config=self._client_config(),
+        if self._endpoint_url is None:
+            # Only now is it known whether AWS_ENDPOINT_URL_IVSCHAT or a profile names one.
+            self._endpoint_url = self._configured_endpoint()
+        with naming_setting("the AWS configuration"):
+            client = await opened.enter_async_context(
+                self._create_client("ivschat", region_name=region, **self._client_options())
             )
-        )
-        # Known only now, where AWS_ENDPOINT_URL_IVSCHAT or a profile names it.
-        _check_endpoint("the configured endpoint URL", client.meta.endpoint_url)
+        check_endpoint("the client's endpoint URL", client.meta.endpoint_url, self._http_hosts)
+        with suppress(AttributeError):  # a stand-in for a client has no configuration
+            check_files(self._session, client)
         if self._is_closing:
             raise ServiceClosed
         filter_debug_logs()  # botocore's modules have made their loggers by now
@@ -287,11 +295,27 @@ class ClientPool:
 
         return leave_and_call
 
+    def _configured_endpoint(self) -> str | None:
+        url = configured_endpoint(self._session)
+        try:
+            return url and check_endpoint("the configured endpoint URL", url, self._http_hosts)
+        finally:
+            del url  # as above
+
+    def _client_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "endpoint_url": self._endpoint_url,
+            "config": self._client_config(),
+        }
+        if self._endpoint_url is not None and is_in_the_clear(self._endpoint_url):
+            options["verify"] = True  # by the default file, never AWS_CA_BUNDLE's, if at all
+        return options
+
     def _client_config(self) -> AioConfig:
-        # A proxy (HTTP_PROXY) would take requests for this host elsewhere, in the clear. For other
-        # endpoints the option is left out, so that the session's own configuration holds.
-        local = self._endpoint_url is not None and self._endpoint_url.startswith("http:")
-        options: dict[str, Any] = {"proxies": {}} if local else {}
+        # A proxy (HTTP_PROXY) would take requests for this host elsewhere, or what is in the clear.
+        # Where one is allowed the option is left out: the session's own configuration holds.
+        direct = self._endpoint_url is not None and is_direct(self._endpoint_url)
+        options: dict[str, Any] = {"proxies": {}} if direct else {}
         options |= {
             "connect_timeout": self._policy.connect_timeout,
             "read_timeout": self._policy.read_timeout,
@@ -332,22 +356,6 @@ def _botocore_session(session: Any) -> tuple[AioSession, Any]:
         return own, session.client
     limit = "an AioSession, an aioboto3.Session or None"
     raise InvalidConfiguration("session", limit, type(session).__qualname__)
-
-
-def _check_endpoint(option: str, url: str) -> None:
-    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
-    del url  # it may hold a password
-    safe = scheme == "https" or (scheme == "http" and _is_loopback(host or ""))
-    require(safe, option, "an HTTPS URL, or an HTTP one on this host", f"{scheme}://{host}")
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _parse_reply(reply: Mapping[str, Any], asked_at: float) -> NewToken:

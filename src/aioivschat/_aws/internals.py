@@ -7,6 +7,7 @@ from typing import Any
 
 import aiohttp
 from aiobotocore.config import AioConfig
+from botocore import configprovider
 
 
 class CannotPrepare(Exception):
@@ -49,6 +50,24 @@ def proxy_for(client: Any, url: str) -> str | None:
     """Return the URL of the proxy that the client uses for a URL, if there is one."""
     proxy: str | None = http_session_of(client)._proxy_config.proxy_url_for(url)
     return proxy
+
+
+def configured_endpoint(session: Any) -> str | None:
+    """Return the URL that a session's clients have from the environment or a profile, if any."""
+    try:
+        default = session.get_default_client_config()
+        ignored = getattr(default, "ignore_configured_endpoint_urls", None)
+        if ignored is None:
+            ignored = session.get_config_variable("ignore_configured_endpoint_urls")
+        if ignored:
+            return None
+        provider = configprovider.ConfiguredEndpointProvider(
+            session.full_config, session.get_scoped_config(), "ivschat"
+        )
+        url: str | None = provider.provide()
+    except Exception:  # of a later version; or it cannot be read, which creating a client tells
+        return None
+    return url
 
 
 def keep_http_session(config: Any) -> AioConfig:

@@ -55,6 +55,8 @@ class AsyncTokenService:
         session: an ``aiobotocore.session.AioSession``, an ``aioboto3.Session``, or ``None``, which
             finds credentials, profile and configuration as boto3 does.
         endpoint_url: where requests go instead of to AWS; HTTPS, or HTTP on this host.
+        allow_http: the name of another host that may be asked by HTTP, or several names: of an
+            emulator in a network of containers, say. Everybody on the way reads the tokens.
         quota: what AWS allows an account and region; or a mapping from (account, region) for
             accounts that differ, where :class:`Quota` with its defaults holds for the rest.
         retry: how often and how patiently failed requests are sent again.
@@ -77,6 +79,7 @@ class AsyncTokenService:
         *,
         session: Any = None,
         endpoint_url: str | None = None,
+        allow_http: str | Iterable[str] | None = None,
         quota: Quota | Mapping[tuple[str, str], Quota] = Quota(),  # noqa: B008 (frozen)
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008 (frozen)
         cache: CachePolicy = CachePolicy(),  # noqa: B008 (frozen)
@@ -96,7 +99,7 @@ class AsyncTokenService:
         self._stock = TokenStock(cache, self._cache)
         self._stock_sweeper = StockSweeper(self._stock, clock, self._observers)
         try:
-            self._pool = ClientPool(session, endpoint_url, pool, clock, self._observers)
+            self._pool = ClientPool(session, endpoint_url, pool, clock, self._observers, allow_http)
         finally:
             del endpoint_url  # out of tracebacks that show locals: it may hold a password
         tokens = self._tier.bind(clock, cache.min_remaining, self._fences.add, self._observers)

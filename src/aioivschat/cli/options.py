@@ -406,6 +406,11 @@ def _add_token_source(parser: argparse.ArgumentParser) -> None:
         help="ask this endpoint, with the credentials that boto3 would use",
     )
     parser.add_argument("--profile", metavar="NAME", help="profile of the AWS configuration")
+    parser.add_argument(
+        "--allow-http",
+        metavar="HOST",
+        help="the endpoint may be HTTP on this other host, as an emulator in a container has it",
+    )
 
 
 def _number(

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from aiobotocore.session import AioSession
+from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 
 from aioivschat._service.cache import CachePolicy
 from aioivschat._service.limiter import Quota
@@ -18,6 +19,8 @@ def check_token_source(options: argparse.Namespace) -> None:
     """End the process, as the parser does, if the options contradict each other."""
     if options.profile and not (options.aws or options.endpoint_url):
         options.parser.error("--profile needs --aws or --endpoint-url")
+    if options.allow_http and not (options.aws or options.endpoint_url):
+        options.parser.error("--allow-http needs --aws or --endpoint-url")
     if options.aws and options.endpoint_url:
         options.parser.error("--aws and --endpoint-url exclude each other")
 
@@ -38,15 +41,22 @@ async def open_service(
             url = stack.enter_context(_run_emulator(options.rate, options.burst, latency))
         quota = Quota(rate=options.rate, burst=options.burst)
         async with AsyncTokenService(
-            session=session, endpoint_url=url, quota=quota, cache=cache
+            session=session,
+            endpoint_url=url,
+            allow_http=options.allow_http,
+            quota=quota,
+            cache=cache,
         ) as tokens:
             yield tokens
 
 
 def session_without_configuration() -> AioSession:
     """Make a session for the emulator that neither reads nor sends the user's configuration."""
-    nothing = (None, None, None, None)
-    session = AioSession({"profile": nothing, "config_file": nothing, "credentials_file": nothing})
+    variables = {
+        name: (None, None, None if name.endswith("_file") else default, convert)
+        for name, (_, _, default, convert) in BOTOCORE_DEFAUT_SESSION_VARIABLES.items()
+    }
+    session = AioSession(variables)
     session.set_credentials("testing", "testing")
     return session
 

@@ -6,6 +6,7 @@ import more than pytest.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
     from .moto_backend import MotoServer
     from .server import ThreadedEmulatorServer
 
-# Variables that could give a client another endpoint or other credentials.
-_REMOVED_VARIABLES = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_IGNORE_CONFIGURED_ENDPOINT_URLS")
+_REMOVED_VARIABLES = (
+    *("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_CREDENTIAL_EXPIRATION"),
+    "REQUESTS_CA_BUNDLE",
+)
+"""What botocore reads besides the variables of its table."""
 
 
 @pytest.fixture(scope="session")
@@ -48,13 +52,26 @@ def ivschat_room(ivschat_emulator: ThreadedEmulatorServer) -> str:
 
 @pytest.fixture
 def ivschat_env(ivschat_emulator: ThreadedEmulatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Environment variables that lead unmodified code to the emulator, in us-east-1."""
+    """Environment variables that lead unmodified code to the emulator, in us-east-1.
+
+    Nothing else of the user's AWS configuration holds, and no proxy stands before the emulator.
+    """
+    from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
+
+    for _, names, _, _ in BOTOCORE_DEFAUT_SESSION_VARIABLES.values():
+        for name in [names] if isinstance(names, str) else names or ():
+            monkeypatch.delenv(name, raising=False)
+    for name in _REMOVED_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    direct = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if name in os.environ]
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "*" if "*" in direct else ",".join([*direct, "127.0.0.1"]))
     monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", ivschat_emulator.url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    for name in _REMOVED_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
