@@ -16,7 +16,7 @@ _OF_OS = (
     *("O_CLOEXEC", "O_DIRECTORY", "O_NOCTTY", "O_NOFOLLOW", "O_NONBLOCK", "O_SYNC"),
     *("fchmod", "fchown", "chown", "fork", "forkpty", "register_at_fork"),
     *("getuid", "geteuid", "getgid", "getegid", "getgroups", "setuid", "setsid", "killpg"),
-    *("mkfifo", "pread", "pwrite", "posix_fallocate", "sendfile", "sched_getaffinity"),
+    *("mkfifo", "pread", "pwrite", "posix_fallocate", "sendfile"),
 )
 _OF_SIGNAL = (
     *("SIGALRM", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGUSR2"),
