@@ -216,3 +216,17 @@ async def test_an_address_of_another_kind_is_refused(url: str) -> None:
     """A URL that names no engine is refused when the engine is made."""
     with pytest.raises(InvalidConfiguration):
         Engine(url)
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize("scheme", ["rediss", "rediss+cluster", "rediss+sentinel", "valkeys"])
+@pytest.mark.parametrize("option", ["ssl_ca_certs", "ssl_certfile", "ssl_keyfile"])
+def test_a_file_of_tls_that_is_missing_is_an_error_at_once(
+    tmp_path: Path, scheme: str, option: str
+) -> None:
+    """It names the option: a fleet would go on alone for ever. No password shows."""
+    missing = tmp_path / "missing.pem"
+    url = f"{scheme}://user:password@127.0.0.1:9/fleet?{option}={missing}"
+    with pytest.raises(InvalidConfiguration, match=rf"{option}: .*missing\.pem") as caught:
+        RedisTier(url, keys=[SEALING_KEY])
+    assert "password" not in str(caught.value)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from aioivschat.errors import InvalidConfiguration, require
+
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 def connect(url: str) -> Any:
@@ -50,6 +53,9 @@ def _make_client(url: str) -> Any:
     known = {"redis": ("", "cluster", "sentinel"), "rediss": ("", "cluster", "sentinel")}
     fits = topology in known.get(scheme, ("",) if scheme == "unix" else ())
     require(fits, "RedisTier", "a redis://, rediss:// or unix:// URL", split.scheme)
+    for name, path in parse_qsl(split.query):
+        if name in _FILES:
+            _check_file(name, path)
     # The breaker decides about timeouts and retries.
     options: dict[str, Any] = {"retry": Retry(NoBackoff(), 0), "socket_timeout": None}
     if not topology:
@@ -71,6 +77,19 @@ def _make_client(url: str) -> Any:
     sentinels: Any = importlib.import_module("redis.asyncio.sentinel")  # it has no types
     addresses = [(node.hostname or "", node.port or 26379) for node in nodes]
     return sentinels.Sentinel(addresses, **options).master_for(name, db=int(db or 0))
+
+
+def _check_file(option: str, path: str) -> None:
+    """Raise InvalidConfiguration for a file that no connection could use, which would look away."""
+    try:
+        Path(path).open("rb").close()
+    except OSError as error:
+        reason = error.strerror
+    else:
+        return
+    raise InvalidConfiguration(
+        f"RedisTier, {option}", "a file that can be used", f"{path} ({reason})"
+    )
 
 
 async def close_client(client: Any) -> None:
