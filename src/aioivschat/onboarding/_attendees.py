@@ -328,11 +328,11 @@ def _column_of(name: str) -> str | None:
     return _OTHER_NAMES.get(re.sub(r"[\W_]", "", name).lower())
 
 
-def _describe_name(name: str) -> str:
+def _describe_name(name: str, kind: str = "name") -> str:
     if column := _column_of(name):
-        return f"{name!r}, which is {column!r} here,"
+        return f"{name!r} (here {column!r})"
     # The name is not shown: in a file without a header it is a user id.
-    return "another name" if name else "no name"
+    return f"another {kind}" if name else f"no {kind}"
 
 
 def _parse_csv_row(header: list[str], line: bytes) -> _Row | InvalidRequest:
@@ -371,7 +371,7 @@ def _parse_json_row(line: bytes) -> _Row | InvalidRequest:
         return members
     for key in members.keys() - set(COLUMNS):
         limit = f"an object with {', '.join(COLUMNS)}"
-        return InvalidRequest("line", limit, _describe_name(key).replace("name", "key"))
+        return InvalidRequest("line", limit, _describe_name(key, "key"))
     capabilities = members.get("capabilities")
     if capabilities is not None and not isinstance(capabilities, list):
         found = "another JSON value"

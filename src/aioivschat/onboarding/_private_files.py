@@ -70,7 +70,7 @@ def keep_others_away(target: Path) -> Iterator[None]:
         try:
             lock_file(descriptor, target)
             # Whoever had it may have removed it since it was opened: another run makes a new one.
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+            if _is_at(path, descriptor):
                 try:
                     yield
                     return
@@ -79,6 +79,13 @@ def keep_others_away(target: Path) -> Iterator[None]:
                         path.unlink(missing_ok=True)
         finally:
             os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def lock_file(descriptor: int, path: str | os.PathLike[str]) -> None:
