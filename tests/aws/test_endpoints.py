@@ -129,7 +129,7 @@ async def test_an_ignored_endpoint_of_the_environment_is_no_reason_to_go_past_a_
 
 
 @pytest.mark.fault(48)
-@pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+@pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "ca_bundle"])
 async def test_in_the_clear_no_file_of_certificates_is_needed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
@@ -137,7 +137,10 @@ async def test_in_the_clear_no_file_of_certificates_is_needed(
     (tmp_path / "other.pem").write_text("nothing of the kind")
     async with raw_server() as server:
         for path in ("gone.pem", "other.pem"):
-            monkeypatch.setenv(name, str(tmp_path / path))
+            if name.isupper():
+                monkeypatch.setenv(name, str(tmp_path / path))
+            else:
+                (tmp_path / "config").write_text(f"[default]\n{name} = {tmp_path / path}\n")
             await mint(server.url)
 
 
@@ -299,3 +302,12 @@ def test_what_names_no_host_is_refused(allow_http: Any) -> None:
     """Neither everything nor a URL can be allowed."""
     with pytest.raises(InvalidConfiguration, match=r"^allow_http: must be the name of a host"):
         AsyncTokenService(allow_http=allow_http)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "localhost:8000", "//localhost", 7, b"http://localhost"]
+)
+def test_what_is_no_url_is_refused_as_an_endpoint(url: Any) -> None:
+    """By an error that names the option, whatever it is."""
+    with pytest.raises(InvalidConfiguration, match=r"^endpoint_url: must be an HTTPS URL"):
+        AsyncTokenService(endpoint_url=url)

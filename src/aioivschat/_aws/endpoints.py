@@ -48,12 +48,15 @@ def check_endpoint(option: str, url: str, http_hosts: frozenset[str]) -> str:
     Raises:
         InvalidConfiguration: it is another.
     """
-    scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
+    try:
+        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
+    except (AttributeError, ValueError):  # no text, or no URL at all
+        scheme, host = "", ""
     if scheme == "https" or (scheme == "http" and (_is_this_host(host) or host in http_hosts)):
         return url
     del url  # out of tracebacks that show locals: it may hold a password
     limit = "an HTTPS URL, or an HTTP one on this host or on one that allow_http= names"
-    raise InvalidConfiguration(option, limit, f"{scheme}://{host}")
+    raise InvalidConfiguration(option, limit, f"{scheme}://{host}" if scheme else "something else")
 
 
 def is_direct(url: str) -> bool:
