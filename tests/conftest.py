@@ -18,7 +18,7 @@ from support.services import SEALING_KEY, UNLIMITED, OpenService, local_session
 if TYPE_CHECKING:
     from support.engine import EngineServer  # needs redis-py
 
-pytest_plugins = ["pytester", "support.faults", "support.tasks"]
+pytest_plugins = ["pytester", "support.faults", "support.node", "support.tasks"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -52,7 +52,7 @@ def setup(
     """Mount the token endpoint: ``POST`` to it, and the browsers' module beside it.
 
     CORS is the application's own affair. The endpoint uses the request headers ``Content-Type``,
-    ``Idempotency-Key`` and ``Prefer``, and answers with ``Retry-After``.
+    ``Idempotency-Key`` and ``Prefer``; no header of its answers needs to be exposed.
 
     Args:
         app: the application, or a sub-application.

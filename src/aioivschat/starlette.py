@@ -99,7 +99,7 @@ def routes(
     """Return the route of the endpoint and that of the browsers' module beside it.
 
     CORS is the application's own affair. The endpoint uses the request headers ``Content-Type``,
-    ``Idempotency-Key`` and ``Prefer``, and answers with ``Retry-After``.
+    ``Idempotency-Key`` and ``Prefer``; no header of its answers needs to be exposed.
 
     Args:
         authorize: required: an async function that is given the request and an :class:`Ask`, and

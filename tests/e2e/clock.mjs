@@ -7,7 +7,7 @@
  * in, by a `fetch` for the token provider.
  */
 
-const REPLY_TIMES = ["tokenExpirationTime", "sessionExpirationTime"];
+const REPLY_TIMES = ["tokenExpirationTime", "sessionExpirationTime", "now"];
 
 /**
  * @param {number} speed seconds of the page in a real second
@@ -31,6 +31,6 @@ export function setClock(speed, ahead) {
     for (const name of REPLY_TIMES) {
       reply[name] = new Date(sped(Date.parse(reply[name]))).toISOString();
     }
-    return Response.json(reply, { headers: { Date: new Date(sped(now())).toUTCString() } });
+    return Response.json(reply);
   };
 }

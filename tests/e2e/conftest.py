@@ -1,20 +1,19 @@
-"""Node with the SDK, and Chromium."""
+"""Clients with the SDK in Node, and Chromium."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from aioivschat.emulator import ThreadedEmulatorServer
-from e2e.stage import HERE, Clients, Node, Stage, open_clients, open_stage
+from e2e.stage import Clients, Stage, open_clients, open_stage
+from support.node import Node
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser
@@ -31,34 +30,6 @@ _CHROMIUM_OPTIONS = [
     "--disable-sync",
     "--no-first-run",
 ]
-
-
-@pytest.fixture(scope="session")
-def node() -> Node:
-    """Node 20 or later, and the SDK.
-
-    The SDK is installed once, here or in the folder that ``AIOIVSCHAT_E2E_CACHE`` names.
-    """
-    executable = shutil.which("node")
-    npm = shutil.which("npm")
-    assert executable is not None, "these tests need Node 20 or later"
-    assert npm is not None, "these tests need npm"
-    version = subprocess.run(
-        [executable, "--version"], capture_output=True, text=True, check=True
-    ).stdout
-    major = int(version.strip().removeprefix("v").partition(".")[0])
-    assert major >= 20, f"these tests need Node 20 or later: this is {version.strip()}"
-    # From 22 on, Node has WebSockets without being told.
-    options = ["--experimental-websocket", "--no-warnings"] if major < 22 else []
-    folder = Path(os.environ.get("AIOIVSCHAT_E2E_CACHE", HERE))
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder != HERE:
-        for name in ("package.json", ".npmrc"):
-            shutil.copy(HERE / name, folder)
-    installed = Node([executable, *options], folder / "node_modules")
-    if not (installed.sdk.exists() and installed.uuid.exists()):
-        subprocess.run([npm, "install", "--no-audit", "--no-fund"], cwd=folder, check=True)
-    return installed
 
 
 @pytest.fixture

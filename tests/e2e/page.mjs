@@ -1,16 +1,18 @@
-// A chat page: `?user=` is who it is for, `?edge=` is the chat edge's URL.
+// A chat page: `?user=` is who it is for, `?edge=` is the chat edge's URL, `?server=` is the
+// origin of the token endpoint, if that is another one.
 
 import { ChatRoom, SendMessageRequest } from "amazon-ivs-chat-messaging";
-import { createTokenProvider } from "/chat/token-provider.js";
 
 const wanted = new URLSearchParams(location.search);
+const endpoint = `${wanted.get("server") ?? ""}/chat/token`;
+const { createTokenProvider } = await import(`${endpoint}-provider.js`);
 const state = document.querySelector("#state");
 const form = document.querySelector("form");
 
 const room = new ChatRoom({
   regionOrUrl: wanted.get("edge"),
   tokenProvider: createTokenProvider({
-    url: "/chat/token",
+    url: endpoint,
     headers: { "X-User": wanted.get("user") },
   }),
 });

@@ -18,6 +18,7 @@ from aioivschat import AsyncTokenService, CachePolicy, Quota, TokenRequest
 from aioivschat.aiohttp import Ask, EndpointPolicy
 from aioivschat.emulator import ThreadedEmulatorServer
 from support.endpoint_servers import GENEROUS, running
+from support.node import Node
 from support.services import ROOM, UNLIMITED, local_session
 
 HERE = Path(__file__).parent
@@ -27,29 +28,6 @@ _PATIENCE = 30.0
 
 _LINE_LIMIT = 1024 * 1024
 """Bytes in a line from Node."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """How to run Node with the SDK.
-
-    Args:
-        command: the executable and what it needs to be told.
-        modules: the folder ``node_modules``.
-    """
-
-    command: list[str]
-    modules: Path
-
-    @property
-    def sdk(self) -> Path:
-        """The folder of the SDK's ES modules."""
-        return self.modules / "amazon-ivs-chat-messaging" / "dist" / "esm"
-
-    @property
-    def uuid(self) -> Path:
-        """The folder of the SDK's one dependency, as ES modules for browsers."""
-        return self.modules / "uuid" / "dist" / "esm-browser"
 
 
 @dataclass(frozen=True)

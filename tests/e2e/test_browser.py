@@ -10,7 +10,8 @@ from urllib.parse import urlencode
 import pytest
 from aiohttp import web
 
-from e2e.stage import HERE, Node, Stage
+from e2e.stage import HERE, Stage
+from support.node import Node
 
 from .conftest import OpenStage
 
@@ -26,6 +27,13 @@ OpenPage = Callable[..., Awaitable["Page"]]
 async def here(stage: OpenStage, node: Node) -> AsyncIterator[Stage]:
     """A stage whose web server has the page, too."""
     app = web.Application()
+    add_page(app, node)
+    async with stage(app=app) as opened:
+        yield opened
+
+
+def add_page(app: web.Application, node: Node) -> None:
+    """Add the page to a web server, and the SDK that it uses."""
 
     async def page(_: web.Request) -> web.FileResponse:
         return web.FileResponse(HERE / "page.html")
@@ -37,8 +45,6 @@ async def here(stage: OpenStage, node: Node) -> AsyncIterator[Stage]:
     app.router.add_get("/page.mjs", script)
     app.router.add_static("/sdk", node.sdk)
     app.router.add_static("/uuid", node.uuid)
-    async with stage(app=app) as opened:
-        yield opened
 
 
 @pytest.fixture

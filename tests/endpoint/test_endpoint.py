@@ -26,7 +26,7 @@ from support.endpoint_servers import (
     open_virtual_endpoint,
 )
 from support.services import OpenService, outcomes, until
-from support.virtual import virtual_time
+from support.virtual import EPOCH, virtual_time
 
 
 @pytest.mark.fault(27)
@@ -38,13 +38,16 @@ async def test_the_reply_is_safe_for_the_sdk(mount: Mount) -> None:
     assert 200 == answer.status
     assert "application/json" == answer.headers["Content-Type"]
     assert "no-store" == answer.headers["Cache-Control"]
-    for name in ("tokenExpirationTime", "sessionExpirationTime", "awsTokenExpirationTime"):
+    names = ("tokenExpirationTime", "sessionExpirationTime", "awsTokenExpirationTime", "now")
+    assert {"token", *names} == set(reply)
+    for name in names:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", reply[name])
     assert reply["sessionExpirationTime"] == reply["tokenExpirationTime"]
     session = datetime.fromisoformat(reply["sessionExpirationTime"]) - before
     aws = datetime.fromisoformat(reply["awsTokenExpirationTime"]) - before
     assert abs(session - timedelta(minutes=60)) < timedelta(seconds=5)
     assert abs(aws - timedelta(minutes=1)) < timedelta(seconds=5)
+    assert abs(datetime.fromisoformat(reply["now"]) - before) < timedelta(seconds=5)
 
 
 async def test_awss_own_expiration_can_be_had(mount: Mount) -> None:
@@ -64,11 +67,11 @@ async def test_each_request_without_a_key_has_its_own_token(mount: Mount) -> Non
 async def test_an_attempt_repeated_has_the_same_token(
     mount: Mount, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
-    """Requests with one key have one reply, also while its token is being minted."""
+    """Requests with one key have one token, also while it is being minted."""
     client = await mount()
     answers = await asyncio.gather(*(client.ask(key="attempt-1") for _ in range(5)))
     answers.append(await client.ask(key="attempt-1"))
-    assert 1 == len({answer.body for answer in answers})
+    assert 1 == len({answer.json["token"] for answer in answers})
     assert 1 == count_requests(ivschat_emulator)
     assert answers[0].json["token"] != (await client.ask(key="attempt-2")).json["token"]
 
@@ -192,9 +195,34 @@ async def test_the_rule_runs_once_if_there_is_no_wait(mount: Mount, rule: Rule) 
     assert 3 == rule.calls
 
 
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("hours", [-2, 0, 2])
+@virtual_time
+async def test_the_reply_tells_the_time_by_awss_clock(hours: int) -> None:
+    """``now`` is to be compared with the other times, whatever the clock of the host says."""
+    loop = asyncio.get_running_loop()
+    policy = EndpointPolicy(per_user=None)
+    async with open_virtual_endpoint(policy, host_ahead=hours * 3600.0) as ask:
+        minute = timedelta(minutes=1)
+        for seconds in (0, 20, 20):
+            await asyncio.sleep(seconds)
+            body = json.loads((await ask("alice", {"Idempotency-Key": "attempt"})).body)
+            now = datetime.fromisoformat(body["now"])
+            assert (
+                timedelta()
+                <= datetime.fromisoformat(body["awsTokenExpirationTime"]) - now
+                <= minute
+            )
+            left = datetime.fromisoformat(body["sessionExpirationTime"]) - now
+            assert timedelta(minutes=58) < left <= timedelta(minutes=60)
+            if hours == 0:
+                assert EPOCH + loop.time() == pytest.approx(now.timestamp(), abs=0.001)
+
+
 def test_the_body_is_json() -> None:
     """The reply is valid JSON for a token with quotes, backslashes and line separators."""
     endpoint = Endpoint(Rule(), EndpointPolicy(), ValueError)
     moment = datetime.now().astimezone()
-    body = endpoint._format_token(ChatToken('a"\\\u2028é', moment, moment)).body
+    token = ChatToken('a"\\\u2028é', moment, moment)
+    body = endpoint._make_reply(endpoint._format_token(token), token).body
     assert 'a"\\\u2028é' == json.loads(body)["token"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import socket
 import struct
 from email.utils import formatdate
@@ -21,6 +20,7 @@ import aioivschat.aiohttp
 from aioivschat import TokenRequest
 from aioivschat.aiohttp import Ask
 from support.endpoint_servers import GENEROUS, Rule, running
+from support.node import Node
 from support.services import OpenService
 
 pytestmark = pytest.mark.e2e
@@ -43,7 +43,7 @@ class Trouble:
         """Record the request, and fail it or pass it on."""
         response: web.StreamResponse
         name = request.headers.get("X-Test")
-        if name is None:
+        if name is None or request.method != "POST":
             response = await handler(request)
             return response
         requests = self.seen.setdefault(name, [])
@@ -62,8 +62,16 @@ class Trouble:
                 return _reset(request)
             case "cut":
                 return web.Response(text='{"token": "abc', content_type="application/json")
+            case "no token":
+                return web.json_response({"error": "who are you?"})
+            case "moved":
+                raise web.HTTPTemporaryRedirect(request.path)
+            case "login":
+                raise web.HTTPFound("/login?next=secret")
             case int():
                 return web.Response(status=trouble)
+            case {"status": status, "html": True}:
+                return _show_page(status)
             case {"status": status, "after": "date"}:
                 date = formatdate(time() + 3, usegmt=True)
                 return web.Response(status=status, headers={"Retry-After": date})
@@ -79,6 +87,10 @@ class Trouble:
         return web.json_response(self.seen.get(request.match_info["name"], []))
 
 
+def _show_page(status: int = 200) -> web.Response:
+    return web.Response(status=status, text="<!doctype html>", content_type="text/html")
+
+
 def _reset(request: web.Request) -> web.Response:
     assert request.transport is not None
     connection = request.transport.get_extra_info("socket")
@@ -87,10 +99,12 @@ def _reset(request: web.Request) -> web.Response:
     return web.Response()
 
 
-async def test_the_module_does_as_its_tests_say(open_service: OpenService, tmp_path: Path) -> None:
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("platform", ["node", "react-native"])
+async def test_the_module_does_as_its_tests_say(
+    platform: str, node: Node, open_service: OpenService, tmp_path: Path
+) -> None:
     """The tests of token-provider.test.mjs pass against a real endpoint."""
-    node = shutil.which("node")
-    assert node is not None, "these tests need Node 20 or later: install it, or leave out -m e2e"
     rule = Rule()
 
     async def authorize(request: web.Request, ask: Ask) -> TokenRequest | None:
@@ -98,22 +112,29 @@ async def test_the_module_does_as_its_tests_say(open_service: OpenService, tmp_p
             raise web.HTTPUnauthorized
         return await rule(request, ask)
 
+    async def show_login(_: web.Request) -> web.Response:
+        return _show_page()
+
     trouble = Trouble()
     app = web.Application(middlewares=[trouble.middleware])
     aioivschat.aiohttp.setup(app, authorize=authorize, service=open_service(), policy=GENEROUS)
     app.router.add_get("/seen/{name}", trouble.show)
+    app.router.add_get("/login", show_login)
     # Node goes by the name, where browsers go by the type that the server says.
     module = tmp_path / "token-provider.mjs"
     module.write_bytes(
         (resources.files("aioivschat._endpoint") / "static/token-provider.js").read_bytes()
     )
+    environment = {**os.environ, "MODULE": module.as_uri()}
+    if platform == "react-native":
+        environment["NPM_MODULES"] = f"{node.modules.as_uri()}/"
     async with running(app) as url:
         process = await asyncio.create_subprocess_exec(
-            node,
+            *node.command,
             "--test",
             "--test-reporter=tap",
             str(TESTS),
-            env={**os.environ, "ENDPOINT": f"{url}/chat/token", "MODULE": module.as_uri()},
+            env={**environment, "ENDPOINT": f"{url}/chat/token"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )

@@ -1,14 +1,19 @@
 /**
- * What `token-provider.js` does, against a real endpoint; started by test_endpoint_provider.py.
+ * What `token-provider.js` does, against a real endpoint; started by test_provider.py.
  *
  * The server does to each attempt what the header X-Trouble lists, and then what it always does.
+ * With the folder of npm's modules, the module runs in what React Native has of a platform.
  */
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-const { ENDPOINT, MODULE } = process.env;
-const { createTokenProvider, TokenProviderError } = await import(MODULE);
+import { loadInReactNative } from "./react-native.mjs";
+
+const { ENDPOINT, MODULE, NPM_MODULES } = process.env;
+const native = NPM_MODULES && (await loadInReactNative(NPM_MODULES, new URL(MODULE)));
+const { createTokenProvider, TokenProviderError } = native ?? (await import(MODULE));
+const { fetch: platformFetch, AbortController: PlatformAbortController } = native ?? globalThis;
 
 let serial = 0;
 
@@ -18,7 +23,10 @@ function provider({ trouble = [], headers = {}, ...options } = {}) {
   const own = { "X-User": "alice", "X-Test": name, "X-Trouble": JSON.stringify(trouble) };
   const tokenProvider = createTokenProvider({
     url: ENDPOINT,
-    headers: () => ({ ...own, ...(typeof headers === "function" ? headers() : headers) }),
+    headers: async () => ({
+      ...own,
+      ...(typeof headers === "function" ? await headers() : headers),
+    }),
     ...options,
   });
   const seen = async () => {
@@ -54,23 +62,23 @@ test("names each call by a key of its own", async () => {
   const requests = await seen();
   assert.equal(requests.length, 2);
   assert.equal(keys(requests).size, 2);
-  for (const { key } of requests) assert.match(key, /^[0-9a-f-]{36}$/);
+  for (const { key } of requests) assert.match(key, /^[0-9a-f-]{36,60}$/);
 });
 
-test("makes good keys where there is no randomUUID", async (context) => {
-  const { getRandomValues } = globalThis.crypto;
-  const insecure = { getRandomValues: getRandomValues.bind(globalThis.crypto) };
-  context.mock.getter(globalThis, "crypto", () => insecure);
-  const { tokenProvider, seen } = provider();
-  await tokenProvider();
-  await tokenProvider();
-  context.mock.restoreAll();
-  const requests = await seen();
-  assert.equal(keys(requests).size, 2);
-  for (const { key } of requests) {
-    assert.match(key, /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/);
-  }
-});
+for (const random of ["getRandomValues", "Math"]) {
+  test(`makes good keys where there is no randomUUID: ${random}`, async (context) => {
+    const { getRandomValues } = globalThis.crypto;
+    const insecure = { getRandomValues: getRandomValues.bind(globalThis.crypto) };
+    const found = random === "Math" ? undefined : insecure;
+    context.mock.getter(globalThis, "crypto", () => found);
+    const { tokenProvider, seen } = provider();
+    for (let call = 0; call < 3; call++) await tokenProvider();
+    context.mock.restoreAll();
+    const requests = await seen();
+    assert.equal(keys(requests).size, 3);
+    for (const { key } of requests) assert.match(key, /^(?!0{32})[0-9a-f]{32}-[0-9a-f]{11,}$/);
+  });
+}
 
 test("tells how long it will wait", async () => {
   const { tokenProvider, seen } = provider({ timeout: 5_500 });
@@ -160,7 +168,7 @@ test("times out, whatever the server does", async () => {
 });
 
 test("can be ended from outside", async () => {
-  const controller = new AbortController();
+  const controller = new PlatformAbortController();
   const { tokenProvider } = provider({ trouble: ["hang"], signal: controller.signal });
   setTimeout(() => controller.abort(), 100);
   const { outcome, milliseconds } = await timed(tokenProvider);
@@ -168,6 +176,132 @@ test("can be ended from outside", async () => {
   assert.ok(milliseconds < 1_000, `${milliseconds} ms`);
   assert.ok((await timed(tokenProvider)).outcome instanceof TokenProviderError);
 });
+
+test("is not ended by what was over before", async () => {
+  const controller = new PlatformAbortController();
+  const { tokenProvider, seen } = provider({ signal: controller.signal });
+  await tokenProvider();
+  controller.abort();
+  await assert.rejects(tokenProvider, { name: "TokenProviderError" });
+  assert.equal((await seen()).length, 1);
+});
+
+for (const [trouble, status, message] of [
+  [{ status: 200, html: true }, 200, "no token: status 200 with text/html"],
+  [{ status: 202, html: true }, 202, "no token: status 202 with text/html"],
+  [{ status: 403, html: true }, 403, "status 403 with text/html"],
+  [{ status: 405, html: true }, 405, "status 405 with text/html"],
+  [204, 204, "no token: status 204 with no body"],
+  [200, 200, "no token: status 200 with no body"],
+  ["no token", 200, "no token: status 200 with application/json"],
+  ["login", 200, /^no token: (redirected to http.+[/]login, )?status 200 with text[/]html$/],
+]) {
+  test(`tells at once what is no answer of the endpoint's: ${message}`, async () => {
+    const { tokenProvider, seen } = provider({ trouble: [trouble, trouble] });
+    await assert.rejects(tokenProvider, { name: "TokenProviderError", status, message });
+    assert.equal((await seen()).length, 1);
+  });
+}
+
+test("follows a redirect that keeps the request", async () => {
+  const { tokenProvider, seen } = provider({ trouble: ["moved", "reset", "moved"] });
+  assert.ok((await tokenProvider()).token);
+  assert.equal(keys(await seen()).size, 1);
+});
+
+const thrown = new RangeError("of the application");
+const fail = () => {
+  throw thrown;
+};
+const reject = async () => fail();
+for (const [name, option] of [
+  ["body", fail],
+  ["body", reject],
+  ["body", { number: 1n }],
+  ["headers", fail],
+  ["headers", reject],
+  ["headers", () => ({ "not a name": "" })],
+  ["fetch", fail],
+  ["fetch", reject],
+]) {
+  test(`tells at once what the application did: ${name}, ${option}`, async () => {
+    const { tokenProvider, seen } = provider({ [name]: option });
+    await assert.rejects(tokenProvider, (error) => {
+      assert.ok(error instanceof TokenProviderError);
+      assert.equal(error.message, `the application's \`${name}\` failed`);
+      assert.ok(error.cause);
+      if (option === fail || option === reject) assert.equal(error.cause, thrown);
+      return true;
+    });
+    assert.equal((await seen()).length, 0);
+  });
+}
+
+test("tells at once that the application could not refresh its credentials", async () => {
+  for (const refreshCredentials of [fail, reject]) {
+    const { tokenProvider } = provider({
+      headers: { "X-Credentials": "stale" },
+      refreshCredentials,
+    });
+    const message = "the application's `refreshCredentials` failed";
+    await assert.rejects(tokenProvider, { status: 401, message, cause: thrown });
+  }
+});
+
+test("waits for nothing of the application's without an end", async () => {
+  const never = () => new Promise(() => {});
+  for (const option of ["body", "headers", "refreshCredentials", "fetch"]) {
+    const stale = option === "refreshCredentials" ? { "X-Credentials": "stale" } : {};
+    const options = { headers: stale, timeout: 300, [option]: never };
+    const { outcome, milliseconds } = await timed(provider(options).tokenProvider);
+    assert.ok(outcome instanceof TokenProviderError, option);
+    assert.ok(milliseconds < 1_500, `${milliseconds} ms`);
+  }
+});
+
+test("sends nothing once it has ended", async () => {
+  let give;
+  const body = () => new Promise((resolve) => (give = resolve));
+  const calls = [];
+  const { tokenProvider } = provider({ body, timeout: 100, fetch: (...call) => calls.push(call) });
+  await assert.rejects(tokenProvider, TokenProviderError);
+  give({});
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(calls.length, 0);
+});
+
+test("cannot be asked for what has no address", async () => {
+  const getToken = createTokenProvider({ url: "/chat/token" });
+  await assert.rejects(getToken, { name: "TokenProviderError", message: /`url` must be absolute/ });
+});
+
+for (const hours of [-2, 2]) {
+  test(`gives times by this machine's clock: ${hours} h ahead`, async (context) => {
+    const dates = native?.Date ?? Date;
+    const { now } = dates;
+    context.mock.method(dates, "now", () => now() + hours * 3_600_000);
+    const { tokenProvider } = provider({ trouble: [{ status: 503, after: "date" }] });
+    const { outcome: token, milliseconds } = await timed(tokenProvider);
+    const minutes = (token.sessionExpirationTime - dates.now()) / 60_000;
+    context.mock.restoreAll();
+    assert.ok(minutes > 59 && minutes <= 60.1, `${minutes} minutes`);
+    assert.ok(milliseconds >= 950 && milliseconds < 4_500, `${milliseconds} ms`);
+  });
+
+  test(`keeps to its times when the clock is set: ${hours} h`, async (context) => {
+    const dates = native?.Date ?? Date;
+    const { now } = dates;
+    const trouble = [{ status: 503, after: "1" }];
+    const { tokenProvider, seen } = provider({ trouble, timeout: 900 });
+    await assert.rejects(tokenProvider, { status: 503 });
+    context.mock.method(dates, "now", () => now() + hours * 3_600_000);
+    await assert.rejects(tokenProvider, TokenProviderError);
+    assert.equal((await seen()).length, 1);
+    await new Promise((resolve) => setTimeout(resolve, 2_100));
+    assert.ok((await tokenProvider()).token);
+    context.mock.restoreAll();
+  });
+}
 
 test("asks for what it is told at each call", async () => {
   let user = "bob";
@@ -182,7 +316,7 @@ test("uses the fetch that it is given", async () => {
   const { tokenProvider } = provider({
     fetch: (url, options) => {
       calls.push(options);
-      return fetch(url, options);
+      return platformFetch(url, options);
     },
     credentials: "include",
   });

@@ -226,8 +226,11 @@ def _watch_nobody(cancel: Callable[[], None]) -> Callable[[], None]:
 async def open_virtual_endpoint(
     policy: EndpointPolicy,
     quota: Quota = Quota(),  # noqa: B008 (frozen)
+    host_ahead: float = 0.0,
 ) -> AsyncIterator[Callable[..., Awaitable[Reply]]]:
     """Open an endpoint in virtual time, without a web server; AWS answers after 20 ms.
+
+    The clock of its host may be some seconds ahead of AWS's.
 
     Gives a function that asks for a token, given a user and further headers.
     """
@@ -235,8 +238,9 @@ async def open_virtual_endpoint(
     async def rule(user: str, ask: Ask) -> TokenRequest | None:
         return TokenRequest(ROOM, user)
 
-    clock = VirtualClock()
-    endpoint = Endpoint(rule, policy, ValueError, clock)
+    clock, host_clock = VirtualClock(), VirtualClock()
+    host_clock.step = host_ahead
+    endpoint = Endpoint(rule, policy, ValueError, host_clock)
     async with AsyncTokenService(
         session=minting_session(clock, 0.02),
         endpoint_url="http://127.0.0.1",

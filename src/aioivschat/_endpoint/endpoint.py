@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
 from cachetools import TTLCache
@@ -47,6 +48,8 @@ _FREE_REPEAT_SECONDS = TOKEN_LIFE_SECONDS / 2
 _MAX_KNOWN_BODIES = 1024
 """Bodies whose meaning is remembered: all viewers of an event ask for much the same."""
 
+_TOKEN_LIFE = timedelta(seconds=TOKEN_LIFE_SECONDS)
+
 _JSON_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
 
@@ -71,7 +74,7 @@ class Endpoint(Generic[R]):
         self._policy = policy
         self._passed_on = passed_on
         self._rng = rng or random.SystemRandom()  # a fork shares no state of it
-        clock = clock or Clock()
+        self._clock = clock = clock or Clock()
         self._limits = RateLimits(policy, clock)
         self._asks: dict[bytes, Ask] = {}
         self._served: TTLCache[Attempt, _ServedAttempt] = TTLCache(
@@ -119,12 +122,11 @@ class Endpoint(Generic[R]):
             # The rule may have banned the user during the wait. The token is kept for this attempt
             # only: a later request gets it if it is granted the very same again.
             check_still_granted(wanted, await self._ask_rule(request, ask))
-        if served is not None and served.token == token.token:
-            return served.reply
-        reply = self._format_token(token)
-        if attempt is not None:
-            self._served[attempt] = _ServedAttempt(token.token, reply)
-        return reply
+        if served is None or served.token != token.token:
+            served = _ServedAttempt(token.token, self._format_token(token))
+            if attempt is not None:
+                self._served[attempt] = served
+        return self._make_reply(served.members, token)
 
     def _parse_body(self, body: bytes) -> Ask:
         ask = parse(body)
@@ -153,22 +155,31 @@ class Endpoint(Generic[R]):
             raise TypeError("authorize must return a TokenRequest or None")
         return narrow(grant, ask)
 
-    def _format_token(self, token: ChatToken) -> Reply:
+    def _format_token(self, token: ChatToken) -> str:
+        """Return the members of a reply, but for the time at which it is sent."""
         session_end, aws_end = iso_utc(token.session_expires), iso_utc(token.token_expires)
-        body = (
-            f'{{"token":{json.dumps(token.token)},'
+        return (
+            f'"token":{json.dumps(token.token)},'
             f'"tokenExpirationTime":"{aws_end if self._policy.raw_expiration else session_end}",'
-            f'"sessionExpirationTime":"{session_end}","awsTokenExpirationTime":"{aws_end}"}}'
+            f'"sessionExpirationTime":"{session_end}","awsTokenExpirationTime":"{aws_end}"'
         )
-        return Reply(200, _JSON_HEADERS, body.encode())
+
+    def _make_reply(self, members: str, token: ChatToken) -> Reply:
+        # The client compares it with the other times, which are AWS's. This host's clock may be
+        # wrong; but a token that is handed out has not expired, and lives for a minute at most.
+        aws_end = token.token_expires
+        now = min(
+            max(datetime.fromtimestamp(self._clock.wall(), UTC), aws_end - _TOKEN_LIFE), aws_end
+        )
+        return Reply(200, _JSON_HEADERS, f'{{{members},"now":"{iso_utc(now)}"}}'.encode())
 
 
 @dataclass(eq=False, slots=True, repr=False)
 class _ServedAttempt(Unpickled):
-    """The token that an attempt was given, and the reply that holds it."""
+    """The token that an attempt was given, and the members of the reply that tell of it."""
 
     token: str
-    reply: Reply
+    members: str
 
 
 class _ClientDisconnected(Exception):
