@@ -224,5 +224,5 @@ def test_the_body_is_json() -> None:
     endpoint = Endpoint(Rule(), EndpointPolicy(), ValueError)
     moment = datetime.now().astimezone()
     token = ChatToken('a"\\\u2028é', moment, moment)
-    body = endpoint._make_reply(endpoint._format_token(token), token).body
+    body = endpoint._make_reply(endpoint._format_token(token)).body
     assert 'a"\\\u2028é' == json.loads(body)["token"]

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import math
+import socket
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from aioivschat import (
-    InvalidConfiguration,
-    TokenRequest,
-)
+from aioivschat import InvalidConfiguration, Priority, Quota, TokenRequest
 from aioivschat._endpoint.rate_limits import RateLimits
-from aioivschat.aiohttp import EndpointPolicy, Share
+from aioivschat.aiohttp import Ask, EndpointPolicy, Share
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.planning._outcomes import percentile
 from support.endpoint_servers import (
+    ONE_REQUEST,
     Mount,
+    Rule,
     assert_problem,
     count_requests,
     open_busy_service,
     open_virtual_endpoint,
 )
-from support.services import ROOM, BentClock, OpenService
-from support.virtual import virtual_time
+from support.services import ROOM, BentClock, OpenService, bare_session, outcomes, until
+from support.virtual import settle, virtual_time
 
 
 @pytest.mark.fault(27)
@@ -149,6 +150,171 @@ async def test_who_was_shed_has_not_paid(mount: Mount, open_service: OpenService
     client = await mount(policy, service=await open_busy_service(open_service, rate=0.1))
     statuses = [(await client.ask(key=f"attempt-{number}")).status for number in range(6)]
     assert [503] * 6 == statuses
+
+
+ONE_TOKEN = EndpointPolicy(
+    patience=1e6, per_user=Share(tokens=1, seconds=1e9), per_room=Share(tokens=2, seconds=1e9)
+)
+"""So long that the seconds which a test takes do not count."""
+
+
+@pytest.mark.fault(47)
+async def test_all_tries_of_an_attempt_are_charged_once(
+    mount: Mount, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """50 tries at once, and more afterwards, cost one token; another attempt costs another."""
+    client = await mount(ONE_TOKEN)
+    answers = await asyncio.gather(*(client.ask(key="attempt") for _ in range(50)))
+    answers += [await client.ask(key="attempt") for _ in range(10)]
+    assert 1 == len({answer.json["token"] for answer in answers})
+    assert_problem(await client.ask(key="another"), 429, "own-share")
+    assert 200 == (await client.ask(key="attempt", user="bob")).status
+    assert 429 == (await client.ask(key="attempt", user="carol")).status  # the room's share
+    assert 2 == count_requests(ivschat_emulator)
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("key", ["attempt", None])
+async def test_who_leaves_the_queue_has_not_paid(
+    key: str | None, mount: Mount, open_service: OpenService
+) -> None:
+    """What a try was charged is given back if it ends before anything was sent to AWS."""
+    service = await open_busy_service(open_service, rate=0.001)
+    client = await mount(ONE_TOKEN, service=service)
+    for _ in range(3):
+        tries = [asyncio.create_task(client.ask(key=key)) for _ in range(3 if key else 1)]
+        await until(lambda: service.stats().waiting == 1)
+        for call in tries:
+            call.cancel()
+        await outcomes(*tries)
+        await until(lambda: service.stats().waiting == 0)
+    others = [asyncio.create_task(client.ask(key="another")) for _ in range(2)]
+    await until(lambda: service.stats().waiting == 1)
+    others[0].cancel()
+    await asyncio.sleep(0.5)  # until it has been noticed: the other one has still paid
+    assert 429 == (await client.ask(key="attempt", headers={"Prefer": "wait=1"})).status
+    others[1].cancel()
+    await outcomes(*others)
+    await until(lambda: service.stats().waiting == 0)
+
+
+@pytest.mark.fault(47)
+@virtual_time
+async def test_who_ran_out_of_time_in_the_queue_has_not_paid() -> None:
+    """A wait that became longer than it was predicted costs nothing either."""
+    async with open_virtual_endpoint(ONE_TOKEN, Quota(rate=2.0)) as ask:
+        await ask("first")
+        hurried = {"Idempotency-Key": "attempt", "Prefer": "wait=1"}
+        late = asyncio.create_task(ask("alice", hurried))
+        await settle()
+        host = TokenRequest(ROOM, "host")
+        urgent = [
+            asyncio.create_task(ask.service.issue(host, fresh=True, priority=Priority.HIGH))
+            for _ in range(4)
+        ]
+        assert 503 == (await late).status
+        assert 200 == (await ask("alice", {"Idempotency-Key": "another"})).status
+        await asyncio.gather(*urgent)
+
+
+@pytest.mark.fault(47)
+async def test_who_reached_nobody_has_not_paid(mount: Mount) -> None:
+    """Where there is no connection to AWS, nothing was sent."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}"
+        client = await mount(ONE_TOKEN, endpoint_url=url)
+        for key in ("attempt", "attempt", "another", None):
+            assert_problem(await client.ask(key=key), 503, "unreachable")
+
+
+@pytest.mark.fault(47)
+async def test_who_could_not_be_signed_for_has_not_paid(
+    mount: Mount, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """Without credentials nothing is sent either."""
+
+    class Nobody:
+        async def load_credentials(self) -> None:
+            return None
+
+    session: Any = bare_session()
+    session.register_component("credential_provider", Nobody())
+    client = await mount(ONE_TOKEN, session=session)
+    statuses = [(await client.ask(key=key)).status for key in ("attempt", "attempt", "another")]
+    assert statuses[0] >= 500
+    assert [statuses[0]] * 3 == statuses
+    assert 0 == count_requests(ivschat_emulator)
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("fails", [False, True])
+async def test_who_leaves_after_the_request_has_paid_for_it(
+    fails: bool, mount: Mount, open_service: OpenService, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """The token that comes is the attempt's, free of charge; if none comes, another one costs."""
+    emulator = ivschat_emulator.emulator
+    emulator.configure(latency=0.6)  # longer than it takes to notice that a client has left
+    if fails:
+        emulator.fail_next(Fault(FaultKind.ERROR_500))
+    service = open_service(retry=ONE_REQUEST)
+    client = await mount(ONE_TOKEN, service=service)
+    call = asyncio.create_task(client.ask(key="attempt"))
+    await until(lambda: service.stats().requests == 1)
+    call.cancel()
+    await outcomes(call)
+    assert 429 == (await client.ask(key="another")).status
+    await until(lambda: service.stats().flights == 0)
+    again = [(await client.ask(key="attempt")).status for _ in range(3)]
+    assert [429 if fails else 200] * 3 == again
+    assert 1 == count_requests(ivschat_emulator)
+
+
+@pytest.mark.fault(47)
+@virtual_time
+async def test_who_leaves_takes_back_nothing_that_another_try_has_used() -> None:
+    """A try that was served has used the charge, though nothing was sent for the one that left."""
+    async with open_virtual_endpoint(ONE_TOKEN, Quota(rate=1.0)) as ask:
+        headers = {"Idempotency-Key": "attempt"}
+        abandoned = asyncio.create_task(ask.service.issue(TokenRequest(ROOM, "alice"), fresh=True))
+        await asyncio.sleep(0.01)
+        queued = asyncio.create_task(ask("alice", headers))
+        await settle()
+        abandoned.cancel()
+        await asyncio.sleep(0.02)
+        assert 200 == (await ask("alice", headers)).status  # with the token that was abandoned
+        queued.cancel()
+        await outcomes(queued)
+        assert 429 == (await ask("alice", {"Idempotency-Key": "another"})).status
+
+
+@pytest.mark.fault(47)
+async def test_a_token_that_could_not_be_handed_out_was_paid_for(
+    mount: Mount, rule: Rule, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """If the rule refuses after the wait, its token is the next try's, free of charge."""
+    answers = [True, False, True]
+
+    async def changing(request: Any, ask: Ask) -> TokenRequest | None:
+        return await rule(request, ask) if answers.pop(0) else None
+
+    client = await mount(ONE_TOKEN, authorize=changing)
+    statuses = [(await client.ask(key="attempt")).status for _ in range(2)]
+    assert [403, 200] == statuses
+    assert 1 == count_requests(ivschat_emulator)
+
+
+@pytest.mark.fault(47)
+async def test_one_key_brings_no_more_than_what_was_paid_for(
+    mount: Mount, open_service: OpenService, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """A repetition is free while its token is there; one that needs a new token is charged."""
+    service = open_service()
+    client = await mount(ONE_TOKEN, service=service)
+    assert 200 == (await client.ask(key="attempt")).status
+    service.invalidate(user="alice")
+    assert 429 == (await client.ask(key="attempt")).status
+    assert 1 == count_requests(ivschat_emulator)
 
 
 @pytest.mark.parametrize(

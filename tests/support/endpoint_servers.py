@@ -6,8 +6,9 @@ import asyncio
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -222,17 +223,32 @@ def _watch_nobody(cancel: Callable[[], None]) -> Callable[[], None]:
     return lambda: None
 
 
+@dataclass(frozen=True)
+class VirtualEndpoint:
+    """An endpoint in virtual time, without a web server.
+
+    Args:
+        service: the service that it issues tokens by.
+    """
+
+    service: AsyncTokenService
+    _endpoint: Endpoint[str]
+
+    async def __call__(self, user: str, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
+        """Ask for a token."""
+        received = Received({"Content-Type": "application/json", **headers}, b"{}")
+        return await self._endpoint.respond(self.service, user, received, _watch_nobody)
+
+
 @asynccontextmanager
 async def open_virtual_endpoint(
     policy: EndpointPolicy,
     quota: Quota = Quota(),  # noqa: B008 (frozen)
     host_ahead: float = 0.0,
-) -> AsyncIterator[Callable[..., Awaitable[Reply]]]:
-    """Open an endpoint in virtual time, without a web server; AWS answers after 20 ms.
+) -> AsyncIterator[VirtualEndpoint]:
+    """Open an endpoint in virtual time; AWS answers after 20 ms.
 
     The clock of its host may be some seconds ahead of AWS's.
-
-    Gives a function that asks for a token, given a user and further headers.
     """
 
     async def rule(user: str, ask: Ask) -> TokenRequest | None:
@@ -248,9 +264,4 @@ async def open_virtual_endpoint(
         quota=quota,
         clock=clock,
     ) as service:
-
-        async def ask(user: str, headers: Mapping[str, str] = MappingProxyType({})) -> Reply:
-            received = Received({"Content-Type": "application/json", **headers}, b"{}")
-            return await endpoint.respond(service, user, received, _watch_nobody)
-
-        yield ask
+        yield VirtualEndpoint(service, endpoint)

@@ -12,7 +12,8 @@ import json
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 from cachetools import TTLCache
@@ -28,11 +29,12 @@ from aioivschat._endpoint.asks import (
 )
 from aioivschat._endpoint.exchange import CLIENT_GONE, Received, Reply
 from aioivschat._endpoint.problems import FORBIDDEN, INVALID_MEMBER, Refusal, reply_with_problem
-from aioivschat._endpoint.rate_limits import KNOWN_CALLERS, EndpointPolicy, RateLimits
+from aioivschat._endpoint.rate_limits import KNOWN_CALLERS, Charges, EndpointPolicy
 from aioivschat._models import TOKEN_LIFE_SECONDS, Attempt, ChatToken, TokenRequest
 from aioivschat._secrets import Unpickled
+from aioivschat._service.issuing import note_flight
 from aioivschat._service.service import AsyncTokenService
-from aioivschat.errors import InvalidConfiguration, InvalidRequest, Overloaded
+from aioivschat.errors import InvalidConfiguration, InvalidRequest
 
 R = TypeVar("R")
 
@@ -47,8 +49,6 @@ _FREE_REPEAT_SECONDS = TOKEN_LIFE_SECONDS / 2
 
 _MAX_KNOWN_BODIES = 1024
 """Bodies whose meaning is remembered: all viewers of an event ask for much the same."""
-
-_TOKEN_LIFE = timedelta(seconds=TOKEN_LIFE_SECONDS)
 
 _JSON_HEADERS = {"Content-Type": "application/json", "Cache-Control": "no-store"}
 
@@ -74,10 +74,11 @@ class Endpoint(Generic[R]):
         self._policy = policy
         self._passed_on = passed_on
         self._rng = rng or random.SystemRandom()  # a fork shares no state of it
-        self._clock = clock = clock or Clock()
-        self._limits = RateLimits(policy, clock)
+        clock = clock or Clock()
+        self._wall = clock.wall
+        self._charges = Charges(policy, clock)
         self._asks: dict[bytes, Ask] = {}
-        self._served: TTLCache[Attempt, _ServedAttempt] = TTLCache(
+        self._served: TTLCache[Attempt, _ServedToken] = TTLCache(
             KNOWN_CALLERS, _FREE_REPEAT_SECONDS, timer=clock.monotonic
         )
 
@@ -103,30 +104,34 @@ class Endpoint(Generic[R]):
         fresh = received.key is None
         attempt = None if received.key is None else Attempt((wanted.identity, received.key))
         served = None if attempt is None else self._find_served(attempt)
-        if served is None:
-            self._limits.charge(wanted)
-        token = service.ready(wanted, idempotency_key=received.key, fresh=fresh)
-        if token is None:
-            try:
-                with _CancelOnDisconnect(watch):
-                    token = await service.issue(
-                        wanted,
-                        idempotency_key=received.key,
-                        fresh=fresh,
-                        timeout=shorten_patience(self._policy.patience, received.headers),
-                    )
-            except Overloaded:
-                if served is None:
-                    self._limits.refund(wanted)  # nothing was sent to AWS
-                raise
-            # The rule may have banned the user during the wait. The token is kept for this attempt
-            # only: a later request gets it if it is granted the very same again.
-            check_still_granted(wanted, await self._ask_rule(request, ask))
-        if served is None or served.token != token.token:
-            served = _ServedAttempt(token.token, self._format_token(token))
-            if attempt is not None:
-                self._served[attempt] = served
-        return self._make_reply(served.members, token)
+        if served is not None:
+            token = service.ready(wanted, idempotency_key=received.key)
+            if token is not None and token.token == served.token:
+                return self._make_reply(served)
+        charge = self._charges.begin_try(wanted, attempt)
+        has_token = False
+        try:
+            token = service.ready(wanted, idempotency_key=received.key, fresh=fresh)
+            if token is None:
+                patience = shorten_patience(self._policy.patience, received.headers)
+                noted = note_flight.set(charge.note_flight)
+                try:
+                    with _CancelOnDisconnect(watch):
+                        token = await service.issue(
+                            wanted, idempotency_key=received.key, fresh=fresh, timeout=patience
+                        )
+                finally:
+                    note_flight.reset(noted)
+                # The rule may have banned the user during the wait. The token is kept for this
+                # attempt only: a later try gets it if it is granted the very same again.
+                check_still_granted(wanted, await self._ask_rule(request, ask))
+            has_token = True
+        finally:
+            self._charges.end_try(charge, wanted, attempt, has_token=has_token)
+        served = self._format_token(token)
+        if attempt is not None:
+            self._served[attempt] = served
+        return self._make_reply(served)
 
     def _parse_body(self, body: bytes) -> Ask:
         ask = parse(body)
@@ -136,7 +141,7 @@ class Endpoint(Generic[R]):
             self._asks[body] = ask
         return ask
 
-    def _find_served(self, attempt: Attempt) -> _ServedAttempt | None:
+    def _find_served(self, attempt: Attempt) -> _ServedToken | None:
         try:
             return self._served[attempt]  # TTLCache.get() looks it up twice
         except KeyError:
@@ -155,31 +160,36 @@ class Endpoint(Generic[R]):
             raise TypeError("authorize must return a TokenRequest or None")
         return narrow(grant, ask)
 
-    def _format_token(self, token: ChatToken) -> str:
-        """Return the members of a reply, but for the time at which it is sent."""
+    def _format_token(self, token: ChatToken) -> _ServedToken:
         session_end, aws_end = iso_utc(token.session_expires), iso_utc(token.token_expires)
-        return (
-            f'"token":{json.dumps(token.token)},'
+        members = (
+            f'{{"token":{json.dumps(token.token)},'
             f'"tokenExpirationTime":"{aws_end if self._policy.raw_expiration else session_end}",'
-            f'"sessionExpirationTime":"{session_end}","awsTokenExpirationTime":"{aws_end}"'
+            f'"sessionExpirationTime":"{session_end}","awsTokenExpirationTime":"{aws_end}","now":"'
         )
+        return _ServedToken(token.token, members.encode(), token.token_expires.timestamp())
 
-    def _make_reply(self, members: str, token: ChatToken) -> Reply:
-        # The client compares it with the other times, which are AWS's. This host's clock may be
+    def _make_reply(self, served: _ServedToken) -> Reply:
+        # The client compares the time with the others, which are AWS's. This host's clock may be
         # wrong; but a token that is handed out has not expired, and lives for a minute at most.
-        aws_end = token.token_expires
-        now = min(
-            max(datetime.fromtimestamp(self._clock.wall(), UTC), aws_end - _TOKEN_LIFE), aws_end
-        )
-        return Reply(200, _JSON_HEADERS, f'{{{members},"now":"{iso_utc(now)}"}}'.encode())
+        now = min(max(self._wall(), served.aws_end - TOKEN_LIFE_SECONDS), served.aws_end)
+        seconds, thousandths = divmod(round(now * 1000), 1000)
+        end = b'%b.%03dZ"}' % (_format_second(seconds), thousandths)
+        return Reply(200, _JSON_HEADERS, served.members + end)
 
 
 @dataclass(eq=False, slots=True, repr=False)
-class _ServedAttempt(Unpickled):
-    """The token that an attempt was given, and the members of the reply that tell of it."""
+class _ServedToken(Unpickled):
+    """A token that was served, the reply's members but for its time, and the token's end."""
 
     token: str
-    members: str
+    members: bytes
+    aws_end: float
+
+
+@lru_cache(maxsize=4)
+def _format_second(seconds: int) -> bytes:
+    return iso_utc(datetime.fromtimestamp(seconds, UTC)).removesuffix(".000Z").encode()
 
 
 class _ClientDisconnected(Exception):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cachetools import LRUCache
+from cachetools import LRUCache, TTLCache
 
 from aioivschat._clock import Clock
 from aioivschat._endpoint.problems import RATE_LIMITED, Refusal
-from aioivschat._models import TokenRequest
+from aioivschat._models import TOKEN_LIFE_SECONDS, Attempt, TokenRequest
 from aioivschat._secrets import Unpickled
+from aioivschat._service.minting import TokenFlight
 from aioivschat.errors import require_number
 
 KNOWN_CALLERS = 100_000
@@ -44,8 +45,8 @@ class EndpointPolicy:
     Args:
         patience: seconds, above 0, that a request waits for its token; below the time after which
             clients and proxies give up. A request may shorten it: ``Prefer: wait=3`` (RFC 7240).
-        per_user: how many new tokens each user may have. Repeating an attempt that got its token
-            is free. ``None``: no limit.
+        per_user: how many new tokens each user may have. All tries of an attempt are charged once,
+            and those for which AWS was sent nothing are not charged. ``None``: no limit.
         per_room: the same for each room.
         raw_expiration: whether ``tokenExpirationTime`` is AWS's own, a minute ahead, and not the
             end of the session. The chat SDK then takes a new token every 30 seconds.
@@ -61,6 +62,84 @@ class EndpointPolicy:
 
     def __post_init__(self) -> None:
         require_number("EndpointPolicy.patience", self.patience, above=0, unit=" s")
+
+
+class Charge:
+    """One token of the shares of a user and a room, for all tries of one attempt.
+
+    Attributes:
+        tries: under way.
+        flight: which one of them has waited for last.
+        is_earned: whether one of them brought a token.
+    """
+
+    __slots__ = ("flight", "is_earned", "tries")
+
+    def __init__(self) -> None:
+        self.tries = 0
+        self.flight: TokenFlight | None = None
+        self.is_earned = False
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether AWS was sent a request for it."""
+        return self.flight is not None and self.flight.sent > 0
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether that came to nothing, so that another request is another charge."""
+        return self.is_sent and self.flight is not None and self.flight.failed
+
+    def note_flight(self, flight: TokenFlight) -> None:
+        """Take note of the flight that a try waits for."""
+        self.flight = flight
+
+
+class Charges:
+    """What attempts without a token were charged: once each, however often they are tried."""
+
+    def __init__(self, policy: EndpointPolicy, clock: Clock) -> None:
+        self._limits = RateLimits(policy, clock)
+        self._tried: dict[Attempt, Charge] = {}
+        # Those that a request was sent for and whose tries have all left, as long as their tokens
+        # may live: apart, as this costs more than the rest.
+        self._left: TTLCache[Attempt, Charge] = TTLCache(
+            KNOWN_CALLERS, TOKEN_LIFE_SECONDS, timer=clock.monotonic
+        )
+
+    def begin_try(self, wanted: TokenRequest, attempt: Attempt | None) -> Charge:
+        """Charge an attempt, unless it was charged before; without one there is one try only.
+
+        Raises:
+            Refusal: a share is used up.
+        """
+        charge = None
+        if attempt is not None:
+            charge = self._tried.get(attempt) or self._left.pop(attempt, None)
+        if charge is None or charge.is_spent:
+            self._limits.charge(wanted)
+            charge = Charge()
+        charge.tries += 1
+        if attempt is not None:
+            self._tried[attempt] = charge
+        return charge
+
+    def end_try(
+        self, charge: Charge, wanted: TokenRequest, attempt: Attempt | None, *, has_token: bool
+    ) -> None:
+        """Give back what was charged, if this was the last try and AWS was sent nothing."""
+        charge.tries -= 1
+        charge.is_earned |= has_token
+        if charge.tries:
+            return
+        if attempt is not None and self._tried.get(attempt) is charge:
+            del self._tried[attempt]
+            if charge.is_sent and not charge.is_earned:
+                self._left[attempt] = charge
+        if charge.is_earned:
+            charge.flight = None  # in whose context the charge is: neither would go at once
+        elif not charge.is_sent:
+            self._limits.refund(wanted)
 
 
 class RateLimits:

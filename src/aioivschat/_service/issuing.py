@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,11 @@ from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stats import Counters
 from aioivschat._service.stock import TokenStock
 from aioivschat.errors import ChatTokenError, DeadlineExceeded, InvalidRequest, is_number
+
+note_flight: ContextVar[Callable[[TokenFlight], None] | None] = ContextVar(
+    "note_flight", default=None
+)
+"""Called with each flight that a call waits for: by it can be seen what was sent for the call."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -117,6 +124,9 @@ class Issuer:
                     return token
                 continue
             flight = self._join_or_start_flight(flight, call)
+            note = note_flight.get()
+            if note is not None:
+                note(flight)
             try:
                 token = await self.minter.flights.join(flight, self._hand_out_alive)
             except FlightStopped:

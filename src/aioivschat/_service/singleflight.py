@@ -59,6 +59,11 @@ class Flight(Generic[V]):
         """Whether the work has ended."""
         return self.begun and self._task.done()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the work has ended without a value."""
+        return self.done and (self._task.cancelled() or self._task.exception() is not None)
+
     def commit(self) -> None:
         """Keep the work from being cancelled for lack of callers; called by the work."""
         self.committed = True

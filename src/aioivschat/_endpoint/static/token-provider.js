@@ -201,7 +201,7 @@ export function createTokenProvider({
 
     /** Wait, unless the call's time would be over by then: nothing could come of it. */
     async function sleep(milliseconds) {
-      if (monotonic() + milliseconds >= deadline) throw failure;
+      if (end.signal.aborted || monotonic() + milliseconds >= deadline) throw failure;
       if (milliseconds > 0) {
         await new Promise((resolve) => {
           sleeping = setTimeout(resolve, milliseconds);
