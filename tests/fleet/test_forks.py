@@ -15,6 +15,7 @@ import pytest
 
 from aioivschat import (
     AsyncTokenService,
+    Clock,
     Event,
     Invalidated,
     Quota,
@@ -23,6 +24,7 @@ from aioivschat import (
     TokenRequest,
 )
 from aioivschat._endpoint.endpoint import Endpoint
+from aioivschat._service.fair_queue import Connections
 from aioivschat.aiohttp import EndpointPolicy
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.redis import RedisTier
@@ -116,7 +118,9 @@ def test_nothing_that_is_made_before_a_fork_has_a_state_of_chance() -> None:
 
     tier = RedisTier("redis://127.0.0.1:1/0", keys=[SEALING_KEY])
     tokens = AsyncTokenService(session=local_session(), shared=tier)
-    limiter = tier.limiter("123456789012", "us-east-1", Quota(), lambda rate: None, 100)
+    limiter = tier.limiter(
+        "123456789012", "us-east-1", Quota(), lambda rate: None, Connections(Clock())
+    )
     endpoint: Any = Endpoint(authorize, EndpointPolicy(), ValueError)
     for part in (tokens, tier, limiter, endpoint):
         sources = [one for one in _reachable(part) if isinstance(one, random.Random)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from aioivschat import PoolPolicy, Priority, Quota, TokenRequest
+from aioivschat._service.fair_queue import Connections
 from aioivschat._service.limiter import LocalLimiter
 from aioivschat.emulator import QuotaShape
 from support.raw_servers import certificate, tls
@@ -19,7 +20,10 @@ from support.services import ROOM, OpenService, until
 from support.talking_server import talking_server
 from support.virtual import VirtualClock, virtual_time
 
-CONNECTIONS = 100
+
+def connections(most: int) -> Connections:
+    """Return the connections to a region."""
+    return Connections(VirtualClock(), most)
 
 
 @dataclass
@@ -77,7 +81,8 @@ class Upstream:
 
 def upstream(quota: Quota = Quota(), **options: object) -> Upstream:  # noqa: B008 (frozen)
     """Return one with as many connections as a service has."""
-    return Upstream(LocalLimiter(quota, VirtualClock(), None, CONNECTIONS), **options)  # type: ignore[arg-type]
+    limiter = LocalLimiter(quota, VirtualClock(), None, connections(100))
+    return Upstream(limiter, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.fault(31)
@@ -140,7 +145,7 @@ async def test_a_slow_spell_is_not_followed_by_a_flood(quota: Quota) -> None:
 @virtual_time
 async def test_the_wait_for_a_connection_is_foreseen() -> None:
     """With two connections of half a second each, four calls a second are what can be."""
-    limiter = LocalLimiter(Quota(), VirtualClock(), None, 2)
+    limiter = LocalLimiter(Quota(), VirtualClock(), None, connections(2))
     aws = Upstream(limiter, latency=0.5)
     await asyncio.gather(*(aws.call() for _ in range(100)))
     assert 2 == aws.idle
@@ -157,7 +162,7 @@ async def test_the_wait_for_a_connection_is_foreseen() -> None:
 @virtual_time
 async def test_a_connection_that_is_free_goes_to_the_most_urgent() -> None:
     """Priorities hold for connections as for permits, and who leaves gives both back."""
-    limiter = LocalLimiter(Quota(), VirtualClock(), None, 1)
+    limiter = LocalLimiter(Quota(), VirtualClock(), None, connections(1))
     first = limiter.reserve()
     await first.granted()
     order: list[str] = []
@@ -178,6 +183,62 @@ async def test_a_connection_that_is_free_goes_to_the_most_urgent() -> None:
     await asyncio.gather(*tasks)
     assert ["sooner", "later"] == order
     assert (0, 0.0) == (limiter.waiting, limiter.predicted_wait())
+
+
+@pytest.mark.fault(31)
+@virtual_time
+async def test_accounts_of_a_region_share_its_connections_in_turns() -> None:
+    """No limiter grants what another has; each is told of the others, and none is forgotten."""
+    shared = connections(2)
+    limiters = [LocalLimiter(Quota(), VirtualClock(), None, shared) for _ in range(3)]
+    aws = [Upstream(limiter, latency=0.5) for limiter in limiters]
+    await asyncio.gather(*(each.call() for each in aws for _ in range(10)))
+    crowds = [asyncio.create_task(each.call()) for each in aws[:2] for _ in range(20)]
+    await asyncio.sleep(0.25)
+    assert [0.0, 2] == [shared.free, sum(20 - limiter.waiting for limiter in limiters[:2])]
+    # The newcomer of another account waits for one turn of each; that of these, for all.
+    assert limiters[2].predicted_wait() == pytest.approx(0.75)
+    newcomer = asyncio.create_task(aws[2].call())
+    await asyncio.sleep(0)
+    foreseen = limiters[0].predicted_wait()
+    last = asyncio.create_task(aws[0].call())
+    await asyncio.gather(newcomer, last, *crowds)
+    assert aws[2].waits[-1][0] <= 1.0
+    assert foreseen == pytest.approx(aws[0].waits[-1][0], abs=0.6)
+    assert (2.0, 0, 0.0) == (shared.free, limiters[0].waiting, limiters[0].predicted_wait())
+
+
+@virtual_time
+async def test_the_first_answers_tell_how_long_the_rest_waits() -> None:
+    """From cold, as soon as one round of answers is there."""
+    limiter = LocalLimiter(Quota(), VirtualClock(), None, connections(2))
+    aws = Upstream(limiter, latency=0.5)
+    calls = [asyncio.create_task(aws.call()) for _ in range(20)]
+    await asyncio.sleep(0.51)
+    foreseen = limiter.predicted_wait()
+    started = asyncio.get_running_loop().time()
+    calls.append(asyncio.create_task(aws.call()))
+    await asyncio.gather(*calls)
+    assert foreseen == pytest.approx(aws.arrivals[-1] - started, abs=0.6)
+
+
+@pytest.mark.fault(31)
+@virtual_time
+async def test_connections_that_do_not_open_are_in_the_wait_for_one() -> None:
+    """Those that failed to open held their place as long as others: estimates know."""
+    limiter = LocalLimiter(Quota(), VirtualClock(), None, connections(10))
+
+    async def fail() -> None:
+        reservation = limiter.reserve()
+        await reservation.granted()
+        await asyncio.sleep(3.0)
+        reservation.release()
+
+    tasks = [asyncio.create_task(fail()) for _ in range(50)]
+    await asyncio.sleep(3.1)
+    assert 30 == limiter.waiting
+    assert limiter.predicted_wait() == pytest.approx(9.0, abs=1.0)
+    await asyncio.gather(*tasks)
 
 
 @virtual_time

@@ -145,7 +145,7 @@ async def test_a_reservation_costs_the_logarithm_of_who_waits() -> None:
 @given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=80))
 def test_those_who_go_before_are_counted_as_if_one_by_one(steps: list[tuple[int, bool]]) -> None:
     """Of each room as many as wait before a newcomer in its own, and one more."""
-    turns, waiting = _RoomTurns(), Counter[int]()
+    limiter, turns, waiting = LocalLimiter(Quota(), Clock()), _RoomTurns(), Counter[int]()
     reservations: list[QueuedReservation] = []
     for room, leaves in steps:
         if leaves and reservations:
@@ -153,7 +153,7 @@ def test_those_who_go_before_are_counted_as_if_one_by_one(steps: list[tuple[int,
             assert turns.remove(gone)
             waiting[int(gone.room)] -= 1
         else:
-            new = QueuedReservation(limiter_of(), Priority.NORMAL, str(room), 0.0)
+            new = QueuedReservation(limiter, Priority.NORMAL, str(room), 0.0)
             turns.add(new)
             reservations.append(new)
             waiting[room] += 1

@@ -9,13 +9,15 @@ come, first served. A retry, which has waited already, is the next of its priori
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 
 from aioivschat._clock import TICK_SECONDS, Clock
 from aioivschat._models import Priority
 
 _HELD_WEIGHT = 0.1
-"""Share that the last request has in the mean time for which a request holds its connection."""
+"""Share that the last request has in the mean time for which a request holds its connection; the
+first ten have equal shares."""
 
 
 class _RoomTurns:
@@ -97,27 +99,84 @@ class _PrefixSums:
         return total
 
 
+class Connections:
+    """The connections to a region, which the limiters of its accounts share in turns.
+
+    Args:
+        clock: where the time comes from.
+        most: how many requests may be under way.
+    """
+
+    def __init__(self, clock: Clock, most: float = math.inf) -> None:
+        self._clock = clock
+        self._most = most
+        # Of the requests under way: how many, the sum of the moments at which they got their
+        # connections, and the seconds for which one lately held it.
+        self._under_way = 0
+        self._sum_of_starts = 0.0
+        self._mean_held = 0.0
+        self._ended = 0
+        # Those with somebody waiting that found none free; whose turn it is comes first.
+        self._lacking: dict[QueuedLimiter, None] = {}
+
+    @property
+    def free(self) -> float:
+        """How many more requests may be under way."""
+        return self._most - self._under_way
+
+    def predicted_wait(self, limiter: QueuedLimiter, ahead: int) -> float:
+        """Return the seconds until one is free for whom so many others go before at a limiter."""
+        others = (min(other.waiting, ahead + 1) for other in self._lacking if other is not limiter)
+        lacking = sum(others, ahead + 1) - self.free
+        if lacking <= 0:
+            return 0.0
+        held = self._mean_held
+        if self.free <= 0:
+            # Those under way have seen half of their time on average: this tells sooner that AWS
+            # has become slow than those that are over.
+            mean_age = self._clock.monotonic() - self._sum_of_starts / self._under_way
+            held = max(held, 2 * mean_age)
+        return lacking * held / self._most
+
+    def wait(self, limiter: QueuedLimiter) -> None:
+        """Have a limiter serve the next who waits there once one is free."""
+        self._lacking.setdefault(limiter)
+
+    def take(self, now: float) -> None:
+        """Begin a request."""
+        self._under_way += 1
+        self._sum_of_starts += now
+
+    def give_back(self, started: float) -> None:
+        """End a request that began at a moment."""
+        self._under_way -= 1
+        # The sum begins anew where it can, without what rounding has added to it.
+        self._sum_of_starts = self._sum_of_starts - started if self._under_way else 0.0
+        self._ended += 1
+        held = self._clock.monotonic() - started
+        self._mean_held += max(_HELD_WEIGHT, 1 / self._ended) * (held - self._mean_held)
+        while self._lacking and self.free > 0:
+            limiter = next(iter(self._lacking))
+            del self._lacking[limiter]
+            limiter._serve_next()
+
+
 class QueuedLimiter:
-    """What limiters of all kinds share: a queue for each priority, and a number of connections.
+    """What limiters of all kinds share: a queue for each priority, and connections.
 
     A permit is granted together with a connection, which is free again when the request is over.
 
     Args:
         clock: where the time comes from.
         max_waiting: as in :class:`Quota`.
-        max_connections: how many requests may be under way.
+        connections: those of the region; ``None``: as many as it takes.
     """
 
-    def __init__(self, clock: Clock, max_waiting: int, max_connections: float) -> None:
+    def __init__(self, clock: Clock, max_waiting: int, connections: Connections | None) -> None:
         self._clock = clock
         self._max_waiting = max_waiting
-        self._max_connections = max_connections
+        self._connections = connections or Connections(clock)
         self._queues = tuple(_RoomTurns() for _ in Priority)
-        # Of the requests under way: how many, the sum of the moments at which they got their
-        # connections, and the seconds for which one lately held it.
-        self._under_way = 0
-        self._sum_of_starts = 0.0
-        self._mean_held = 0.0
         self._leaving = asyncio.Lock()  # held by who has a permit and a connection, and must wait
 
     @property
@@ -139,28 +198,11 @@ class QueuedLimiter:
         more_urgent = sum(len(queue) for queue in self._queues[:priority])
         return more_urgent + self._queues[priority].count_before(room)
 
-    def _connection_wait(self, ahead: int) -> float:
-        """Return the seconds until a connection is free for whom so many others go before."""
-        lacking = self._under_way + ahead + 1 - self._max_connections
-        if lacking <= 0:
-            return 0.0
-        held = self._mean_held
-        if self._under_way >= self._max_connections:
-            # Those under way have seen half of their time on average: this tells sooner that AWS
-            # has become slow than those that are over.
-            mean_age = self._clock.monotonic() - self._sum_of_starts / self._under_way
-            held = max(held, 2 * mean_age)
-        return lacking * held / self._max_connections
-
     def _enqueue(self, reservation: QueuedReservation, again: bool) -> None:
         self._queues[reservation.priority].add(reservation, at_head=again)
 
     def _pop_next(self) -> QueuedReservation:
         return next(queue for queue in self._queues if queue).pop_next()
-
-    def _start_request(self, now: float) -> None:
-        self._under_way += 1
-        self._sum_of_starts += now
 
     # What a reservation asks for.
 
@@ -176,20 +218,14 @@ class QueuedLimiter:
         raise NotImplementedError
 
     def _serve_next(self) -> None:
-        """Grant what can be granted, as a connection is free."""
+        """Grant what can be granted; without a free connection, wait for one."""
         raise NotImplementedError
 
     def _end_request(self, started: float, *, sent: bool) -> None:
-        was_full = self._under_way >= self._max_connections
-        self._under_way -= 1
-        # The sum begins anew where it can, without what rounding has added to it.
-        self._sum_of_starts = self._sum_of_starts - started if self._under_way else 0.0
-        if sent:
-            held = self._clock.monotonic() - started
-            self._mean_held += _HELD_WEIGHT * (held - self._mean_held)
-        else:
+        if not sent:
             self._refund_permit()
-        if (was_full or not sent) and self.waiting:
+        self._connections.give_back(started)
+        if not sent and self.waiting:
             self._serve_next()
 
     def _withdraw(self, reservation: QueuedReservation) -> None:
@@ -279,6 +315,6 @@ class QueuedReservation:
     def grant(self, now: float) -> None:
         """Give permit and connection to whoever waits for it, now or later."""
         self._granted_at = now
-        self._limiter._start_request(now)
+        self._limiter._connections.take(now)
         if self._future is not None and not self._future.done():
             self._future.set_result(None)

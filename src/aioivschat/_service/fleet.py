@@ -13,6 +13,7 @@ from typing import Protocol
 from aioivschat._clock import Clock
 from aioivschat._events import Observers
 from aioivschat._models import ChatToken, Identity, SharingKey
+from aioivschat._service.fair_queue import Connections
 from aioivschat._service.limiter import Limiter, LocalLimiter, Quota
 
 
@@ -147,7 +148,7 @@ class SharedTier(Protocol):
         region: str,
         quota: Quota,
         on_rate: Callable[[float], None],
-        max_connections: int,
+        connections: Connections,
     ) -> Limiter:
         """Return a limiter that shares the quota of an account and region with the fleet."""
 
@@ -177,10 +178,10 @@ class OneProcess:
         region: str,
         quota: Quota,
         on_rate: Callable[[float], None],
-        max_connections: int,
+        connections: Connections,
     ) -> Limiter:
         """Return a limiter of this process."""
-        return LocalLimiter(quota, self._clock, on_rate, max_connections)
+        return LocalLimiter(quota, self._clock, on_rate, connections)
 
     async def aclose(self) -> None:
         """Nothing to end."""

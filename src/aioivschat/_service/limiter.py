@@ -27,7 +27,7 @@ from typing import Protocol
 from aioivschat._clock import TICK_SECONDS, Clock
 from aioivschat._contexts import call_later
 from aioivschat._models import Priority
-from aioivschat._service.fair_queue import QueuedLimiter, QueuedReservation
+from aioivschat._service.fair_queue import Connections, QueuedLimiter, QueuedReservation
 from aioivschat.errors import require_number
 
 HEADROOM = 0.01
@@ -146,7 +146,7 @@ class LocalLimiter(QueuedLimiter):
         quota: what is allowed.
         clock: where the time comes from.
         on_rate: called with the new rate when what was learnt changes it.
-        max_connections: requests that may be under way.
+        connections: those of the region; ``None``: as many as it takes.
     """
 
     def __init__(
@@ -154,9 +154,9 @@ class LocalLimiter(QueuedLimiter):
         quota: Quota,
         clock: Clock,
         on_rate: Callable[[float], None] | None = None,
-        max_connections: float = math.inf,
+        connections: Connections | None = None,
     ) -> None:
-        super().__init__(clock, quota.max_waiting, max_connections)
+        super().__init__(clock, quota.max_waiting, connections)
         self._quota = quota
         self._on_rate = on_rate
         if quota.burst is None:
@@ -197,7 +197,7 @@ class LocalLimiter(QueuedLimiter):
         now = self._clock.monotonic()
         ahead = self._count_before(priority, room)
         due = max(self._permit_due(now), self._paced_due(now, ahead), now)
-        return max(due - now, self._connection_wait(ahead))
+        return max(due - now, self._connections.predicted_wait(self, ahead))
 
     def reserve(
         self, priority: Priority = Priority.NORMAL, *, room: str = "", again: bool = False
@@ -206,15 +206,15 @@ class LocalLimiter(QueuedLimiter):
         now = self._clock.monotonic()
         self._adapt_rate(now)
         # Nobody waits without a timer, but for a connection; with one, no permit is due yet.
-        free = self._timer is None and self._under_way < self._max_connections
-        if free and self._permit_due(now) <= now:
+        unhindered = self._timer is None and self._connections.free > 0
+        if unhindered and self._permit_due(now) <= now:
             reservation = QueuedReservation(self, priority, room, now)
             self._grant(reservation, now)
             return reservation
         expected = now + self.predicted_wait(priority, room)
         reservation = QueuedReservation(self, priority, room, expected)
         self._enqueue(reservation, again)
-        if free:
+        if self._timer is None:
             self._serve_next()
         return reservation
 
@@ -248,7 +248,10 @@ class LocalLimiter(QueuedLimiter):
             self._timer = None
         now = self._clock.monotonic()
         self._adapt_rate(now)
-        while self.waiting and self._under_way < self._max_connections:
+        while self.waiting:
+            if self._connections.free <= 0:
+                self._connections.wait(self)
+                return
             due = self._permit_due(now)
             if due > now + TICK_SECONDS:
                 self._timer = call_later(max(due - now, _TIMER_MIN_SECONDS), self._serve_next)

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aioivschat._clock import Clock
 from aioivschat._events import Observers, RateChanged
 from aioivschat._models import RoomArn
+from aioivschat._service.fair_queue import Connections
 from aioivschat._service.fleet import SharedTier
 from aioivschat._service.limiter import Limiter, Quota
 from aioivschat.errors import require
@@ -29,7 +31,9 @@ class Limiters:
     quota: Quota | Mapping[tuple[str, str], Quota]
     tier: SharedTier
     observers: Observers
+    clock: Clock
     max_connections: int
+    _connections: dict[str, Connections] = field(default_factory=dict)
     _limiters: dict[tuple[str, str], Limiter] = field(default_factory=dict)
 
     @property
@@ -64,6 +68,10 @@ class Limiters:
             def tell(rate: float) -> None:
                 self.observers.tell(RateChanged(account, region, rate))
 
-            limiter = self.tier.limiter(account, region, quota, tell, self.max_connections)
+            connections = self._connections.get(region)
+            if connections is None:
+                connections = Connections(self.clock, self.max_connections)
+                self._connections[region] = connections
+            limiter = self.tier.limiter(account, region, quota, tell, connections)
             self._limiters[account, region] = limiter
         return limiter

@@ -94,7 +94,7 @@ class AsyncTokenService:
         self._tier = shared or OneProcess(clock)
         self._fences = Fences(self._observers)
         self._counters = Counters()
-        self._limiters = Limiters(quota, self._tier, self._observers, pool.max_connections)
+        self._limiters = Limiters(quota, self._tier, self._observers, clock, pool.max_connections)
         self._cache = TokenCache(cache, clock, self._fences)
         self._stock = TokenStock(cache, self._cache)
         self._stock_sweeper = StockSweeper(self._stock, clock, self._observers)

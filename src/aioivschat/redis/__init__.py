@@ -19,6 +19,7 @@ from typing import Any
 
 from aioivschat._clock import Clock
 from aioivschat._events import Observers, SharedChanged, SharedState
+from aioivschat._service.fair_queue import Connections
 from aioivschat._service.limiter import Limiter, Quota
 from aioivschat.errors import require, require_number
 from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS, Engine, EngineState
@@ -122,7 +123,7 @@ class RedisTier:
         region: str,
         quota: Quota,
         on_rate: Callable[[float], None],
-        max_connections: int,
+        connections: Connections,
     ) -> Limiter:
         """Return a limiter that shares the quota of an account and region."""
         assert self._clock is not None, "the service binds the tier first"  # noqa: S101 (its own)
@@ -134,7 +135,7 @@ class RedisTier:
             quota,
             self._clock,
             on_rate,
-            max_connections=max_connections,
+            connections=connections,
             members=self._members or 1,
         )
         self._limiters.append(limiter)

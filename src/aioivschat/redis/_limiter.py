@@ -27,7 +27,7 @@ from functools import cached_property
 from aioivschat._clock import Clock
 from aioivschat._contexts import call_later, start_task, time_limit
 from aioivschat._models import Priority
-from aioivschat._service.fair_queue import QueuedLimiter, QueuedReservation
+from aioivschat._service.fair_queue import Connections, QueuedLimiter, QueuedReservation
 from aioivschat._service.limiter import BURST_HELD_BACK, HEADROOM, LocalLimiter, Quota
 from aioivschat.redis._engine import Engine, EngineAway, EngineState
 from aioivschat.redis._limiter_script import SYNC
@@ -71,7 +71,7 @@ class SharedLimiter(QueuedLimiter):
         quota: what is allowed to the fleet as a whole.
         clock: where the time comes from.
         on_rate: called with the fleet's new rate when what was learnt changes it.
-        max_connections: requests that this process may have under way.
+        connections: those of this process to the region; ``None``: as many as it takes.
         members: how many processes share the quota, until the engine has said so.
         rng: where the jitter comes from.
     """
@@ -84,11 +84,11 @@ class SharedLimiter(QueuedLimiter):
         clock: Clock,
         on_rate: Callable[[float], None] | None = None,
         *,
-        max_connections: float = math.inf,
+        connections: Connections | None = None,
         members: int = 1,
         rng: random.Random | None = None,
     ) -> None:
-        super().__init__(clock, quota.max_waiting, max_connections)
+        super().__init__(clock, quota.max_waiting, connections)
         self._engine = engine
         self._keys = [f"{{{name}}}:{part}" for part in ("pace", "members", "returned")]
         self._quota = quota
@@ -159,7 +159,7 @@ class SharedLimiter(QueuedLimiter):
         It assumes that the other members go on to want as much as they reported last.
         """
         ahead = self._count_before(priority, room)
-        return max(0.0, self._permit_wait(ahead), self._connection_wait(ahead))
+        return max(0.0, self._permit_wait(ahead), self._connections.predicted_wait(self, ahead))
 
     def _permit_wait(self, ahead: int) -> float:
         now = self._clock.monotonic()
@@ -226,6 +226,8 @@ class SharedLimiter(QueuedLimiter):
             del self._slots[0]
             if due > now - _SLOT_VOID_AFTER_SECONDS:
                 self._pop_next().grant(now)
+        if self.waiting and not self._servable:
+            self._connections.wait(self)
         self._start_work_if_needed()
 
     def _serve_next(self) -> None:
@@ -237,7 +239,7 @@ class SharedLimiter(QueuedLimiter):
     @property
     def _servable(self) -> int:
         """How many reservations wait and find a connection."""
-        return int(min(self.waiting, self._max_connections - self._under_way))
+        return int(min(self.waiting, self._connections.free))
 
     def _refund_permit(self) -> None:
         # The slot's moment has come: the engine cannot hand it out again, but this process can.

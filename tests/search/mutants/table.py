@@ -127,8 +127,8 @@ LIMITER = (
     Mutant(
         "permit-not-due",
         "_service/limiter.py",
-        "if free and self._permit_due(now) <= now:",
-        "if free:",
+        "if unhindered and self._permit_due(now) <= now:",
+        "if unhindered:",
         "a caller that finds nobody waiting gets a permit, due or not",
         tests="service/test_limiter.py",
     ),
@@ -162,10 +162,18 @@ LIMITER = (
     Mutant(
         "refund-forgotten",
         "_service/fair_queue.py",
-        "        else:\n            self._refund_permit()\n",
+        "        if not sent:\n            self._refund_permit()\n",
         "",
         "the permit of a caller who left is lost",
         tests="service/test_limiter.py",
+    ),
+    Mutant(
+        "others-of-the-region-forgotten",
+        "_service/fair_queue.py",
+        "        while self._lacking and self.free > 0:\n",
+        "        while False:\n",
+        "who waits for a connection waits on when one is free",
+        tests="service/test_leaving.py",
     ),
     Mutant(
         "left-reservation-kept",
