@@ -8,15 +8,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiobotocore.awsrequest import AioAWSResponse
 
-from aioivschat import PoolPolicy, Priority, Quota, TokenRequest
+from aioivschat import PoolPolicy, Priority, Quota, RetryPolicy, TokenRequest
 from aioivschat._service.fair_queue import Connections
 from aioivschat._service.limiter import LocalLimiter
 from aioivschat.emulator import QuotaShape
-from support.raw_servers import certificate, tls
-from support.services import ROOM, OpenService, until
+from support.raw_servers import BODY, certificate, tls
+from support.services import ROOM, OpenService, local_session, until
 from support.talking_server import talking_server
 from support.virtual import VirtualClock, virtual_time
 
@@ -293,3 +295,32 @@ async def test_what_has_no_connection_yet_has_spent_nothing(
                 go_on.set()
                 await asyncio.gather(*calls)
                 assert 8 == server.requests == tokens.stats().requests
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("status", [200, 429])
+async def test_what_a_listener_answers_keeps_the_pace(
+    open_service: OpenService, status: int
+) -> None:
+    """Over no connection of ours: by a recorder of answers, a mock, or a client of its own."""
+
+    class Answer(AioAWSResponse):
+        async def _content_prop(self) -> bytes:
+            return BODY
+
+    headers: Any = {"x-amzn-requestid": "r", "x-amzn-errortype": "ThrottlingException"}
+    session = local_session()
+    session.register(
+        "before-send.ivschat",
+        lambda request, **_: Answer(request.url, status, headers, None),
+    )
+    tokens = open_service(
+        session=session, quota=Quota(rate=0.01), retry=RetryPolicy(max_attempts=1)
+    )
+    calls = [asyncio.create_task(tokens.issue(TokenRequest(ROOM, f"u{n}"))) for n in range(3)]
+    await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert (1, 2) == (tokens.stats().requests, tokens.stats().waiting)
+    assert tokens.estimate(ROOM) > 100.0
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)

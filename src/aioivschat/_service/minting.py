@@ -30,7 +30,13 @@ from aioivschat._service.retry import RETRIED, Retrier
 from aioivschat._service.singleflight import Flight, SingleFlight
 from aioivschat._service.stats import Counters
 from aioivschat._service.stock import TokenStock
-from aioivschat.errors import AwsError, ChatTokenError, MalformedResponse, Throttled
+from aioivschat.errors import (
+    AwsError,
+    ChatTokenError,
+    ConnectionFailed,
+    MalformedResponse,
+    Throttled,
+)
 
 
 class TokenFlight(Flight[Entry]):
@@ -309,14 +315,18 @@ class Minter:
 
         try:
             minted = await self.pool.mint(call.room.region, request, leave)
+            await leave()  # if a listener or a mock answered, over no connection of ours
             end, wall_end = started + minted.life, started_wall + minted.life
             entry = Entry(request.identity, minted.token, end, wall_end, flight.generation)
             # A failed request like any other: else a slow upstream would be asked for ever.
             if not self.cache.is_alive(entry):
                 raise MalformedResponse(f"too little is left of the token's {minted.life:.1f} s")
         except ChatTokenError as error:
+            if isinstance(error, ConnectionFailed):
+                counters.requests += not sent  # it found no connection
+            else:
+                await leave()
             flight.uncommit()
-            counters.requests += not sent  # it found no connection
             if isinstance(error, Throttled):
                 counters.throttled += 1
                 flight.limiter.throttled()

@@ -401,8 +401,8 @@ MINTING = (
     Mutant(
         "committed-for-good",
         "_service/minting.py",
-        "            flight.uncommit()\n            counters.requests += not sent",
-        "            counters.requests += not sent",
+        "            flight.uncommit()\n            if isinstance",
+        "            if isinstance",
         "a retry waits for its turn, and is sent, for callers who have left",
         tests="service/test_cancellation.py",
     ),
