@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from aioivschat import AsyncTokenService
 from aioivschat.emulator import ThreadedEmulatorServer
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from support.engine import EngineServer  # needs redis-py
 
 pytest_plugins = ["pytester", "support.faults", "support.node", "support.tasks"]
+
+# On a busy machine an example may take any time.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
