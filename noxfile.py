@@ -179,7 +179,10 @@ def e2e(session: nox.Session) -> None:
 
 @nox.session(python=OLDEST, requires=["build"])
 def tracers(session: nox.Session) -> None:
-    """Test that real tracers see the built wheel's calls as they see those of bare aiobotocore."""
+    """Test that real tracers see the built wheel's calls as they see those of bare aiobotocore.
+
+    And that real crash reporters show no secret of a call that fails.
+    """
     _install_wheel(session, EXTRAS, *_group("test"), *_group("tracers"))
     session.run("pytest", "-m", "tracers", *PARALLEL, *_in_tests("tracers"), *session.posargs)
 

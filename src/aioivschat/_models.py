@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from functools import lru_cache
@@ -16,7 +16,7 @@ from itertools import combinations
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from aioivschat._secrets import Secret, Unpickled
+from aioivschat._secrets import Hidden, Secret, Unpickled, hides
 from aioivschat.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -120,36 +120,31 @@ def _parse_room(text: str) -> RoomArn:
     return RoomArn(*match.groups())
 
 
-class Identity(Secret, tuple[Any, ...]):
+class Identity(Hidden):
     """What makes two requests the same to AWS; hashable, and shown as nothing but its kind."""
 
     __slots__ = ()
 
-    def __repr__(self) -> str:
-        return "<identity>"
 
-
-class Attempt(Secret, tuple[Identity, str]):
+class Attempt(Hidden):
     """One logical connection attempt: ``Attempt((identity, idempotency_key))``."""
 
     __slots__ = ()
 
     @property
     def identity(self) -> Identity:
-        return self[0]
+        return cast(Identity, self.at(0))
 
     @property
     def key(self) -> str:
-        return self[1]
-
-    def __repr__(self) -> str:
-        return "<attempt>"
+        return cast(str, self.at(1))
 
 
 SharingKey = Identity | Attempt
 """What calls have in common that share a token: plain ones their identity, others their attempt."""
 
 
+@hides("user", "attributes", "identity")
 @dataclass(frozen=True, init=False, eq=False, repr=False, slots=True)
 class TokenRequest(Secret):
     """A request for one token.
@@ -170,12 +165,14 @@ class TokenRequest(Secret):
         InvalidRequest: naming the first member that breaks a limit.
     """
 
+    _SENT_INSTEAD = "as_members(), the arguments of create_chat_token"
+
     room: str
     user: str
     capabilities: frozenset[Capability]
     attributes: Mapping[str, str]
     session_minutes: int
-    identity: Identity
+    identity: Identity = field(init=False)
 
     def __init__(
         self,
@@ -185,20 +182,20 @@ class TokenRequest(Secret):
         attributes: Mapping[str, str] | None = None,
         session_minutes: int = SESSION_DEFAULT_MINUTES,
     ) -> None:
-        identity = _checked_identity(room, user, capabilities, attributes, session_minutes)
-        if isinstance(identity, InvalidRequest):
+        members = _checked_members(room, user, capabilities, attributes, session_minutes)
+        if isinstance(members, InvalidRequest):
             # Out of tracebacks that show locals.
             del self, room, user, capabilities, attributes, session_minutes
-            raise identity
+            raise members
         # What was checked: a mapping may differ when it is read again, or an Enum as it is shown.
-        plain_room, plain_user, granted, pairs, minutes = identity
+        plain_room, plain_user, granted, pairs, minutes = members
         put = object.__setattr__
         put(self, "room", plain_room)
         put(self, "user", plain_user)
         put(self, "capabilities", granted)
         put(self, "attributes", MappingProxyType(dict(pairs)) if pairs else _NO_ATTRIBUTES)
         put(self, "session_minutes", minutes)
-        put(self, "identity", identity)
+        put(self, "identity", Identity(members))
 
     def as_members(self) -> dict[str, Any]:
         """Return the request as the members of ``CreateChatToken``."""
@@ -230,6 +227,7 @@ class TokenRequest(Secret):
         )
 
 
+@hides("token")
 @dataclass(frozen=True, slots=True, repr=False)
 class ChatToken(Secret):
     """A token that connects once.
@@ -240,6 +238,8 @@ class ChatToken(Secret):
         session_expires: until when the session lasts that it opens, by AWS's clock.
         reused: whether somebody was handed it before: it may be spent already.
     """
+
+    _SENT_INSTEAD = "token.token"
 
     token: str
     token_expires: datetime
@@ -269,6 +269,7 @@ class Reply(Unpickled, dict[str, Any]):
     """The reply of ``create_chat_token``: a dict whose ``repr``, as in a log, hides the token."""
 
     __slots__ = ()
+    _SENT_INSTEAD = "dict(reply)"
 
     def __repr__(self) -> str:
         shown = {key: value for key, value in self.items() if key != "token"}
@@ -282,17 +283,27 @@ class Reply(Unpickled, dict[str, Any]):
 
     __copy__ = copy
 
+    def __or__(self, other: Any) -> Any:
+        return _as_reply(super().__or__(other))
+
+    def __ror__(self, other: Any) -> Any:
+        return _as_reply(super().__ror__(other))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Reply:
         return Reply(self)  # its values never change
 
 
-def _checked_identity(
+def _as_reply(merged: Any) -> Any:
+    return merged if merged is NotImplemented else Reply(merged)
+
+
+def _checked_members(
     room: str,
     user: str,
     capabilities: Iterable[str],
     attributes: Mapping[str, str] | None,
     session_minutes: int,
-) -> Identity | InvalidRequest:
+) -> tuple[Any, ...] | InvalidRequest:
     """Check every member; return an error instead of raising it, so that it has no traceback."""
     try:
         if type(room) is not str or type(user) is not str:
@@ -304,7 +315,7 @@ def _checked_identity(
         minutes = _checked_minutes(session_minutes)
     except InvalidRequest as error:
         return error.with_traceback(None)
-    return Identity((room, user, granted, pairs, minutes))
+    return room, user, granted, pairs, minutes
 
 
 def unchecked_identity(

@@ -99,7 +99,7 @@ TWICE = RetryPolicy(max_attempts=2, base_delay=0.001, max_delay=0.001)
 
 IN_PROCESS = ("logs", "log records", "reprs", "pickles", "tasks")
 SERVED = (*IN_PROCESS, "events")
-FAILED = (*SERVED, "errors", "pickled errors", "tracebacks")
+FAILED = (*SERVED, "errors", "pickled errors", "tracebacks", "walked locals")
 
 Path_ = Callable[["Stage"], Awaitable[None]]
 PATHS: dict[str, tuple[Path_, tuple[str, ...]]] = {}
@@ -1091,6 +1091,7 @@ LEAKS: dict[str, tuple[str, Callable[[Ears], object]]] = {
     "a group": ("errors", lambda ears: ears.error(ExceptionGroup("x", [KeyError(USER)]))),
     "a pickled error": ("pickled errors", lambda ears: ears.error(ValueError(SESSION))),
     "a frame": ("tracebacks", lambda ears: ears.error(_raised_by_a_library())),
+    "a value in a frame": ("walked locals", lambda ears: ears.error(_raised_by_a_library())),
     "a warning": ("hooks", lambda ears: warnings.warn(USER, ResourceWarning, stacklevel=1)),
     "an output": ("output", lambda ears: ears.note("output", PASSWORD.encode())),
     "an engine": ("engine", lambda ears: ears.note("engine", SEALING)),

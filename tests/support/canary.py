@@ -14,8 +14,8 @@ import threading
 import traceback
 import warnings
 from base64 import b64encode, urlsafe_b64encode
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,6 +56,7 @@ SURFACES = (
     "errors",  # what an error says of itself, and every one in its chain
     "pickled errors",
     "tracebacks",  # with locals
+    "walked locals",  # what is within them, whatever their repr
     "hooks",  # warnings, and errors that nobody caught
     "answers",  # what HTTP clients get that is no token
     "engine",  # what passes to a fleet's engine, and what it holds
@@ -286,10 +287,45 @@ class Ears:
             except Exception as refusal:
                 self.note("pickled errors", repr(refusal))
             rendered = traceback.TracebackException.from_exception(current, capture_locals=True)
-            for frame in rendered.stack:
-                if not frame.filename.startswith(_TESTS):
-                    place = f"{frame.filename}:{frame.lineno} {frame.name}"
-                    self.note("tracebacks", place, *(frame.locals or {}).items())
+            frames = traceback.walk_tb(current.__traceback__)
+            for summary, (frame, _) in zip(rendered.stack, frames, strict=True):
+                if not summary.filename.startswith(_TESTS):
+                    place = f"{summary.filename}:{summary.lineno} {summary.name}"
+                    self.note("tracebacks", place, *(summary.locals or {}).items())
+                    self.note("walked locals", place)
+                    for name, value in frame.f_locals.items():
+                        for way, text in texts_within(value):
+                            self.note("walked locals", f"{place} {name}{way} {text}")
+
+
+def texts_within(value: object) -> Iterator[tuple[str, str]]:
+    """Yield the texts that a walker finds: by items, slots, attributes and fields, by no ``repr``.
+
+    Each with the way to it. Of what is not the library's own, only the items are looked at.
+    """
+    seen: set[int] = set()
+    pending: list[tuple[str, object]] = [("", value)]
+    while pending:
+        way, each = pending.pop()
+        if isinstance(each, str | bytes | bytearray):
+            yield way, each if isinstance(each, str) else each.decode("latin-1")
+            continue
+        if id(each) in seen or isinstance(each, type):
+            continue
+        seen.add(id(each))
+        if isinstance(each, Mapping):
+            for key, item in [*each.items()]:
+                pending += [(f"{way}.keys", key), (f"{way}[{type(key).__name__}]", item)]
+        elif isinstance(each, list | tuple | set | frozenset | deque):
+            pending += [(f"{way}[{number}]", item) for number, item in enumerate([*each])]
+        if type(each).__module__.partition(".")[0] == "aioivschat":
+            names = {*getattr(each, "__dict__", ())}
+            if dataclasses.is_dataclass(each):
+                names |= {field.name for field in dataclasses.fields(each)}
+            for kind in type(each).__mro__:
+                slots = vars(kind).get("__slots__", ())
+                names |= {slots} if isinstance(slots, str) else {*slots}
+            pending += [(f"{way}.{name}", getattr(each, name, None)) for name in names]
 
 
 class _Handler(logging.Handler):

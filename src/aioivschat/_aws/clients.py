@@ -121,11 +121,13 @@ class ClientPool:
         observers: Observers,
         allow_http: str | Iterable[str] | None = None,
     ) -> None:
-        self._endpoint_url = endpoint_url
-        del endpoint_url  # out of tracebacks that show locals: it may hold a password
-        self._http_hosts = parse_http_hosts(allow_http)
-        if self._endpoint_url is not None:
-            check_endpoint("endpoint_url", self._endpoint_url, self._http_hosts)
+        try:
+            self._http_hosts = parse_http_hosts(allow_http)
+            if endpoint_url is not None:
+                check_endpoint("endpoint_url", endpoint_url, self._http_hosts)
+            self._endpoint_url = endpoint_url
+        finally:
+            del endpoint_url  # out of tracebacks that show locals: it may hold a password
         self._create_client: Callable[..., Any]
         self._session, self._create_client = _botocore_session(session)
         self._policy = policy

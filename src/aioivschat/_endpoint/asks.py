@@ -19,7 +19,7 @@ from aioivschat._endpoint.problems import (
     Refusal,
 )
 from aioivschat._models import KEY_MAX_CHARACTERS, TokenRequest
-from aioivschat._secrets import Secret
+from aioivschat._secrets import Secret, hides
 from aioivschat.errors import InvalidRequest
 
 _WAIT_FORM = re.compile(r'(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?:$|[,;])', re.IGNORECASE)
@@ -47,6 +47,7 @@ _HARMLESS_NAME = re.compile(r"[A-Za-z_]{1,40}")
 _ANY_ROOM = "arn:aws:ivschat:us-east-1:0:room/x"
 
 
+@hides("user", "attributes")
 @dataclass(frozen=True, slots=True, repr=False)
 class Ask(Secret):
     """What the body of a request asks for; it grants nothing.

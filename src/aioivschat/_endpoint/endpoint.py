@@ -31,7 +31,7 @@ from aioivschat._endpoint.exchange import CLIENT_GONE, Received, Reply
 from aioivschat._endpoint.problems import FORBIDDEN, INVALID_MEMBER, Refusal, reply_with_problem
 from aioivschat._endpoint.rate_limits import KNOWN_CALLERS, Charges, EndpointPolicy
 from aioivschat._models import TOKEN_LIFE_SECONDS, Attempt, ChatToken, TokenRequest
-from aioivschat._secrets import Unpickled
+from aioivschat._secrets import Unpickled, hides
 from aioivschat._service.issuing import note_flight
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.errors import InvalidConfiguration, InvalidRequest
@@ -178,6 +178,7 @@ class Endpoint(Generic[R]):
         return Reply(200, _JSON_HEADERS, served.members + end)
 
 
+@hides("token")
 @dataclass(eq=False, slots=True, repr=False)
 class _ServedToken(Unpickled):
     """A token that was served, the reply's members but for its time, and the token's end."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Mapping
+from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, NoReturn
 
 from aioivschat._contexts import time_limit
-from aioivschat._secrets import Unpickled
+from aioivschat._secrets import Unpickled, hides
 
 BODY_MAX_BYTES = 4096
 """Four times the largest attributes, which are what makes a body large."""
@@ -22,6 +22,7 @@ class Unread(Enum):
     TOO_LATE = "not there in time"
 
 
+@hides("body", "headers", "key")
 class Received(Unpickled):
     """A request's headers and body; its ``repr`` shows neither, as tracebacks may show locals.
 
@@ -37,7 +38,9 @@ class Received(Unpickled):
         self.key = headers.get("Idempotency-Key")
 
 
-class Reply(NamedTuple):
+@hides("body")
+@dataclass(slots=True, repr=False)
+class Reply(Unpickled):
     """What goes back to the client; its ``repr`` leaves out the body, which may hold a token."""
 
     status: int
@@ -46,9 +49,6 @@ class Reply(NamedTuple):
 
     def __repr__(self) -> str:
         return f"<Reply {self.status}>"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Reply may hold a token and is not pickled")
 
 
 CLIENT_GONE = Reply(499, PROBLEM_HEADERS, b"")

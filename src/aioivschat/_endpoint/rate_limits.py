@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from cachetools import LRUCache, TTLCache
 
 from aioivschat._clock import Clock
 from aioivschat._endpoint.problems import RATE_LIMITED, Refusal
 from aioivschat._models import TOKEN_LIFE_SECONDS, Attempt, TokenRequest
-from aioivschat._secrets import Unpickled
+from aioivschat._secrets import Hidden, Unpickled
 from aioivschat._service.minting import TokenFlight
 from aioivschat.errors import require_number
 
@@ -177,17 +178,17 @@ class _Buckets(Unpickled):
         self._interval = share.seconds / share.tokens
         self._depth = share.seconds - self._interval
         self._clock = clock
-        self._full_at: LRUCache[str, float] = LRUCache(KNOWN_CALLERS)
+        self._full_at: LRUCache[tuple[Any, ...], float] = LRUCache(KNOWN_CALLERS)
 
     def wait(self, name: str) -> float:
         """Return the seconds until the bucket has a token; at most 0 if it has one."""
-        return self._full_at.get(name, -math.inf) - self._depth - self._clock.monotonic()
+        return self._full_at.get((name,), -math.inf) - self._depth - self._clock.monotonic()
 
     def take(self, name: str) -> None:
-        full_at = max(self._full_at.get(name, -math.inf), self._clock.monotonic())
-        self._full_at[name] = full_at + self._interval
+        full_at = max(self._full_at.get((name,), -math.inf), self._clock.monotonic())
+        self._full_at[Hidden((name,))] = full_at + self._interval
 
     def put_back(self, name: str) -> None:
-        full_at = self._full_at.get(name)
+        full_at = self._full_at.get((name,))
         if full_at is not None:
-            self._full_at[name] = full_at - self._interval
+            self._full_at[Hidden((name,))] = full_at - self._interval

@@ -20,6 +20,7 @@ from aioivschat._models import (
     Reply,
     SharingKey,
 )
+from aioivschat._secrets import hides
 from aioivschat._service.fences import Fences
 from aioivschat.errors import require_number
 
@@ -53,6 +54,7 @@ class CachePolicy:
         require_number("CachePolicy.min_remaining", remaining, least=0, below=life, unit=" s")
 
 
+@hides("_reply")
 @dataclass(slots=True, eq=False, repr=False)
 class Entry:
     """A token with its two deadlines, in seconds: the earlier one ends its life.

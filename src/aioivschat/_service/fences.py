@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from aioivschat._events import Invalidated, Observers
-from aioivschat._secrets import Unpickled
+from aioivschat._models import Identity
+from aioivschat._secrets import Hidden, Unpickled
 
 _MAX_FENCES = 65_536
 """Fences kept one by one. With one more, every request that began earlier counts as fenced."""
@@ -26,7 +27,7 @@ class Fences(Unpickled):
         self.generation = 0
         self._oldest_unfenced = 0
         # Fences do not expire: a flight may queue for longer than a token lives.
-        self._generations: dict[tuple[str | None, str | None], int] = {}
+        self._generations: dict[tuple[Any, ...], int] = {}
 
     def add(self, room: str | None, user: str | None) -> None:
         """Invalidate what began before: of a room, of a user, or of a user in a room.
@@ -37,10 +38,10 @@ class Fences(Unpickled):
         if len(self._generations) >= _MAX_FENCES:
             self._generations.clear()
             self._oldest_unfenced = self.generation
-        self._generations[room, user] = self.generation
+        self._generations[Hidden((room, user))] = self.generation
         self._observers.tell(Invalidated(room, user is not None))
 
-    def is_fenced(self, generation: int, identity: tuple[Any, ...]) -> bool:
+    def is_fenced(self, generation: int, identity: Identity) -> bool:
         """Tell whether a request was invalidated after it began.
 
         Args:
@@ -51,7 +52,7 @@ class Fences(Unpickled):
             return False
         if generation < self._oldest_unfenced:
             return True
-        room, user = identity[0], identity[1]
+        room, user = identity.at(0), identity.at(1)
         return any(
             self._generations.get(fence, 0) > generation
             for fence in ((room, user), (room, None), (None, user))

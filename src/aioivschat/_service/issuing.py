@@ -60,7 +60,7 @@ class Issuer:
         """Return the delivered token of a key, or of a tuple that merely equals an identity."""
         entry = self.cache.get(key)
         if entry is not None and self.observers:
-            self.observers.tell(Delivered(entry.identity[0], Source.CACHE, 0.0))
+            self.observers.tell(Delivered(entry.identity.at(0), Source.CACHE, 0.0))
         return entry
 
     def take_available(self, request: TokenRequest, key: SharingKey | None) -> ChatToken | None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from aioivschat._secrets import Unpickled
+
 if TYPE_CHECKING:
     from .moto_backend import MotoServer
     from .server import ThreadedEmulatorServer
@@ -21,6 +23,13 @@ _REMOVED_VARIABLES = (
     "REQUESTS_CA_BUNDLE",
 )
 """What botocore reads besides the variables of its table."""
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Explain a failed comparison of what holds a secret by reprs: pytest would walk a reply."""
+    if isinstance(left, Unpickled) or isinstance(right, Unpickled):
+        return [f"{left!r} {op} {right!r}"]
+    return None
 
 
 @pytest.fixture(scope="session")

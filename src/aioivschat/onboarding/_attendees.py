@@ -38,7 +38,7 @@ from itertools import chain
 from typing import Any, BinaryIO, Literal
 
 from aioivschat._models import SESSION_MAX_MINUTES, RoomArn, TokenRequest
-from aioivschat._secrets import Secret
+from aioivschat._secrets import Secret, hides
 from aioivschat.errors import InvalidRequest
 
 LINE_MAX_BYTES = 65_536
@@ -84,6 +84,7 @@ _Row = dict[str, Any]
 """A row by column. A value is an error where the cell could not be read."""
 
 
+@hides("user")
 @dataclass(frozen=True, slots=True, repr=False)
 class Attendee(Secret):
     """One row of an attendee file: the request for a token, or why there can be none.

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from aioivschat._secrets import Hidden
 from aioivschat.errors import InvalidConfiguration
 
 KEY_BYTES = 32
@@ -33,11 +34,11 @@ class SealingKey:
     def __init__(self, secret: bytes) -> None:
         self.id = _derived(secret, b"id")[:_ID_BYTES]
         self.cipher = AESGCM(_derived(secret, b"seal"))
-        self._name_secret = _derived(secret, b"name")
+        self._name_secret = Hidden((_derived(secret, b"name"),))
 
     def name(self, parts: bytes) -> str:
         """Return the keyed hash of some parts."""
-        digest = hmac.digest(self._name_secret, parts, "sha256")
+        digest = hmac.digest(self._name_secret.at(0), parts, "sha256")
         return urlsafe_b64encode(digest[:_NAME_BYTES]).rstrip(b"=").decode()
 
 

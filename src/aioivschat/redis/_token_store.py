@@ -137,7 +137,7 @@ class TokenStore:
 
     def key_rows(self, identity: Identity, key: SharingKey | None) -> list[KeyRow]:
         """Return the keys of a flight, a row for each sealing key."""
-        room, user, capabilities, attributes, minutes = identity
+        room, user, capabilities, attributes, minutes = identity.members()
         what = room, user, sorted(capabilities), attributes, minutes
         attempt = (what, key.key) if isinstance(key, Attempt) else (what,)
         columns = (
