@@ -23,7 +23,7 @@ nox.options.sessions = ["tests", "compat", "lint", "types"]
 WHEELS = Path(".nox", "wheels")
 EXTRAS = "[cli,moto,plot,redis,starlette]"
 PARALLEL = ("-n", "auto", "--dist", "worksteal")
-ONCE_ELSEWHERE = ("-m", "not (e2e or once or tracers)")
+ONCE_ELSEWHERE = ("-m", "not (e2e or frozen or once or tracers)")
 
 
 def _group(name: str) -> list[str]:
@@ -185,6 +185,13 @@ def tracers(session: nox.Session) -> None:
     """
     _install_wheel(session, EXTRAS, *_group("test"), *_group("tracers"))
     session.run("pytest", "-m", "tracers", *PARALLEL, *_in_tests("tracers"), *session.posargs)
+
+
+@nox.session(python=OLDEST, requires=["build"])
+def frozen(session: nox.Session) -> None:
+    """Test the built wheel in a program that PyInstaller has frozen."""
+    _install_wheel(session, EXTRAS, *_group("test"), *_group("frozen"))
+    session.run("pytest", "-m", "frozen", *_in_tests("frozen"), *session.posargs)
 
 
 @nox.session(python=OLDEST)

@@ -22,7 +22,7 @@ FLOORS = (
     ("aiohttp", "starlette"),
     ("demo",),
     ("cli",),
-    ("__main__",),
+    ("__main__", "_pyinstaller"),
 )
 """What stands beside what, from the ground up. Neighbours on a floor do not import each other."""
 
