@@ -16,10 +16,11 @@ from aiobotocore.session import get_session
 from moto import mock_aws
 from moto.server import ThreadedMotoServer
 
-from aioivschat.emulator import Emulator, EmulatorServer, Fault, FaultKind
+from aioivschat import InvalidConfiguration, PoolPolicy, TokenRequest
+from aioivschat.emulator import Emulator, EmulatorServer, Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.emulator.moto_backend import MotoServer, install
 from support.emulators import ROOM, client_of
-from support.services import until
+from support.services import OpenService, until
 
 
 @pytest.fixture(scope="module")
@@ -209,3 +210,40 @@ def test_missing_moto_names_the_extra() -> None:
     """The error without moto says what to install."""
     code = "import sys; sys.modules['moto'] = None; import aioivschat.emulator.moto_backend"
     assert "aioivschat[moto]" in python(code).stderr.splitlines()[-1]
+
+
+@pytest.mark.fault(44)
+@pytest.mark.parametrize("prepared", [True, False], ids=["prepared", "general"])
+async def test_mock_aws_around_an_async_client_is_told_at_once(
+    open_service: OpenService, prepared: bool
+) -> None:
+    """No retry, nothing unreadable: it says what answered, and what to use."""
+    with mock_aws():
+        service = open_service(session=None, endpoint_url=None, pool=PoolPolicy(prepared=prepared))
+        for _ in range(2):
+            with pytest.raises(InvalidConfiguration, match="mock_aws: use moto's server") as caught:
+                await service.issue(TokenRequest(ROOM, "alice"))
+        assert "session" == caught.value.option
+        assert 2 == service.stats().requests
+
+
+@pytest.mark.fault(44)
+async def test_an_emulator_serves_within_mock_aws(
+    open_service: OpenService, ivschat_emulator: ThreadedEmulatorServer
+) -> None:
+    """What goes to an endpoint of its own is not moto's."""
+    with mock_aws():
+        await open_service(session=None).issue(TokenRequest(ROOM, "alice"))
+    assert 1 == ivschat_emulator.emulator.counts().requests
+
+
+@pytest.mark.fault(44)
+def test_a_server_for_one_test_gives_back_what_one_for_a_session_serves(
+    server: MotoServer,
+) -> None:
+    """moto has one model of each service in a process."""
+    from aioivschat.emulator import moto_backend
+
+    with MotoServer() as other:
+        assert other.emulator is moto_backend._emulator is not server.emulator
+    assert server.emulator is moto_backend._emulator

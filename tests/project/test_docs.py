@@ -75,9 +75,9 @@ async def test_an_application_of_the_readme_serves_tokens(source: str) -> None:
             assert "export function createTokenProvider" in await answer.text()
 
 
-def test_the_test_of_the_readme_passes(pytester: pytest.Pytester) -> None:
-    """The README's test passes with the plugin's fixtures and nothing else."""
-    (block,) = TESTS
+@pytest.mark.parametrize("block", TESTS, ids=["a test", "a session"])
+def test_the_test_of_the_readme_passes(pytester: pytest.Pytester, block: str) -> None:
+    """A test of the README passes with the plugin's fixtures and nothing else."""
     pytester.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
     pytester.makepyfile(block)
     result = pytester.runpytest_subprocess("-q")

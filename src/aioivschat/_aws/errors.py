@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from traceback import walk_tb
 from typing import Any
 
 import aiohttp
@@ -19,6 +20,7 @@ from aioivschat.errors import (
     AccessDenied,
     AwsError,
     ConnectionFailed,
+    InvalidConfiguration,
     MalformedResponse,
     PendingVerification,
     ResourceNotFound,
@@ -98,10 +100,21 @@ def translate_error(
             return error
     elif isinstance(error, OSError):
         return ConnectionFailed(type(error).__name__)
+    elif _was_answered_in_process(error):
+        made = "an answer made in this process for clients that are not async, as by mock_aws"
+        found = f"{made}: use moto's server, as the pytest fixture ivschat_moto does"
+        return InvalidConfiguration("session", "of clients that are answered over HTTP", found)
     # The parser lets many kinds through: of a timestamp that is none, of nesting without end.
     if answer and answer["status_code"] >= 400:
         return _to_aws_error(_error_without_body(answer), request)
     return MalformedResponse(f"it cannot be parsed ({type(error).__name__})")
+
+
+def _was_answered_in_process(error: Exception) -> bool:
+    """Tell whether a listener gave aiobotocore an answer that cannot be awaited."""
+    frames = (frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__))
+    is_of_kind = isinstance(error, AttributeError | TypeError)
+    return is_of_kind and "convert_to_response_dict" in frames
 
 
 def connection_failure_name(error: Exception) -> str:

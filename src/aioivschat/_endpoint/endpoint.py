@@ -178,7 +178,7 @@ class Endpoint(Generic[R]):
         return Reply(200, _JSON_HEADERS, served.members + end)
 
 
-@hides("token")
+@hides("token", "members")
 @dataclass(eq=False, slots=True, repr=False)
 class _ServedToken(Unpickled):
     """A token that was served, the reply's members but for its time, and the token's end."""

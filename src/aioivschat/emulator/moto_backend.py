@@ -111,6 +111,7 @@ class MotoServer:
 
     def __enter__(self) -> Self:
         moto_server = _import_moto("moto.server")
+        self._replaced = _emulator
         install(self.emulator)
         server = moto_server.ThreadedMotoServer(self._host, self._port, verbose=False)
         server.start()
@@ -120,6 +121,7 @@ class MotoServer:
     def __exit__(self, *_: object) -> None:
         self._server.stop()
         self._server = None
+        install(self._replaced)  # one that serves a whole session may have been there before
 
 
 def _handle_request(request: Any, url: str, headers: Mapping[str, str]) -> tuple[int, Any, bytes]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,10 +35,7 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
 
 @pytest.fixture(scope="session")
 def _ivschat_server() -> Iterator[ThreadedEmulatorServer]:
-    from .server import ThreadedEmulatorServer
-
-    with ThreadedEmulatorServer() as server:
-        yield server
+    yield from _run_emulator()
 
 
 @pytest.fixture
@@ -55,32 +53,40 @@ def ivschat_emulator(_ivschat_server: ThreadedEmulatorServer) -> ThreadedEmulato
 @pytest.fixture
 def ivschat_room(ivschat_emulator: ThreadedEmulatorServer) -> str:
     """The ARN of a room that exists on the emulator, in us-east-1."""
-    arn: str = ivschat_emulator.emulator.create_room()["arn"]
-    return arn
+    return _create_room(ivschat_emulator)
 
 
 @pytest.fixture
-def ivschat_env(ivschat_emulator: ThreadedEmulatorServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def ivschat_env(ivschat_emulator: ThreadedEmulatorServer) -> Iterator[None]:
     """Environment variables that lead unmodified code to the emulator, in us-east-1.
 
     Nothing else of the user's AWS configuration holds, and no proxy stands before the emulator.
     """
-    from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
+    with _environment(ivschat_emulator.url):
+        yield
 
-    for _, names, _, _ in BOTOCORE_DEFAUT_SESSION_VARIABLES.values():
-        for name in [names] if isinstance(names, str) else names or ():
-            monkeypatch.delenv(name, raising=False)
-    for name in _REMOVED_VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, os.devnull)
-    direct = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if name in os.environ]
-    for name in ("no_proxy", "NO_PROXY"):
-        monkeypatch.setenv(name, "*" if "*" in direct else ",".join([*direct, "127.0.0.1"]))
-    monkeypatch.setenv("AWS_ENDPOINT_URL_IVSCHAT", ivschat_emulator.url)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+@pytest.fixture(scope="session")
+def ivschat_session_emulator() -> Iterator[ThreadedEmulatorServer]:
+    """An emulator for what lasts longer than a test: a server of its own, which nothing resets.
+
+    For services and clients of a class, a module or the session, and for tests of Hypothesis. To
+    begin anew, call its ``emulator.reset()``.
+    """
+    yield from _run_emulator()
+
+
+@pytest.fixture(scope="session")
+def ivschat_session_room(ivschat_session_emulator: ThreadedEmulatorServer) -> str:
+    """The ARN of a room that exists on the session's emulator, in us-east-1."""
+    return _create_room(ivschat_session_emulator)
+
+
+@pytest.fixture(scope="session")
+def ivschat_session_env(ivschat_session_emulator: ThreadedEmulatorServer) -> Iterator[None]:
+    """The variables of ``ivschat_env`` for the session's emulator, until the session ends."""
+    with _environment(ivschat_session_emulator.url):
+        yield
 
 
 @pytest.fixture
@@ -90,7 +96,52 @@ def ivschat_moto() -> Iterator[MotoServer]:
     Raises:
         ImportError: moto is missing; the extra ``[moto]`` brings it.
     """
+    yield from _run_moto()
+
+
+@pytest.fixture(scope="session")
+def ivschat_session_moto() -> Iterator[MotoServer]:
+    """The same as ``ivschat_moto``, for the whole session; nothing resets it."""
+    yield from _run_moto()
+
+
+def _run_emulator() -> Iterator[ThreadedEmulatorServer]:
+    from .server import ThreadedEmulatorServer
+
+    with ThreadedEmulatorServer() as server:
+        yield server
+
+
+def _run_moto() -> Iterator[MotoServer]:
     from .moto_backend import MotoServer
 
     with MotoServer() as server:
         yield server
+
+
+def _create_room(server: ThreadedEmulatorServer) -> str:
+    arn: str = server.emulator.create_room()["arn"]
+    return arn
+
+
+@contextmanager
+def _environment(url: str) -> Iterator[None]:
+    from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
+
+    # Not the fixture `monkeypatch`, which lives for one test.
+    with pytest.MonkeyPatch.context() as environment:
+        for _, names, _, _ in BOTOCORE_DEFAUT_SESSION_VARIABLES.values():
+            for name in [names] if isinstance(names, str) else names or ():
+                environment.delenv(name, raising=False)
+        for name in _REMOVED_VARIABLES:
+            environment.delenv(name, raising=False)
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            environment.setenv(name, os.devnull)
+        direct = [os.environ[name] for name in ("no_proxy", "NO_PROXY") if name in os.environ]
+        for name in ("no_proxy", "NO_PROXY"):
+            environment.setenv(name, "*" if "*" in direct else ",".join([*direct, "127.0.0.1"]))
+        environment.setenv("AWS_ENDPOINT_URL_IVSCHAT", url)
+        environment.setenv("AWS_ACCESS_KEY_ID", "testing")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        yield
