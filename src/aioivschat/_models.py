@@ -62,14 +62,11 @@ class Priority(IntEnum):
 
 
 def checked_priority(priority: object) -> Priority:
-    """Return a priority, also by its number.
-
-    Raises:
-        InvalidRequest: there is no such priority.
-    """
-    for known in Priority:
-        if priority == known and type(priority) is not bool:
-            return known
+    """Return a priority, also by its number; raise :class:`InvalidRequest` for what is none."""
+    if type(priority) is Priority:
+        return priority
+    if type(priority) is int and 0 <= priority < len(Priority):
+        return Priority(priority)
     raise InvalidRequest("priority", "Priority.HIGH, NORMAL or BACKGROUND", "another value")
 
 

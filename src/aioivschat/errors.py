@@ -10,6 +10,7 @@
     ├── ServiceClosed             the service is closing or closed
     ├── Interrupted               somebody cancelled the work that the call waited for
     ├── WrongLoop                 the service belongs to another event loop, thread or process
+    ├── CredentialsFailed         there is nothing to sign with; nothing was sent to IVS Chat
     ├── ConnectionFailed          no whole answer came from AWS
     ├── MalformedResponse         an answer came that no token can be taken from
     └── AwsError                  AWS refused (also a botocore ClientError)
@@ -20,7 +21,8 @@
         ├── Throttled             429, the quota of the account and region is used up
         └── ServerFault           5xx
 
-No message holds a token, a user id, an attribute or a credential.
+Each says whom it concerns, by its ``scope``: whoever shares that would fail in the same way. No
+message holds a token, a user id, an attribute or a credential.
 """
 
 from __future__ import annotations
@@ -29,15 +31,27 @@ import copy
 import math
 from contextlib import suppress
 from numbers import Real
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from botocore.exceptions import ClientError
 
 E = TypeVar("E", bound=BaseException)
 
+Scope = Literal["request", "user", "room", "account", "service"]
+"""Whom an error concerns, from the fewest to all; the service is IVS Chat, or this one of it."""
+
 
 class ChatTokenError(Exception):
-    """The root of every error that the library raises on its own account."""
+    """The root of every error that the library raises on its own account.
+
+    Attributes:
+        scope: whom the error concerns.
+        may_pass: whether the very same may succeed in a moment, so that the library itself tries
+            again before it raises the error.
+    """
+
+    scope: Scope = "request"
+    may_pass: bool = False
 
     # Constructors take what describes the fault, not a message, so copies (every caller of a flight
     # gets its own) and pickles are made from args and attributes without calling them.
@@ -80,12 +94,14 @@ class InvalidRequest(ChatTokenError, ValueError):
         member: the member's name in the API, such as ``userId``.
         limit: what is allowed, in words.
         found: what was found, in words that do not show a sensitive value.
+        scope: whom it concerns.
     """
 
-    def __init__(self, member: str, limit: str, found: str) -> None:
+    def __init__(self, member: str, limit: str, found: str, scope: Scope = "request") -> None:
         super().__init__(f"{member}: must be {limit}; found {found}")
         self.member = member
         self.limit = limit
+        self.scope = scope
 
 
 class InvalidConfiguration(ChatTokenError, ValueError):
@@ -96,6 +112,8 @@ class InvalidConfiguration(ChatTokenError, ValueError):
         limit: what is allowed, in words.
         found: what was found, in words.
     """
+
+    scope: Scope = "service"
 
     def __init__(self, option: str, limit: str, found: object) -> None:
         super().__init__(f"{option}: must be {limit}; found {found}")
@@ -172,6 +190,8 @@ class DeadlineExceeded(ChatTokenError, TimeoutError):
 class ServiceClosed(ChatTokenError, RuntimeError):
     """The service is closing or closed; open a new one."""
 
+    scope: Scope = "service"
+
     def __init__(self) -> None:
         super().__init__("the token service is closed")
 
@@ -185,6 +205,8 @@ class Interrupted(ChatTokenError, RuntimeError):
         work: what the task did, in words.
     """
 
+    scope: Scope = "service"
+
     def __init__(self, work: str) -> None:
         super().__init__(f"{work} was cancelled from outside, by no caller; ask again")
 
@@ -196,6 +218,8 @@ class WrongLoop(ChatTokenError, RuntimeError):
         where: ``event loop``, ``thread`` or ``process``.
     """
 
+    scope: Scope = "service"
+
     def __init__(self, where: str) -> None:
         advice = "open one in each"
         if where == "thread":
@@ -203,16 +227,73 @@ class WrongLoop(ChatTokenError, RuntimeError):
         super().__init__(f"the token service belongs to another {where}; {advice}")
 
 
+class CredentialsFailed(ChatTokenError):
+    """There are no credentials to sign with: nothing was sent to IVS Chat, and no quota was spent.
+
+    An instance is also of the class of botocore's error that it comes from, so that
+    ``except NoCredentialsError`` catches it, and, if another service refused them, ``ClientError``.
+
+    Args:
+        reason: what went wrong, in words.
+        service: who was asked for them, such as ``STS``; ``None`` if nobody was.
+        operation: for what, such as ``AssumeRole``.
+        may_pass: as for every error.
+    """
+
+    scope: Scope = "account"
+
+    def __init__(
+        self,
+        reason: str,
+        service: str | None = None,
+        operation: str | None = None,
+        *,
+        may_pass: bool = False,
+    ) -> None:
+        asked = f"{operation} of {service}: " if service else ""
+        text = f"{asked}{reason} (there are no credentials to sign CreateChatToken with)"
+        # Not by super(): the next class may be botocore's, which is made of something else.
+        Exception.__init__(self, text)
+        self.reason = reason
+        self.service = service
+        self.operation = operation
+        self.may_pass = may_pass
+
+    @classmethod
+    def _portable_type(cls) -> type[ChatTokenError]:
+        return CredentialsFailed  # the others are made at run time
+
+
 class ConnectionFailed(ChatTokenError, ConnectionError):
     """No whole answer came: refused, reset, timed out, or a TLS failure.
 
     Args:
         reason: the name of the underlying error's class.
+        region: that was asked.
+        host: that did not answer.
+        cause: why there is no connection, in words, if that is known.
+        may_pass: as for every error.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"no answer from IVS Chat ({reason})")
+    scope: Scope = "service"
+
+    def __init__(
+        self,
+        reason: str,
+        region: str | None = None,
+        host: str | None = None,
+        cause: str | None = None,
+        *,
+        may_pass: bool = True,
+    ) -> None:
+        where = f" in {region}, at {host}" if region else ""
+        why = f"{reason}: {cause}" if cause else reason
+        super().__init__(f"no answer from IVS Chat{where} ({why})")
         self.reason = reason
+        self.region = region
+        self.host = host
+        self.cause = cause
+        self.may_pass = may_pass
 
 
 class MalformedResponse(ChatTokenError):
@@ -222,6 +303,9 @@ class MalformedResponse(ChatTokenError):
         problem: what is wrong with the answer.
         request_id: AWS's id of the request, if it came.
     """
+
+    scope: Scope = "service"
+    may_pass = True
 
     def __init__(self, problem: str, request_id: str | None = None) -> None:
         super().__init__(f"unusable answer from IVS Chat: {problem} (request id {request_id})")
@@ -274,15 +358,25 @@ class AwsError(ChatTokenError, ClientError):
 
 
 class AccessDenied(AwsError):
-    """The credentials do not allow ``ivschat:CreateChatToken`` on the room, or are not valid."""
+    """The credentials do not allow ``ivschat:CreateChatToken`` on the room, or are not valid.
+
+    Its scope is the room, or the account if AWS does not take the credentials as such: expired,
+    unknown, or no match for the signature.
+    """
+
+    scope: Scope = "room"
 
 
 class PendingVerification(AwsError):
     """The AWS account is still being verified."""
 
+    scope: Scope = "account"
+
 
 class ResourceNotFound(AwsError):
     """There is no such room in the account and region."""
+
+    scope: Scope = "room"
 
 
 class ValidationFailed(AwsError):
@@ -296,6 +390,8 @@ class Throttled(AwsError):
         retry_after: seconds the server asked to wait, if it did; 10 at most.
     """
 
+    scope: Scope = "account"
+    may_pass = True
     retry_after: float | None = None
 
 
@@ -306,6 +402,8 @@ class ServerFault(AwsError):
         retry_after: seconds the server asked to wait, if it did; 10 at most.
     """
 
+    scope: Scope = "service"
+    may_pass = True
     retry_after: float | None = None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from aioivschat import AsyncTokenService, Quota
+from aioivschat import AccessDenied, AsyncTokenService, Quota
 from aioivschat.emulator import Emulator, Fault, FaultKind, QuotaShape, ThreadedEmulatorServer
 from aioivschat.planning import Arrivals, LiveEvent, Renewal
 from aioivschat.planning._crowd import CrowdRun
@@ -313,6 +313,39 @@ async def test_who_gets_no_token_is_counted(
     assert {"AccessDenied": 2} == outcome.failed
     assert (18, 20) == (outcome.admitted, outcome.arrived)
     assert (0, 2) == (crowd.progress().waiting, crowd.progress().failed)
+
+
+@pytest.mark.fault(40)
+async def test_a_refused_room_is_turned_away(
+    ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService
+) -> None:
+    """After a handful of requests; who waits for the other room gets in."""
+    ivschat_emulator.emulator.configure(any_room=False)
+    room = ivschat_emulator.emulator.create_room(region="us-east-1")["arn"]
+    service = open_service(quota=Quota(rate=100.0))
+    event = LiveEvent(100, Arrivals("uniform", 0.1), quota=Quota(rate=100), reconnects=0)
+    crowd = CrowdRun(event, service, [ROOM, room])
+    await crowd.run()
+    outcome = crowd.outcome()
+    assert ({"ResourceNotFound": 50}, 50) == (dict(outcome.failed), outcome.admitted)
+    assert service.stats().failed < 20
+
+
+@pytest.mark.fault(40)
+async def test_a_refused_account_ends_the_rehearsal(
+    ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService
+) -> None:
+    """With the error, at the price of what was under way."""
+    service = open_service(quota=Quota(rate=50.0))
+    event = LiveEvent(1_000, Arrivals("uniform", 0.1), quota=Quota(rate=50), reconnects=0)
+    crowd = CrowdRun(event, service, [ROOM])
+    running = asyncio.create_task(crowd.run())
+    await until(lambda: crowd.progress().admitted > 3)
+    ivschat_emulator.emulator.fail_next(Fault(FaultKind.BAD_SIGNATURE, times=None))
+    with pytest.raises(AccessDenied):
+        await running
+    assert service.stats().failed <= 10
+    assert 0 == service.stats().waiting
 
 
 async def test_clients_come_back_while_the_doors_are_open(open_service: OpenService) -> None:

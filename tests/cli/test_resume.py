@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from aioivschat.emulator import Emulator, QuotaShape, ThreadedEmulatorServer
+from aioivschat.emulator import Emulator, Fault, FaultKind, QuotaShape, ThreadedEmulatorServer
 from support.commands import SOON, Command
 
 ROOM = "arn:aws:ivschat:us-east-1:123456789012:room/Lobby"
@@ -387,3 +387,56 @@ def test_a_move_that_was_just_done_is_seen(job: Job) -> None:
     job.part.rename(job.output)
     assert 0 == job.run(*TO_FILE, *FAST)[0]
     assert ALL == job.lines()
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize(
+    "to", [TO_FILE, (*TO_FILE, "--stream"), ()], ids=["file", "stream", "pipe"]
+)
+def test_credentials_that_end_cost_nobody_their_token(job: Job, to: tuple[str, ...]) -> None:
+    """The job ends with the reason; nobody is booked as refused, and the next run does the rest."""
+    with job.start(*to, *SLOW) as process:
+        until_soon(lambda: job.emulator.counts().minted > 30)
+        job.emulator.fail_next(Fault(FaultKind.BAD_SIGNATURE, times=None))
+        out, said = process.communicate()
+    assert 1 == process.wait()
+    assert "InvalidSignatureException" in said.decode()
+    written = out.decode() or (job.part if job.part.exists() else job.output).read_text()
+    assert "error" not in written
+    counts = job.emulator.counts()
+    assert counts.requests - counts.minted <= 10
+    job.emulator.reset()
+    status, more, _ = job.run(*to, *FAST)
+    assert 0 == status
+    assert ALL == sorted({*job.lines(written), *job.lines(more or None)})
+
+
+@pytest.mark.fault(40)
+@pytest.mark.parametrize("to", [TO_FILE, ()], ids=["file", "pipe"])
+def test_who_is_in_a_refused_room_stays_undone(job: Job, to: tuple[str, ...]) -> None:
+    """All others are done; the same command tries those again, and none was minted twice."""
+    job.emulator.configure(any_room=False)
+    room = job.emulator.create_room(region="us-east-1")["arn"]
+    job.input.write_text(rows(50).replace(ROOM, room) + rows(50).split("\n", 1)[1] + "ragged\n")
+    status, out, said = job.run(*to, *FAST)
+    assert 2 == status
+    assert "50 of them are not done (ResourceNotFound: " in said
+    assert [*range(2, 52), 102] == job.lines(out if not to else None)
+    spent = job.emulator.counts().requests
+    # In another run the room is still refused, at the price of a handful of requests.
+    assert 2 == job.run(*to, *FAST)[0]
+    assert job.emulator.counts().requests - spent <= 10
+    job.emulator.configure(any_room=True)
+    status, out, said = job.run(*to, *FAST)
+    assert "minted twice" not in said
+    assert "not done" not in said
+    assert (2, "101 attendees: 100 tokens, 1 failed" in said) == (status, True)
+    assert list(range(52, 102) if not to else range(2, 103)) == job.lines(out if not to else None)
+
+
+def until_soon(condition: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + SOON
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

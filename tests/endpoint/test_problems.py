@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiobotocore.session import AioSession
 
 from aioivschat import (
     TokenRequest,
@@ -19,6 +21,7 @@ from support.endpoint_servers import (
     assert_problem,
 )
 from support.services import OpenService
+from support.sts import role_by_sts
 
 
 @pytest.mark.fault(27)
@@ -63,6 +66,40 @@ async def test_an_unknown_room_is_404(
     """A room that the rule grants and AWS does not know is a 404."""
     ivschat_emulator.emulator.configure(any_room=False)
     assert_problem(await (await mount()).ask(), 404, "no-such-room")
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize(("code", "comes_back"), [("Throttling", True), ("AccessDenied", False)])
+async def test_missing_credentials_charge_nobody(
+    mount: Mount,
+    log: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    code: str,
+    comes_back: bool,
+) -> None:
+    """503, and the user's share is as it was; the log names the service that gave none."""
+    policy = EndpointPolicy(per_user=Share(tokens=1, seconds=1e6))
+    async with role_by_sts(monkeypatch, tmp_path) as sts:
+        client = await mount(policy, session=AioSession())
+        sts.refuse(code)
+        for _ in range(2):
+            answer = await client.ask()
+            assert_problem(answer, 503, "unreachable")
+            assert comes_back == ("Retry-After" in answer.headers)
+        assert f"AssumeRole of STS: {code}" in log.getvalue()
+        sts.grant()
+        assert 200 == (await client.ask()).status
+        assert 429 == (await client.ask()).status
+
+
+@pytest.mark.fault(41)
+async def test_the_log_names_a_host_that_does_not_answer(mount: Mount, log: io.StringIO) -> None:
+    """And its region; the client learns neither."""
+    answer = await (await mount(endpoint_url="http://127.0.0.1:9")).ask()
+    assert_problem(answer, 503, "unreachable")
+    assert "in us-east-1, at 127.0.0.1" in log.getvalue()
+    assert "us-east-1" not in str(answer.body)
 
 
 async def test_a_closed_service_is_503(mount: Mount, open_service: OpenService) -> None:

@@ -8,12 +8,16 @@ from contextlib import AsyncExitStack, suppress
 from copy import copy
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.session import AioSession, get_session
+from botocore.exceptions import BotoCoreError, ClientError, InvalidRegionError
 
+from aioivschat._aws.credentials import ClientCredentials
 from aioivschat._aws.endpoints import (
     check_endpoint,
     check_files,
@@ -22,12 +26,13 @@ from aioivschat._aws.endpoints import (
     naming_setting,
     parse_http_hosts,
 )
-from aioivschat._aws.errors import answer_date, note_answer, translate_error
+from aioivschat._aws.errors import answer_date, credentials_failure, note_answer, translate_error
 from aioivschat._aws.http_session import HttpSession, before_leaving
 from aioivschat._aws.internals import (
     configured_endpoint,
     http_session_of,
     keep_http_session,
+    known_regions,
     mergeable,
     proxy_for,
     user_agent_of,
@@ -36,15 +41,17 @@ from aioivschat._aws.redaction import current_answer, filter_debug_logs
 from aioivschat._aws.requests import ClientCalls, parse_time
 from aioivschat._aws.signing import SigningClock
 from aioivschat._clock import Clock
-from aioivschat._contexts import start_task, time_limit
+from aioivschat._contexts import run_detached, start_task, time_limit
 from aioivschat._events import ClientOpened, NotPrepared, Observers, Prepared
 from aioivschat._models import TOKEN_LIFE_SECONDS, ChatToken, TokenRequest
 from aioivschat.errors import (
     AwsError,
+    ChatTokenError,
     ConnectionFailed,
     DeadlineExceeded,
     Interrupted,
     InvalidConfiguration,
+    InvalidRequest,
     MalformedResponse,
     ServiceClosed,
     own_copy,
@@ -98,8 +105,18 @@ class NewToken:
     life: float  # the least seconds, from the start of its request
 
 
+_REGION_MAX_CHARACTERS = 32
+"""A longer name of a region is no typing error, and is not shown whole."""
+
 # Sends a request, once, and returns botocore's parsed answer.
 _Call = Callable[[TokenRequest], Awaitable[Mapping[str, Any]]]
+
+
+class _OpenClient(NamedTuple):
+    call: _Call
+    clock: SigningClock
+    credentials: ClientCredentials
+    host: str
 
 
 class ClientPool:
@@ -133,7 +150,7 @@ class ClientPool:
         self._policy = policy
         self._clock = clock
         self._observers = observers
-        self._calls: dict[str, tuple[_Call, SigningClock]] = {}
+        self._calls: dict[str, _OpenClient] = {}
         self._openings: dict[str, asyncio.Task[None]] = {}
         self._one_opening = asyncio.Lock()  # a session is not made for two at a time
         self._is_closing = False
@@ -145,6 +162,27 @@ class ClientPool:
 
     def is_open(self, region: str) -> bool:
         return region in self._calls
+
+    def is_ready(self, region: str) -> bool:
+        """Tell whether a request for the region can be signed and sent now."""
+        client = self._calls.get(region)
+        return client is not None and client.credentials.are_at_hand()
+
+    async def make_ready(self, region: str) -> None:
+        """Open the region's client, if it is not, and have it renew its credentials, if it must.
+
+        Raises:
+            CredentialsFailed: there are no credentials.
+            InvalidConfiguration: the endpoint cannot be used.
+            InvalidRequest: there is no such region.
+        """
+        await self.open(region)
+        try:
+            await run_detached(self._calls[region].credentials.renew())
+            return
+        except Exception as error:
+            failure = credentials_failure(error)
+        raise failure
 
     async def open(self, region: str) -> None:
         """Wait until the client of a region is open; opening begins with the first who needs it.
@@ -196,12 +234,15 @@ class ClientPool:
             # Only now is it known whether AWS_ENDPOINT_URL_IVSCHAT or a profile names one.
             self._endpoint_url = self._configured_endpoint()
         with naming_setting("the AWS configuration"):
-            client = await opened.enter_async_context(
-                self._create_client("ivschat", region_name=region, **self._client_options())
-            )
+            client = await self._create(opened, region)
         check_endpoint("the client's endpoint URL", client.meta.endpoint_url, self._http_hosts)
         with suppress(AttributeError):  # a stand-in for a client has no configuration
             check_files(self._session, client)
+        host = str(urlsplit(client.meta.endpoint_url).hostname)
+        # Made of the region's name, as nobody has named another.
+        is_derived = self._endpoint_url is None and f".{region}." in host
+        if is_derived and region not in known_regions(self._session):
+            raise await self._unknown_region(region)
         if self._is_closing:
             raise ServiceClosed
         filter_debug_logs()  # botocore's modules have made their loggers by now
@@ -212,10 +253,29 @@ class ClientPool:
             proxy_url = proxy_for(client, client.meta.endpoint_url)
             await http_session_of(client).get_sender(proxy_url)
         signing_clock = SigningClock(region)
-        self._calls[region] = self._create_call(region, client, signing_clock), signing_clock
+        call = self._create_call(region, client, signing_clock)
+        self._calls[region] = _OpenClient(call, signing_clock, ClientCredentials(client), host)
         self._open_clients.push_async_exit(opened.pop_all())
         if self._observers:
             self._observers.tell(ClientOpened(region, self._clock.monotonic() - started))
+
+    async def _create(self, opened: AsyncExitStack, region: str) -> Any:
+        try:
+            return await opened.enter_async_context(
+                self._create_client("ivschat", region_name=region, **self._client_options())
+            )
+        except InvalidRegionError:
+            failure: Exception = await self._unknown_region(region)
+        except (BotoCoreError, ClientError) as error:
+            failure = credentials_failure(error)  # it looks for them here
+        raise failure
+
+    async def _unknown_region(self, region: str) -> InvalidRequest:
+        known = await self._session.get_available_regions("ivschat")
+        (nearest,) = get_close_matches(region, known, n=1, cutoff=0.0)
+        limit = "in a region that this botocore knows, or for an endpoint_url"
+        found = f"{region[:_REGION_MAX_CHARACTERS]}, to which {nearest} is the nearest"
+        return InvalidRequest("roomIdentifier", limit, found, scope="room")
 
     async def mint(
         self,
@@ -234,16 +294,16 @@ class ClientPool:
             AwsError: AWS refused.
             ConnectionFailed: no whole answer came.
             MalformedResponse: the answer holds no usable token.
-            botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
+            CredentialsFailed: nothing could be sent.
         """
-        call, signing_clock = self._calls[region]
+        call, signing_clock, _, host = self._calls[region]
         offset = signing_clock.offset
         asked_at = self._clock.wall()
         answer: dict[str, Any] = {}
         previous = current_answer.set(answer), before_leaving.set(leave)
         try:
             return _parse_reply(await call(request), asked_at + signing_clock.offset)
-        except (ConnectionFailed, MalformedResponse) as error:
+        except ChatTokenError as error:
             failure: Exception = error
         except Exception as error:
             failure = translate_error(error, request, answer)
@@ -254,6 +314,9 @@ class ClientPool:
             current_answer.reset(previous[0])
             before_leaving.reset(previous[1])
             answer.clear()  # out of tracebacks that show locals
+        if isinstance(failure, ConnectionFailed):
+            reason, cause = failure.reason, failure.cause
+            failure = ConnectionFailed(reason, region, host, cause, may_pass=failure.may_pass)
         # Raised out here, without context: botocore's frames and messages hold the request.
         raise failure.with_traceback(None)
 
@@ -304,11 +367,9 @@ class ClientPool:
         finally:
             del url  # as above
 
-    def _client_options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "endpoint_url": self._endpoint_url,
-            "config": self._client_config(),
-        }
+    def _client_options(self) -> dict[str, object]:
+        config = self._client_config()
+        options: dict[str, object] = {"endpoint_url": self._endpoint_url, "config": config}
         if self._endpoint_url is not None and is_in_the_clear(self._endpoint_url):
             options["verify"] = True  # by the default file, never AWS_CA_BUNDLE's, if at all
         return options

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from traceback import walk_tb
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 from botocore import exceptions as botocore_errors
+from botocore.client import BaseClient
 from botocore.parsers import ResponseParserError
 
 from aioivschat._aws.redaction import current_answer, redacted_response
@@ -19,7 +20,9 @@ from aioivschat._models import TokenRequest
 from aioivschat.errors import (
     AccessDenied,
     AwsError,
+    ChatTokenError,
     ConnectionFailed,
+    CredentialsFailed,
     InvalidConfiguration,
     MalformedResponse,
     PendingVerification,
@@ -29,19 +32,52 @@ from aioivschat.errors import (
     ValidationFailed,
 )
 
+E = TypeVar("E", bound=ChatTokenError)
+
+_THROTTLES = (
+    "RequestLimitExceeded",
+    "RequestThrottled",
+    "RequestThrottledException",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "ThrottledException",
+    "TooManyRequestsException",
+)
+"""Codes of errors that mean a quota is used up."""
+
+_BAD_CREDENTIALS = (
+    "AuthFailure",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "IncompleteSignature",
+    "IncompleteSignatureException",
+    "InvalidAccessKeyId",
+    "InvalidClientTokenId",
+    "InvalidSignatureException",
+    "InvalidToken",
+    "MissingAuthenticationToken",
+    "MissingAuthenticationTokenException",
+    "OptInRequired",
+    "RequestExpired",
+    "RequestInTheFuture",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "SubscriptionRequiredException",
+    "TokenRefreshRequired",
+    "UnrecognizedClientException",
+)
+"""Codes of errors that say of the credentials or of the signature that AWS takes neither for
+anything: those that AWS's services share (IVS Chat API reference, "Common Errors")."""
+
 _CLASS_BY_CODE: dict[str, type[AwsError]] = {
     "AccessDeniedException": AccessDenied,
     "PendingVerification": PendingVerification,
+    "NotAuthorized": AccessDenied,
     "ResourceNotFoundException": ResourceNotFound,
     "ValidationException": ValidationFailed,
-    "RequestLimitExceeded": Throttled,
-    "RequestThrottled": Throttled,
-    "RequestThrottledException": Throttled,
-    "SlowDown": Throttled,
-    "Throttling": Throttled,
-    "ThrottlingException": Throttled,
-    "ThrottledException": Throttled,
-    "TooManyRequestsException": Throttled,
+    **dict.fromkeys(_BAD_CREDENTIALS, AccessDenied),
+    **dict.fromkeys(_THROTTLES, Throttled),
 }
 
 _CLASS_BY_STATUS: dict[int, type[AwsError]] = {
@@ -69,8 +105,22 @@ _CONNECTION_FAILURES: dict[type[Exception], str] = {
 }
 """What botocore calls aiohttp's errors without a whole answer; the first that fits."""
 
+_PASSING = (
+    botocore_errors.HTTPClientError,
+    botocore_errors.ConnectionError,
+    botocore_errors.CredentialRetrievalError,
+    botocore_errors.MetadataRetrievalError,
+    aiohttp.ClientError,
+    OSError,
+)
+"""Errors of whoever was asked for credentials that a second try may not meet."""
+
+_LASTING = (botocore_errors.SSLError, FileNotFoundError, PermissionError, IsADirectoryError)
+
+_PASSING_CODES = {*_THROTTLES, "IDPCommunicationError", "InternalFailure", "ServiceUnavailable"}
+
 # As many as a session has modelled errors; sessions are few.
-_mixed_classes: dict[tuple[type[AwsError], type[Exception]], type[AwsError]] = {}
+_mixed_classes: dict[tuple[type[Exception], type[Exception]], Any] = {}
 
 
 def note_answer(response_dict: Mapping[str, Any], **_: object) -> None:
@@ -93,14 +143,14 @@ def translate_error(
     if isinstance(error, botocore_errors.ClientError):
         return _to_aws_error(error, request)
     if isinstance(error, botocore_errors.HTTPClientError | botocore_errors.ConnectionError):
+        return connection_failure(error, type(error).__name__)
+    if isinstance(error, OSError):
         return ConnectionFailed(type(error).__name__)
-    if isinstance(error, botocore_errors.BotoCoreError):
-        if not isinstance(error, ResponseParserError):
-            error.__cause__ = error.__context__ = None
-            return error
-    elif isinstance(error, OSError):
-        return ConnectionFailed(type(error).__name__)
-    elif _was_answered_in_process(error):
+    if isinstance(error, botocore_errors.BotoCoreError) and not (
+        answer or isinstance(error, ResponseParserError)
+    ):
+        return credentials_failure(error)
+    if _was_answered_in_process(error):
         made = "an answer made in this process for clients that are not async, as by mock_aws"
         found = f"{made}: use moto's server, as the pytest fixture ivschat_moto does"
         return InvalidConfiguration("session", "of clients that are answered over HTTP", found)
@@ -117,13 +167,76 @@ def _was_answered_in_process(error: Exception) -> bool:
     return is_of_kind and "convert_to_response_dict" in frames
 
 
-def connection_failure_name(error: Exception) -> str:
-    """Return botocore's name for an error of aiohttp that came instead of a whole answer."""
-    # Not by its class, which not all versions of aiohttp that aiobotocore allows have.
-    if isinstance(error, aiohttp.ServerTimeoutError) and str(error).startswith("Connect"):
-        return "ConnectTimeoutError"
-    names = (name for kind, name in _CONNECTION_FAILURES.items() if isinstance(error, kind))
-    return next(names, "HTTPClientError")
+def connection_failure(error: Exception, name: str | None = None) -> ConnectionFailed:
+    """Return what to raise instead of an error that came instead of a whole answer.
+
+    ``name`` is botocore's for it, if the error is botocore's; else it is of aiohttp.
+    """
+    if name is None:
+        names = (name for kind, name in _CONNECTION_FAILURES.items() if isinstance(error, kind))
+        name = next(names, "HTTPClientError")
+        # Not by its class, which not all versions of aiohttp that aiobotocore allows have.
+        if isinstance(error, aiohttp.ServerTimeoutError) and str(error).startswith("Connect"):
+            name = "ConnectTimeoutError"
+    cause, may_pass = _why_not_connected(error)
+    return ConnectionFailed(name, cause=cause, may_pass=may_pass)
+
+
+def _why_not_connected(error: Exception) -> tuple[str | None, bool]:
+    """Return the cause in words, if it is one of those, and whether it may pass."""
+    found: BaseException | None = error
+    while found is not None:  # botocore's error came of aiohttp's, and that of the system's
+        match found:
+            case aiohttp.ClientConnectorCertificateError():
+                why = getattr(found.certificate_error, "verify_message", "")
+                return f"its certificate is not valid: {why}", False
+            case socket.gaierror():
+                # Where no name server answers it is another code.
+                return "its name does not resolve", found.errno != socket.EAI_NONAME
+            case ConnectionRefusedError():
+                return "it refuses connections", True
+        found = found.__cause__ or found.__context__
+    return None, True
+
+
+def credentials_failure(error: Exception) -> CredentialsFailed:
+    """Return what to raise instead of an error that came before anything was sent to IVS Chat."""
+    service, operation = _asked_of(error)
+    may_pass = isinstance(error, _PASSING) and not isinstance(error, _LASTING)
+    reason = type(error).__name__
+    state: dict[str, Any] = {}
+    if isinstance(error, botocore_errors.ClientError):
+        operation = error.operation_name
+        response: Mapping[str, Any] = error.response
+        code = str(response.get("Error", {}).get("Code", "Unknown"))
+        # What is quoted of a request would be a token of an identity provider's, or a signature's.
+        quotes = "Signature" in code or "Validation" in code
+        shown = redacted_response(response, quotes=quotes)
+        status = int(shown["ResponseMetadata"].get("HTTPStatusCode", 0))
+        may_pass = code in _PASSING_CODES or status == 429 or status >= 500
+        reason = f"{code} ({status}): {shown['Error']['Message'] or 'no message'}"
+        state = {"response": shown, "operation_name": operation}
+    elif isinstance(error, botocore_errors.BotoCoreError):
+        reason = f"{reason}: {error}"
+        # Requests, answers and other errors among them hold more than is shown.
+        kwargs = {key: each for key, each in error.kwargs.items() if isinstance(each, str | int)}
+        state = {"kwargs": kwargs}
+    # The messages of others may hold what they failed to read.
+    kind = type(error) if state else Exception
+    failure = _mixed_class(CredentialsFailed, kind)(reason, service, operation, may_pass=may_pass)
+    vars(failure).update(state)
+    return failure
+
+
+def _asked_of(error: Exception) -> tuple[str | None, str | None]:
+    """Return the service and the operation that an error comes from, by its traceback."""
+    service = operation = None
+    for frame, _ in walk_tb(error.__traceback__):
+        client = frame.f_locals.get("self")
+        if isinstance(client, BaseClient) and frame.f_code.co_name == "_make_api_call":
+            service = client.meta.service_model.service_id
+            operation = frame.f_locals["operation_name"]
+    return (None, None) if service == "ivschat" else (service, operation)
 
 
 def answer_date(metadata: Mapping[str, Any]) -> datetime | None:
@@ -158,17 +271,19 @@ def _to_aws_error(error: botocore_errors.ClientError, request: TokenRequest) -> 
     resource = kind in (ResourceNotFound, Throttled)
     shown = redacted_response(response, request, quotes=quotes, resource=resource)
     translated = _mixed_class(kind, type(error))(shown)
+    if code in _BAD_CREDENTIALS:
+        translated.scope = "account"
     if isinstance(translated, Throttled | ServerFault):
         translated.retry_after = _parse_retry_after(metadata)
     return translated
 
 
-def _mixed_class(kind: type[AwsError], foreign: type[Exception]) -> type[AwsError]:
+def _mixed_class(kind: type[E], foreign: type[Exception]) -> type[E]:
     """Return a class that is caught as ours and as the session's own, such as
     ``client.exceptions.ResourceNotFoundException``."""
-    if foreign is botocore_errors.ClientError:
+    if issubclass(kind, foreign):
         return kind
-    mixed = _mixed_classes.get((kind, foreign))
+    mixed: type[E] | None = _mixed_classes.get((kind, foreign))
     if mixed is None:
         mixed = _mixed_classes[kind, foreign] = type(kind.__name__, (kind, foreign), {})
     return mixed

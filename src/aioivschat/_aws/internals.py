@@ -19,6 +19,23 @@ def credentials_of(client: Any) -> Any:
     return client._request_signer._credentials
 
 
+def needs_renewal(credentials: Any) -> bool:
+    """Tell whether credentials are renewed before they sign anything more.
+
+    False for those that do not tell, as they never change.
+    """
+    if not hasattr(credentials, "refresh_needed"):
+        return False
+    needed: bool = credentials.refresh_needed(credentials._mandatory_refresh_timeout)
+    return needed
+
+
+def known_regions(session: Any) -> set[str]:
+    """Return all regions of AWS that a session's botocore knows."""
+    data = session.get_component("data_loader").load_data("partitions")
+    return {region for each in data["partitions"] for region in each["regions"]}
+
+
 def http_session_of(client: Any) -> Any:
     """Return the HTTP session that the client sends through."""
     return client._endpoint.http_session

@@ -25,7 +25,11 @@ current_answer: ContextVar[dict[str, Any] | None] = ContextVar(
 
 
 def redacted_response(
-    response: Mapping[str, Any], request: TokenRequest, *, quotes: bool, resource: bool
+    response: Mapping[str, Any],
+    request: TokenRequest | None = None,
+    *,
+    quotes: bool,
+    resource: bool = False,
 ) -> dict[str, Any]:
     """Return of an error's parsed response what holds nothing of the request but its room.
 
@@ -34,7 +38,9 @@ def redacted_response(
     """
     error, metadata = response.get("Error", {}), response.get("ResponseMetadata", {})
     message = str(error.get("Message", ""))
-    secrets = (request.user, *request.attributes, *request.attributes.values())
+    secrets: tuple[str, ...] = ()
+    if request is not None:
+        secrets = (request.user, *request.attributes, *request.attributes.values())
     if quotes or _holds_any(message, secrets):
         message = _WITHHELD
     kept: dict[str, Any] = {

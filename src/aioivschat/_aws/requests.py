@@ -32,7 +32,7 @@ from botocore.utils import parse_timestamp
 from multidict import CIMultiDict
 from yarl import URL
 
-from aioivschat._aws.errors import connection_failure_name
+from aioivschat._aws.errors import connection_failure, credentials_failure
 from aioivschat._aws.interception import OPERATION, Watchers
 from aioivschat._aws.internals import (
     CannotPrepare,
@@ -41,6 +41,7 @@ from aioivschat._aws.internals import (
     http_session_of,
     proxy_for,
 )
+from aioivschat._aws.redaction import current_answer
 from aioivschat._aws.signing import (
     DATE,
     INVOCATION,
@@ -52,7 +53,6 @@ from aioivschat._aws.signing import (
 )
 from aioivschat._models import CAPABILITY_NAMES, TokenRequest
 from aioivschat._secrets import Unpickled
-from aioivschat.errors import ConnectionFailed
 
 _CONSTANT_HEADERS = {"content-type", "user-agent", "amz-sdk-request"}
 _TRACE = "x-amzn-trace-id"
@@ -69,6 +69,9 @@ _Answer = tuple[aiohttp.ClientResponse, dict[str, str]]
 
 _answer_to_read: ContextVar[_Answer | None] = ContextVar("aioivschat_answer_to_read", default=None)
 """The answer that aiobotocore is to read: it sends nothing where this is set."""
+
+_sent: ContextVar[list[bool]] = ContextVar("aioivschat_sent")
+"""While aiobotocore makes a request: not empty once it is about to be sent."""
 
 
 class ClientCalls:
@@ -100,9 +103,14 @@ class ClientCalls:
         client.meta.events.register(f"before-send.{OPERATION}", self._on_before_send)
 
     async def create_chat_token(self, request: TokenRequest) -> Mapping[str, Any]:
-        """Return or raise what the client's own method does, or raise :class:`ConnectionFailed`."""
+        """Return or raise what the client's own method does, once something was sent.
+
+        Raises:
+            ConnectionFailed: no whole answer came.
+            CredentialsFailed: nothing was sent.
+        """
         if self._may_go_directly() and (pattern := self._pattern) is not None:
-            credentials = await credentials_of(self._client).get_frozen_credentials()
+            credentials = await self._get_credentials()
             if pattern.fits(credentials):
                 answer = await self._post(pattern, serialize(request), credentials)
                 response, headers = answer
@@ -114,6 +122,13 @@ class ClientCalls:
             self._pattern = None
         return await self._call_in_general_way(request)
 
+    async def _get_credentials(self) -> Any:
+        try:
+            return await credentials_of(self._client).get_frozen_credentials()
+        except Exception as error:
+            failure = credentials_failure(error)
+        raise failure
+
     async def _post(self, pattern: RequestPattern, body: bytes, credentials: Any) -> _Answer:
         sender = await http_session_of(self._client).get_sender()
         headers = pattern.compose_headers(body, credentials, self._clock.now())
@@ -123,18 +138,26 @@ class ClientCalls:
                 name.decode().lower(): value.decode() for name, value in answer.raw_headers
             }
         except Exception as error:
-            failure = ConnectionFailed(connection_failure_name(error))
+            failure = connection_failure(error)
         raise failure
 
     async def _call_in_general_way(
         self, request: TokenRequest, answer: _Answer | None = None
     ) -> Mapping[str, Any]:
         general_call: Callable[..., Awaitable[Mapping[str, Any]]] = self._client.create_chat_token
-        previous = _answer_to_read.set(answer)
+        sent: list[bool] = []
+        previous, previous_sent = _answer_to_read.set(answer), _sent.set(sent)
         try:
             return await general_call(**request.as_members())
+        except Exception as error:
+            # Whoever answers in the place of AWS (moto) may do so before it is said to be sent.
+            if sent or current_answer.get():
+                raise
+            failure = credentials_failure(error)
         finally:
             _answer_to_read.reset(previous)
+            _sent.reset(previous_sent)
+        raise failure
 
     def _may_go_directly(self) -> bool:
         """Tell whether nobody would miss the general way; report it if that has changed."""
@@ -150,6 +173,7 @@ class ClientCalls:
 
     async def _on_before_send(self, request: Any, **_: object) -> AioAWSResponse | None:
         """Return the answer of a call that has one already; learn the pattern from another."""
+        _sent.get([]).append(True)
         answer = _answer_to_read.get()
         if answer is not None:
             response, headers = cast(tuple[Any, Any], answer)

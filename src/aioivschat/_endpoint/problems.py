@@ -14,8 +14,10 @@ from aioivschat._endpoint.exchange import BODY_MAX_BYTES, PROBLEM_HEADERS, Reply
 from aioivschat.errors import (
     AwsError,
     ConnectionFailed,
+    CredentialsFailed,
     DeadlineExceeded,
     Interrupted,
+    InvalidRequest,
     MalformedResponse,
     Overloaded,
     ResourceNotFound,
@@ -127,6 +129,8 @@ def _problem_of(error: Exception) -> tuple[_ProblemType, float | None]:
             return _OVERLOADED, _RETRY_AFTER_SECONDS
         case ConnectionFailed():
             return _UNREACHABLE, _RETRY_AFTER_SECONDS
+        case CredentialsFailed():
+            return _UNREACHABLE, _RETRY_AFTER_SECONDS if error.may_pass else None
         case ResourceNotFound():
             return _NO_ROOM, None
         case ServerFault():
@@ -144,6 +148,9 @@ def _describe_cause(error: Exception) -> str:
     name = type(error).__name__
     if isinstance(error, AwsError):
         return f"{name}, {error.code}, request id {error.request_id}"
+    if isinstance(error, ConnectionFailed | CredentialsFailed | InvalidRequest):
+        # The library's own, as the rule's InvalidRequest is a refusal.
+        return f"{name}, {error}"
     if _problem_of(error)[0] is not _INTERNAL:
         return name
     where = ""

@@ -7,7 +7,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from aioivschat._aws.clients import ClientPool
 from aioivschat._clock import Clock
 from aioivschat._contexts import time_limit
 from aioivschat._events import Delivered, Joined, Observers, Source
@@ -28,6 +27,7 @@ from aioivschat._service.lifecycle import Lifecycle
 from aioivschat._service.limiters import Limiters
 from aioivschat._service.minting import Minter, TokenFlight
 from aioivschat._service.pending import PendingRequests
+from aioivschat._service.signing_in import SignIns
 from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stats import Counters
 from aioivschat._service.stock import TokenStock
@@ -45,7 +45,7 @@ class Issuer:
 
     lifecycle: Lifecycle
     limiters: Limiters
-    pool: ClientPool
+    sign_ins: SignIns
     cache: TokenCache
     stock: TokenStock
     fences: Fences
@@ -89,6 +89,7 @@ class Issuer:
         Raises:
             InvalidRequest: ``timeout`` is out of its range.
             Overloaded: it cannot come in time.
+            CredentialsFailed: it did not, for lack of credentials.
             DeadlineExceeded: it did not.
         """
         room = RoomArn.parse(request.room)
@@ -104,7 +105,8 @@ class Issuer:
         except TimeoutError as error:
             if isinstance(error, ChatTokenError):
                 raise
-        raise DeadlineExceeded(timeout)
+        # What it waited for says more than that it did.
+        raise self.sign_ins.find_failure(room.region) or DeadlineExceeded(timeout)
 
     async def _join_until_token(self, call: Call) -> ChatToken:
         started = self.clock.monotonic()
@@ -112,9 +114,11 @@ class Issuer:
         while True:
             flight = self.minter.flights.find(call.key) if call.key is not None else None
             is_leaving = flight is not None and flight.leaving
-            # A permit is worth nothing until there is a client to use it.
-            if is_leaving or not self.pool.is_open(region):
-                await self.pool.open(region)
+            # A permit is worth nothing until there are a client and credentials to use it with.
+            needs_sign_in = flight is None and not self.sign_ins.is_ready(region)
+            if is_leaving or needs_sign_in:
+                if needs_sign_in:
+                    await self.sign_ins.wait(region, started, call.deadline)
                 if flight is not None and flight.leaving:
                     await flight.ended()
                 # Either may have taken a while.

@@ -27,6 +27,7 @@ from aioivschat._service.fleet import SharedFlight
 from aioivschat._service.lifecycle import Lifecycle
 from aioivschat._service.limiter import Limiter, Reservation
 from aioivschat._service.retry import RETRIED, Retrier
+from aioivschat._service.signing_in import SignIns
 from aioivschat._service.singleflight import Flight, SingleFlight
 from aioivschat._service.stats import Counters
 from aioivschat._service.stock import TokenStock
@@ -34,6 +35,7 @@ from aioivschat.errors import (
     AwsError,
     ChatTokenError,
     ConnectionFailed,
+    CredentialsFailed,
     MalformedResponse,
     Throttled,
 )
@@ -170,6 +172,7 @@ class Minter:
 
     lifecycle: Lifecycle
     pool: ClientPool
+    sign_ins: SignIns
     cache: TokenCache
     stock: TokenStock
     fences: Fences
@@ -236,7 +239,7 @@ class Minter:
         return entry
 
     async def _mint(self, flight: TokenFlight) -> Entry:
-        await flight.reservation.granted()
+        await self._wait_for_permit(flight)
         try:
             return await self._send(flight, 1)
         except RETRIED as error:
@@ -248,7 +251,7 @@ class Minter:
             entry = await self._resume(flight)
             if entry is not None:
                 return entry
-            await flight.reservation.granted()
+            await self._wait_for_permit(flight)
             return await self._send(flight, number)
 
         def fall_asleep(number: int, delay: float) -> None:
@@ -280,6 +283,18 @@ class Minter:
             and self.clock.monotonic() + delay < flight.call.deadline
         )
 
+    async def _wait_for_permit(self, flight: TokenFlight) -> None:
+        """Wait for a permit, and then for credentials to sign a request with."""
+        await flight.reservation.granted()
+        region = flight.call.room.region
+        if self.sign_ins.is_ready(region):
+            return
+        try:  # they have ended in the queue
+            await self.sign_ins.wait(region, flight.started, flight.call.deadline)
+        except BaseException:
+            flight.reservation.release()
+            raise
+
     async def _send(self, flight: TokenFlight, number: int) -> Entry:
         """Send a request, and once more if the time that it was signed by was wrong."""
         try:
@@ -289,7 +304,7 @@ class Minter:
                 raise
         # No retry by the policy: it says how to treat AWS, and this was the host's clock.
         flight.reserve(again=True)
-        await flight.reservation.granted()
+        await self._wait_for_permit(flight)
         return await self._send_request(flight, number)
 
     async def _send_request(self, flight: TokenFlight, number: int) -> Entry:
@@ -321,6 +336,8 @@ class Minter:
             # A failed request like any other: else a slow upstream would be asked for ever.
             if not self.cache.is_alive(entry):
                 raise MalformedResponse(f"too little is left of the token's {minted.life:.1f} s")
+        except CredentialsFailed:
+            raise  # nothing was sent, so nothing is counted
         except ChatTokenError as error:
             if isinstance(error, ConnectionFailed):
                 counters.requests += not sent  # it found no connection

@@ -79,9 +79,10 @@ class PendingQueue:
         """Count a request that a caller came for."""
         self.taken_back += 1
 
-    def clear(self) -> None:
-        """Remove all."""
-        self._requests.clear()
+    def drop(self, pending: PendingRequest) -> None:
+        """Remove a request that is not to be sent."""
+        del self._requests[pending]
+        self.has_capacity.set()
 
     def next_permit(self, now: float) -> float:
         """Return when there is a permit beside those of callers."""

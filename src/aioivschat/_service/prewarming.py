@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from aioivschat._aws.clients import ClientPool
 from aioivschat._clock import TICK_SECONDS, Clock
 from aioivschat._contexts import start_task, time_limit
 from aioivschat._models import TOKEN_LIFE_SECONDS, Priority, RoomArn, TokenRequest
@@ -27,6 +26,8 @@ from aioivschat._service.pending import (
     PendingRequest,
     PendingRequests,
 )
+from aioivschat._service.refusals import ENOUGH, FIRST_LOOK_SECONDS, Refusals
+from aioivschat._service.signing_in import SignIns
 from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stock import TokenStock
 from aioivschat.errors import DeadlineExceeded, InvalidRequest
@@ -71,8 +72,8 @@ class Prewarmed:
             those without an answer when the doors opened, whose tokens may still come into stock.
         served: requests that were left to a caller for the same, who came before their turn, or
             while they were asleep before a retry or under way at the doors.
-        left_out: requests that were not sent, as their turn would have come after the doors, or
-            the stock was full.
+        left_out: requests that were not sent, as their turn would have come after the doors, the
+            stock was full, or their room or the account had been refused a handful of others.
     """
 
     minted: int
@@ -93,7 +94,7 @@ class Prewarmer:
     limiters: Limiters
     minter: Minter
     pending: PendingRequests
-    pool: ClientPool
+    sign_ins: SignIns
     stock: TokenStock
     clock: Clock
     min_remaining: float
@@ -122,6 +123,12 @@ class Prewarmer:
             raise InvalidRequest("budget", "above 0, at most 1", f"{budget}")
         opening = NEVER if doors is None else self.clock.monotonic() + doors
         runs: dict[Limiter, _RegionRun] = {}
+        refusals = Refusals()
+
+        def drop_refused() -> None:
+            for run in runs.values():
+                run.drop_refused()
+
         # What is not there when the doors open is not waited for.
         reading = time_limit(doors if isinstance(requests, AsyncIterable) else None)
         try:
@@ -132,7 +139,9 @@ class Prewarmer:
                         limiter = self.limiters.get_or_make(room)
                         run = runs.get(limiter)
                         if run is None:
-                            run = _RegionRun(self, room.region, limiter, budget, opening)
+                            run = _RegionRun(
+                                self, room.region, limiter, budget, opening, refusals, drop_refused
+                            )
                             runs[limiter] = run
                             self._runs.add(run)
                         await run.add(request, room)
@@ -167,7 +176,14 @@ class _RegionRun:
     """What one call of ``prewarm`` mints in one account and region, one after the other."""
 
     def __init__(
-        self, prewarmer: Prewarmer, region: str, limiter: Limiter, budget: float, opening: float
+        self,
+        prewarmer: Prewarmer,
+        region: str,
+        limiter: Limiter,
+        budget: float,
+        opening: float,
+        refusals: Refusals,
+        on_refusal: Callable[[], None],
     ) -> None:
         self.queue = PendingQueue(limiter, prewarmer.clock)
         self.minted = self.left_out = 0
@@ -177,11 +193,15 @@ class _RegionRun:
         self._limiter = limiter
         self._budget = budget
         self._opening = opening
+        self._refusals = refusals
+        self._on_refusal = on_refusal
+        self._begun = 0  # requests
+        self._first_look_ends = NEVER
         self._last_turn = opening - _ANSWER_SECONDS
         self._under_way: dict[PendingRequest, asyncio.Future[None]] = {}
         self._unsent: deque[TokenFlight] = deque()
         self._is_complete = self._is_over = False
-        self._failure: Exception | None = None  # why there is no client for the next request
+        self._failure: Exception | None = None  # what keeps the next request from being sent
         self._next_in_budget = prewarmer.clock.monotonic()
         self._changed = asyncio.Event()
         prewarmer.pending.queues.add(self.queue)
@@ -196,13 +216,13 @@ class _RegionRun:
         """Take one more request, as soon as there is capacity for it."""
         # With doors, nobody waits here: the next one may be for another region.
         is_full = self._opening < NEVER and len(self.queue) >= self._prewarmer.stock.capacity
-        if self._is_over or is_full:
-            self.left_out += 1
-            return
         while len(self.queue) >= _READ_AHEAD and self._opening == NEVER:
             self._check_task()
             self.queue.has_capacity.clear()
             await self.queue.has_capacity.wait()
+        if self._is_over or is_full or self._refusals.is_refused(request.room):
+            self.left_out += 1
+            return
         self._check_task()
         call = Call(request, room, None, Priority.BACKGROUND, self._opening)
         self._prewarmer.pending.remember(self.queue.append(call))
@@ -214,6 +234,21 @@ class _RegionRun:
         self._changed.set()
         await asyncio.wait((self._task,))
         self._check_task()
+
+    def drop_refused(self) -> None:
+        """Give up what would be refused and has not been sent."""
+        for pending in (*self.queue, *self._under_way):
+            flight = pending.flight
+            is_sent = flight is not None and flight.sent > 0
+            if is_sent or not self._refusals.is_refused(pending.call.request.room):
+                continue
+            self._prewarmer.pending.forget(pending)
+            self.left_out += 1
+            if flight is None:
+                self.queue.drop(pending)
+            else:
+                self._under_way.pop(pending).cancel()
+        self._changed.set()
 
     def stop(self) -> None:
         """Start nothing more."""
@@ -270,7 +305,8 @@ class _RegionRun:
                 self.queue.note_taken_back()
             else:
                 self.failed[DeadlineExceeded.__name__] += 1
-        self.queue.clear()
+        for pending in tuple(self.queue):
+            self.queue.drop(pending)
         self._give_up_flights()
 
     async def _wait_for_turn(self) -> bool:
@@ -289,8 +325,9 @@ class _RegionRun:
                 due = max(self._next_in_budget, self._latest_begin())
                 permit = max(due, self.queue.next_permit(now))
                 if permit <= now + TICK_SECONDS:
-                    if self._failure is None and not self._prewarmer.pool.is_open(self._region):
-                        await self._open_client()
+                    is_ready = self._prewarmer.sign_ins.is_ready(self._region)
+                    if self._failure is None and not is_ready:
+                        await self._sign_in(now)
                         continue  # it may be somebody else's turn by now
                     # Lost time beyond that is lost.
                     earliest = now - CATCH_UP_SECONDS
@@ -308,9 +345,9 @@ class _RegionRun:
                 async with time_limit(None if due == NEVER else due - now):
                     await self._changed.wait()
 
-    async def _open_client(self) -> None:
+    async def _sign_in(self, now: float) -> None:
         try:
-            await self._prewarmer.pool.open(self._region)
+            await self._prewarmer.sign_ins.wait(self._region, now, self._opening)
         except Exception as error:
             self._failure = error
 
@@ -328,18 +365,27 @@ class _RegionRun:
             unsent.popleft()
         if len(unsent) >= max(2.0, self._pace * _QUEUED_SECONDS):
             return True
-        if self.under_way >= prewarmer.max_under_way:
+        if self.under_way >= prewarmer.max_under_way or self._is_first_look():
             return True
         # With doors, a token beyond the stock's capacity would only push out another.
         if self._opening == NEVER or prewarmer.minter.stock_is_shared:
             return False
         return prewarmer.under_way >= prewarmer.stock.free_capacity()
 
+    def _is_first_look(self) -> bool:
+        """Tell whether as many are begun as should be before anything is known of their fate."""
+        if self._begun < ENOUGH or self._refusals.has_served:
+            return False
+        return self._prewarmer.clock.monotonic() < self._first_look_ends
+
     def _start_next(self) -> None:
         """Start the flight of the next request, or count what keeps it from flying."""
         failure, self._failure = self._failure, None
         pending = self.queue.pop()
         prewarmer = self._prewarmer
+        if not self._begun:
+            self._first_look_ends = prewarmer.clock.monotonic() + FIRST_LOOK_SECONDS
+        self._begun += 1
         prewarmer.pending.give_up_permits(self._limiter, to=self.queue)
         if len(self.queue) <= _READ_AHEAD // 2:
             self.queue.has_capacity.set()
@@ -371,12 +417,16 @@ class _RegionRun:
 
     def _settle(self, pending: PendingRequest, failure: BaseException | None) -> None:
         self._prewarmer.pending.forget(pending)
+        room = pending.call.request.room
         if failure is None:
             self.minted += 1
+            self._refusals.note_served(room)
         else:
             if isinstance(failure, FlightStopped):
                 failure = self._prewarmer.minter.lifecycle.explain_cancellation("minting a token")
             self.failed[type(failure).__name__] += 1
+            if self._refusals.note_failed(room, failure):
+                self._on_refusal()
         self._changed.set()
 
 

@@ -14,6 +14,7 @@ from tenacity.wait import wait_base
 from aioivschat._clock import Clock
 from aioivschat._contexts import run_detached
 from aioivschat.errors import (
+    ChatTokenError,
     ConnectionFailed,
     MalformedResponse,
     ServerFault,
@@ -24,7 +25,7 @@ from aioivschat.errors import (
 T = TypeVar("T")
 
 RETRIED = (Throttled, ServerFault, ConnectionFailed, MalformedResponse)
-"""Failures that may pass; everything else would fail the same way again."""
+"""Failures of a request that may pass; everything else would fail the same way again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,11 @@ class RetryPolicy:
         shortest = self.base_delay
         require_number("RetryPolicy.max_delay", self.max_delay, least=shortest, unit=" s")
 
+    def longest_delay(self, number: int) -> float:
+        """Return the most seconds between the failed request of a number and the next."""
+        # A larger exponent could overflow, and the maximum holds long before.
+        return min(self.max_delay, self.base_delay * 2.0 ** min(number - 1, 30))
+
 
 class Retrier:
     """Sends requests until one succeeds or no further one makes sense."""
@@ -70,8 +76,9 @@ class Retrier:
         send: Callable[[int], Awaitable[T]],
         *,
         failed: Exception | None = None,
+        retried: tuple[type[ChatTokenError], ...] = RETRIED,
         worthwhile: Callable[[float], bool],
-        before_sleep: Callable[[int, float], None],
+        before_sleep: Callable[[int, float], None] = lambda number, delay: None,
     ) -> T:
         """Send until a request succeeds.
 
@@ -79,6 +86,7 @@ class Retrier:
             send: sends the request of a number, from 1, and returns what came of it.
             failed: how the first request failed, if the caller has sent it already. Nearly all
                 succeed, and setting up retries costs more than all else that is done for a token.
+            retried: failures after which it is sent again, if they may pass.
             worthwhile: called before each sleep with its seconds; returns whether anybody would
                 still want the result afterwards.
             before_sleep: called with the number of the failed request and the seconds until the
@@ -92,7 +100,9 @@ class Retrier:
         """
         clock = self._clock
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(RETRIED),
+            retry=tenacity.retry_if_exception(
+                lambda error: isinstance(error, retried) and error.may_pass
+            ),
             stop=tenacity.stop_after_attempt(self._policy.max_attempts)
             | _StopUnlessWorthwhile(worthwhile),
             wait=self._wait,
@@ -108,6 +118,10 @@ class Retrier:
                 return await send(number)
         raise AssertionError("tenacity either returns or raises")
 
+    def longest_delay(self, number: int) -> float:
+        """Return the most seconds between the failed try of a number and the next."""
+        return self._policy.longest_delay(number)
+
 
 class _FullJitter(wait_base):
     def __init__(self, policy: RetryPolicy, rng: random.Random) -> None:
@@ -115,10 +129,7 @@ class _FullJitter(wait_base):
         self._rng = rng
 
     def __call__(self, retry_state: tenacity.RetryCallState) -> float:
-        policy = self._policy
-        # A larger exponent could overflow, and the maximum holds long before.
-        doubled = policy.base_delay * 2.0 ** min(retry_state.attempt_number - 1, 30)
-        delay = self._rng.uniform(0, min(policy.max_delay, doubled))
+        delay = self._rng.uniform(0, self._policy.longest_delay(retry_state.attempt_number))
         failure = retry_state.outcome.exception() if retry_state.outcome else None
         asked = failure.retry_after if isinstance(failure, Throttled | ServerFault) else None
         return max(delay, asked or 0.0)

@@ -41,6 +41,7 @@ from aioivschat._service.minting import Minter
 from aioivschat._service.pending import PendingRequests
 from aioivschat._service.prewarming import Prewarmed, Prewarmer
 from aioivschat._service.retry import Retrier, RetryPolicy
+from aioivschat._service.signing_in import SignIns
 from aioivschat._service.stats import Counters, Stats
 from aioivschat._service.stock import StockSweeper, TokenStock
 from aioivschat.errors import Exceptions, Interrupted, InvalidRequest
@@ -105,15 +106,18 @@ class AsyncTokenService:
         tokens = self._tier.bind(clock, cache.min_remaining, self._fences.add, self._observers)
         lifecycle = Lifecycle(on_first_use=self._tier.open)
         admission = Admission(clock, self._counters, self._observers)
+        retrier = Retrier(retry, clock, rng or random.SystemRandom())  # a fork shares no state
+        self._sign_ins = SignIns(self._pool, retrier, lifecycle, clock)
         make_minter = Minter if tokens is None else partial(FleetMinter, tokens=tokens)
         self._minter = make_minter(
             lifecycle=lifecycle,
             pool=self._pool,
+            sign_ins=self._sign_ins,
             cache=self._cache,
             stock=self._stock,
             fences=self._fences,
             admission=admission,
-            retrier=Retrier(retry, clock, rng or random.SystemRandom()),  # a fork shares no state
+            retrier=retrier,
             counters=self._counters,
             clock=clock,
             observers=self._observers,
@@ -123,7 +127,7 @@ class AsyncTokenService:
         self._issuer = Issuer(
             lifecycle=lifecycle,
             limiters=self._limiters,
-            pool=self._pool,
+            sign_ins=self._sign_ins,
             cache=self._cache,
             stock=self._stock,
             fences=self._fences,
@@ -138,7 +142,7 @@ class AsyncTokenService:
             limiters=self._limiters,
             minter=self._minter,
             pending=self._pending,
-            pool=self._pool,
+            sign_ins=self._sign_ins,
             stock=self._stock,
             clock=clock,
             min_remaining=cache.min_remaining,
@@ -264,8 +268,8 @@ class AsyncTokenService:
             ConnectionFailed: AWS could not be reached, after all retries.
             MalformedResponse: AWS answered without a usable token, after all retries.
             ServiceClosed: the service is closing or closed.
+            CredentialsFailed: nothing could be sent.
             WrongLoop: the service was opened on another event loop or in another process.
-            botocore.exceptions.BotoCoreError: nothing could be sent, for lack of credentials say.
         """
         # As in `create_chat_token`.
         is_plain = idempotency_key is None and not fresh and priority.__class__ is Priority
@@ -436,6 +440,7 @@ class AsyncTokenService:
         closing.result()
 
     async def _close(self, grace: float) -> None:
+        await self._sign_ins.aclose()
         await self._minter.land_flights(grace)
         self._stock_sweeper.close()
         await self._pool.aclose()

@@ -42,7 +42,8 @@ class Flight(Generic[V]):
         self.committed = False
         self.leaving = False
         self._claimed = False
-        self._waiters: set[asyncio.Future[None]] = set()
+        # In the order of their coming, in which they are told: they may queue for something next.
+        self._waiters: dict[asyncio.Future[None], None] = {}
 
     @property
     def callers(self) -> int:
@@ -145,7 +146,7 @@ class SingleFlight(Generic[V, F]):
                 flight._claimed = True
                 return take(flight._task.result())
         finally:
-            flight._waiters.discard(waiter)
+            flight._waiters.pop(waiter, None)
             if not flight._waiters:
                 self._abandon(flight)
         own = own_copy(failure)
@@ -168,7 +169,7 @@ class SingleFlight(Generic[V, F]):
         waiter = self._board(flight)
 
         def leave(_: asyncio.Future[None]) -> None:
-            flight._waiters.discard(waiter)
+            flight._waiters.pop(waiter, None)
             if not flight._waiters:
                 self._abandon(flight)
             if not waiter.cancelled():
@@ -181,7 +182,7 @@ class SingleFlight(Generic[V, F]):
     def _board(self, flight: F) -> asyncio.Future[None]:
         """Add a caller to a flight, and begin its work with the first one."""
         waiter = asyncio.get_running_loop().create_future()
-        flight._waiters.add(waiter)
+        flight._waiters[waiter] = None
         if not flight.begun:
             self._begin_work(flight)
         return waiter

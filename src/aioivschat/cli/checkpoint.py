@@ -6,7 +6,8 @@ entry that the end of a run cut off is dropped by the next run.
 
 Exactly once means this. An attendee who is done is never asked for again. One who was begun and is
 not done is asked for again: the token may have been minted, but was not written; how many these may
-be is counted. An output file says itself who is done, as a line in it is written and done in one
+be is counted. One who was refused because their room or the account was stays undone as well, but
+has no token. An output file says itself who is done, as a line in it is written and done in one
 step; the log says how much of the file is surely on the disk. Of standard output the log says who
 is done, after every few lines: a kill between the two writes those few lines again.
 """
@@ -35,6 +36,7 @@ _SYNC_SECONDS = 1.0
 _MAX_LINES = 1_000_000_000
 """Nearly two months of the quota; a log that names more is damaged, and would fill the memory."""
 _MAX_FILE_BYTES = 2**63
+_DONE, _REFUSED = b"\1", b"\2"  # marks of a line
 
 
 class InputChanged(Exception):
@@ -73,9 +75,11 @@ class Checkpoint:
         self.tokens = self.failed = 0  # attendees who have a token, and who get none
         self.again = 0  # attendees whose token may have been minted twice
         self.output_bytes = 0  # of the output file, surely on the disk
+        self.refused = 0  # attendees who stay undone, in this run
+        self.refusal = ""  # the last of them was given
         self._last_begun = 0
         self._input_digest = ""
-        self._done = bytearray(1)  # a flag for each line: a megabyte for a million
+        self._done = bytearray(1)  # for each line a byte of these: a megabyte for a million
         self._unsaved_lines: list[int] = []
         self._synced_at = time.monotonic()
         # A thread that is blocked writing may call save() after the run has ended.
@@ -135,9 +139,12 @@ class Checkpoint:
             if row.line == self._last_begun:
                 if str(fingerprint) != self._input_digest:
                     break
-                again = sum(row.request is not None for row in in_doubt)
-                self.again += again
+                again = sum(
+                    row.request is not None and not self._is_marked(row.line, _REFUSED)
+                    for row in in_doubt
+                )
                 self._append_entry({"again": again})
+                self._note_again(again)
                 return in_doubt
         raise InputChanged
 
@@ -145,6 +152,17 @@ class Checkpoint:
         """Note outcomes as written; :meth:`save` logs them."""
         for outcome in outcomes:
             self._note_line(outcome.attendee.line, failed=outcome.token is None)
+
+    def note_refused(self, outcomes: Sequence[Outcome]) -> None:
+        """Log outcomes whose attendees stay undone, and have no token."""
+        for outcome in outcomes:
+            self.refused += 1
+            self.refusal = f"{type(outcome.error).__name__}: {outcome.error}"
+        lines = list(_group_ranges(sorted(outcome.attendee.line for outcome in outcomes)))
+        with self._lock:
+            if lines and self._open:
+                self._mark_lines(lines, _REFUSED)
+                self._append_entry({"refused": lines})
 
     def note_found(self, line: int, *, failed: bool) -> bool:
         """Note an outcome found in the output file; False if its line was done already."""
@@ -178,20 +196,28 @@ class Checkpoint:
                 self._synced_at = time.monotonic()
 
     def _note_line(self, line: int, *, failed: bool) -> None:
-        self._mark_lines(line, line)
+        self._mark_lines([[line, line]], _DONE)
         self._unsaved_lines.append(line)
         if failed:
             self.failed += 1
         else:
             self.tokens += 1
 
-    def _mark_lines(self, first: int, last: int) -> None:
-        if last >= len(self._done):
-            self._done.extend(bytes(last + 1 - len(self._done)))
-        self._done[first : last + 1] = b"\1" * (last + 1 - first)
+    def _note_again(self, again: int) -> None:
+        self.again += again
+        self._done = self._done.replace(_REFUSED, b"\0")  # they are begun once more
+
+    def _mark_lines(self, ranges: Iterable[Sequence[int]], mark: bytes) -> None:
+        for first, last in ranges:
+            if last >= len(self._done):
+                self._done.extend(bytes(last + 1 - len(self._done)))
+            self._done[first : last + 1] = mark * (last + 1 - first)
+
+    def _is_marked(self, line: int, mark: bytes) -> bool:
+        return self._done[line : line + 1] == mark
 
     def _is_done(self, line: int) -> bool:
-        return line < len(self._done) and bool(self._done[line])
+        return self._is_marked(line, _DONE)
 
     def _read_log(self, path: str, kind: str) -> bool:
         """Read the log, and cut off what is torn; False if the file is empty."""
@@ -221,22 +247,31 @@ class Checkpoint:
         elif "begun" in entry:
             self._last_begun, self._input_digest = _check_count(entry["begun"]), str(entry["input"])
         elif "again" in entry:
-            self.again += _check_count(entry["again"])
+            self._note_again(_check_count(entry["again"]))
+        elif "refused" in entry:
+            self._mark_lines(self._check_ranges(entry["refused"]), _REFUSED)
         else:
             tokens, failed = _check_count(entry["tokens"]), _check_count(entry["failed"])
             output_bytes = _check_count(entry["output"], _MAX_FILE_BYTES)
             # Checked before anything is set: an entry that raises is cut off the log.
-            done = [(_check_count(first), _check_count(last)) for first, last in entry["done"]]
-            if not all(0 < first <= last <= self._last_begun for first, last in done):
-                raise ValueError
-            for first_line, last_line in done:
-                self._mark_lines(first_line, last_line)
+            self._mark_lines(self._check_ranges(entry["done"]), _DONE)
             self.tokens, self.failed, self.output_bytes = tokens, failed, output_bytes
+
+    def _check_ranges(self, ranges: Any) -> list[tuple[int, int]]:
+        checked = [(_check_count(first), _check_count(last)) for first, last in ranges]
+        if not all(0 < first <= last <= self._last_begun for first, last in checked):
+            raise ValueError
+        return checked
 
     def _append_entry(self, entry: dict[str, object]) -> None:
         line = json.dumps(entry).encode() + b"\n"
         if os.write(self._file, line) < len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def concerns_more(outcome: Outcome) -> bool:
+    """Tell whether an attendee's error is of the room, the account or the service."""
+    return outcome.error is not None and outcome.error.scope not in ("request", "user")
 
 
 def _check_count(value: object, most: int = _MAX_LINES) -> int:

@@ -12,8 +12,9 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -21,7 +22,7 @@ from typing import BinaryIO, cast
 from aioivschat._models import TOKEN_LIFE_SECONDS, RoomArn, TokenRequest
 from aioivschat._service.cache import CachePolicy
 from aioivschat.cli import OK, ROWS_FAILED, USED_WRONGLY
-from aioivschat.cli.checkpoint import Checkpoint, Fingerprint, InputChanged
+from aioivschat.cli.checkpoint import Checkpoint, Fingerprint, InputChanged, concerns_more
 from aioivschat.cli.onboard_output import FILE, STANDARD_OUTPUT, Write, open_output
 from aioivschat.cli.process import WaitingInput, run_to_end, say, say_failure
 from aioivschat.cli.progress import show_progress
@@ -31,6 +32,7 @@ from aioivschat.onboarding import (
     Attendee,
     BlockingThread,
     Format,
+    Outcome,
     onboard_in_batches,
     read_attendees,
     read_in_thread,
@@ -72,6 +74,9 @@ def run(options: argparse.Namespace) -> int:
     # The end of the stack moved the output file to its name: now the job is done.
     if not options.quiet:
         say(str(tally))
+    if tally.undone:
+        again = "the same command tries them again"
+        say_failure(f"{tally.undone:,} of them are not done ({tally.refusal}); {again}")
     written = tally.tokens > tally.tokens_before
     job_seconds = time.time() - tally.job_started
     if written and options.output and not options.stream and job_seconds > TOKEN_LIFE_SECONDS:
@@ -101,6 +106,7 @@ def _run_job(options: argparse.Namespace, stack: ExitStack) -> Tally:
         read = Fingerprint(attendees, file_format, options.room)
         rows = read_attendees(cast("BinaryIO", read), file_format, room=options.room)
         rows = checkpoint.leave_out_done(rows, read, ahead=_ROWS_PER_BEGUN if is_regular else 1)
+        write = partial(_write_done, checkpoint, write)
         if checkpoint.has_begun and not options.quiet:
             say(f"aioivschat: {tally.total:,} attendees were done before")
     if is_regular:
@@ -112,7 +118,14 @@ def _run_job(options: argparse.Namespace, stack: ExitStack) -> Tally:
     run_to_end(_issue_and_write(options, source, write, tally))
     if checkpoint is not None:
         tally.note_minted_again(checkpoint.again)
+        tally.note_undone(checkpoint.refused, checkpoint.refusal)
     return tally
+
+
+def _write_done(checkpoint: Checkpoint, write: Write, outcomes: Sequence[Outcome]) -> None:
+    """Write outcomes, but leave the attendees undone who were refused for no reason of theirs."""
+    write([each for each in outcomes if not concerns_more(each)])
+    checkpoint.note_refused([each for each in outcomes if concerns_more(each)])
 
 
 async def _issue_and_write(

@@ -16,7 +16,12 @@ from typing import Any, TypeVar
 from botocore.exceptions import BotoCoreError
 
 from aioivschat.cli import FAILED, USED_WRONGLY
-from aioivschat.errors import ChatTokenError, InvalidConfiguration, InvalidRequest
+from aioivschat.errors import (
+    ChatTokenError,
+    CredentialsFailed,
+    InvalidConfiguration,
+    InvalidRequest,
+)
 
 T = TypeVar("T")
 
@@ -138,6 +143,8 @@ def say_why_it_ended(error: Exception) -> int:
             return FAILED
         case InvalidConfiguration() | InvalidRequest():
             return say_failure(str(error), USED_WRONGLY)
+        case CredentialsFailed():
+            return say_failure(str(error))  # it begins with the name of what it comes from
         case ChatTokenError() | BotoCoreError():
             return say_failure(f"{type(error).__name__}: {error}")
         case OSError():

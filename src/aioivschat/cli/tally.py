@@ -19,6 +19,8 @@ class Tally:
     failed: int = 0
     tokens_before: int = 0  # written by earlier runs
     again: int = 0  # tokens perhaps minted twice, as a run ended before they were written
+    undone: int = 0  # of the failed of this run, those who stay undone
+    refusal: str = ""  # what they were refused for
     job_started: float = field(default_factory=time.time)  # the first run
     _started: float = field(default_factory=time.monotonic)  # this run
     _ended: float | None = None  # when its last outcome had been written
@@ -54,6 +56,10 @@ class Tally:
     def note_minted_again(self, most: int) -> None:
         """Take note of how many tokens were minted twice at most."""
         self.again = most
+
+    def note_undone(self, undone: int, refusal: str) -> None:
+        """Take note of who stays undone, and why."""
+        self.undone, self.refusal = undone, refusal
 
     def add(self, outcomes: Iterable[Outcome]) -> None:
         """Count outcomes."""

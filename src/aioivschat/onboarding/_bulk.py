@@ -21,15 +21,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aioivschat._clock import iso_utc
+from aioivschat._contexts import call_later
 from aioivschat._models import ChatToken, Priority, TokenRequest, checked_priority
-from aioivschat.errors import (
-    ChatTokenError,
-    Interrupted,
-    InvalidConfiguration,
-    ServiceClosed,
-    WrongLoop,
-    require_number,
-)
+from aioivschat._service.refusals import ENOUGH, FIRST_LOOK_SECONDS, Refusals
+from aioivschat.errors import ChatTokenError, require_number
 from aioivschat.onboarding._attendees import Attendee
 
 if TYPE_CHECKING:
@@ -89,9 +84,11 @@ def onboard(
         priority: which calls go first when several wait for the same quota.
 
     Returns:
-        Outcomes as they come, not in the order of the requests. A failed call is an outcome;
-        what ends the whole job is raised: a closed service, an option that cannot work, missing
-        credentials, and whatever ``requests`` raises.
+        Outcomes as they come, not in the order of the requests. A failed call is an outcome. After
+        a handful that its room was refused, so are its room's others, and nothing is sent for them.
+        What ends the whole job is raised, and what was under way has no outcome: whatever
+        ``requests`` raises, and an error whose ``scope`` is the account or the service, at once if
+        it lasts, or else after a handful in a row. So do several rooms in a row that are refused.
 
     Raises:
         InvalidConfiguration: ``in_flight`` or ``timeout`` is out of its range.
@@ -145,20 +142,48 @@ async def _run_in_batches(
     exhausted = False
     # The next row is read in a task of its own, so that a slow source delays no outcome.
     reading: asyncio.Task[Any] | None = None
-    under_way: set[asyncio.Task[Any]] = set()
+    under_way: dict[asyncio.Task[Any], Attendee | None] = {}  # for whom; `reading` is for nobody
     ended: deque[asyncio.Task[Any]] = deque()
     some_ended = asyncio.Event()
     batch: list[Outcome] = []
+    refusals = Refusals()
+    begun = answered = 0
+    has_looked = asyncio.Event()
+    first_look = call_later(FIRST_LOOK_SECONDS, has_looked.set)
 
-    def start(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    async def issue_in_turn(request: TokenRequest) -> ChatToken:
+        nonlocal begun
+        begun += 1
+        if begun > ENOUGH and not has_looked.is_set():
+            await has_looked.wait()
+        token = await issue(request)
+        has_looked.set()
+        return token
+
+    def start(
+        work: Coroutine[Any, Any, Any], attendee: Attendee | None = None
+    ) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
-        under_way.add(task)
+        under_way[task] = attendee
         task.add_done_callback(end)
         return task
 
     def end(task: asyncio.Task[Any]) -> None:
+        nonlocal answered
+        answered += under_way[task] is not None
+        if answered >= ENOUGH:
+            has_looked.set()
         ended.append(task)
         some_ended.set()
+
+    def refusal_of(attendee: Attendee | None) -> ChatTokenError | None:
+        asked = attendee and attendee.request
+        return refusals.find(asked.room) if asked else None
+
+    def cancel_refused() -> None:
+        for task, attendee in under_way.items():
+            if task is not asyncio.current_task() and refusal_of(attendee):
+                task.cancel()
 
     def take(row: TokenRequest | Attendee | None) -> None:
         nonlocal pulled, exhausted
@@ -167,10 +192,12 @@ async def _run_in_batches(
             return
         pulled += 1
         attendee = row if isinstance(row, Attendee) else Attendee(pulled, row)
-        if attendee.request is None:
-            batch.append(Outcome(attendee, error=attendee.error))
+        error = attendee.error or refusal_of(attendee)
+        if attendee.request is None or error is not None:
+            batch.append(Outcome(attendee, error=error))
         else:
-            start(_issue_for(issue, attendee, attendee.request))
+            asked = attendee.request
+            start(_issue_for(issue_in_turn, attendee, asked, refusals, cancel_refused), attendee)
 
     try:
         while True:
@@ -187,20 +214,27 @@ async def _run_in_batches(
             await (asyncio.sleep(0) if batch else some_ended.wait())
             some_ended.clear()
             # Outcomes from before a failure are handed out first; the next round raises it.
-            while ended and not (batch and ended[0].exception()):
+            while ended and not (batch and _has_failed(ended[0])):
                 task = ended.popleft()
-                under_way.remove(task)
+                attendee = under_way.pop(task)
                 if task is reading:
                     reading = None
                     take(task.result())
+                elif attendee and task.cancelled() and (refusal := refusal_of(attendee)):
+                    batch.append(Outcome(attendee, error=refusal))
                 else:
                     batch.append(task.result())
+                if refusals.of_all is not None:
+                    batch = [each for each in batch if each.token]
             if ended:
                 some_ended.set()
             if batch:
                 ready, batch = batch, []
                 yield ready
+            if refusals.of_all is not None:
+                raise refusals.of_all
     finally:
+        first_look.cancel()
         for each in under_way:
             each.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
@@ -210,15 +244,26 @@ async def _read_next(rows: AsyncIterator[T]) -> T | None:
     return await anext(rows, None)
 
 
-async def _issue_for(issue: _Issue, attendee: Attendee, request: TokenRequest) -> Outcome:
+async def _issue_for(
+    issue: _Issue,
+    attendee: Attendee,
+    request: TokenRequest,
+    refusals: Refusals,
+    cancel_refused: Callable[[], None],
+) -> Outcome:
     try:
-        return Outcome(attendee, token=await issue(request))
-    except (InvalidConfiguration, ServiceClosed, Interrupted, WrongLoop):
-        # Every other call would fail in the same way, or somebody ends all tasks: so ends the job.
-        raise
+        token = await issue(request)
     except ChatTokenError as error:
+        if refusals.note_failed(request.room, error):
+            cancel_refused()
         # The traceback's frames hold the request, and a caller may keep a million outcomes.
         return Outcome(attendee, error=error.with_traceback(None))
+    refusals.note_served(request.room)
+    return Outcome(attendee, token=token)
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return not task.cancelled() and task.exception() is not None
 
 
 def outcome_as_json(outcome: Outcome) -> str:

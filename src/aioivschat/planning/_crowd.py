@@ -17,6 +17,7 @@ from typing import Any
 
 from aioivschat._clock import Clock
 from aioivschat._models import ChatToken, RoomArn, TokenRequest
+from aioivschat._service.refusals import Refusals
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.planning._event import MAX_PREWARM_SECONDS, LiveEvent, Renewal
 from aioivschat.planning._outcomes import CrowdOutcome, CrowdProgress, Timeline, Waits, percentile
@@ -52,7 +53,9 @@ class CrowdRun:
         self._returned = 0
         self._next_arrival: asyncio.TimerHandle | None = None
         self._all_settled = asyncio.Event()
-        self._issue_tasks: list[asyncio.Task[None]] = []
+        self._refusals = Refusals()
+        self._admissions: list[asyncio.Task[None]] = []  # by attendee
+        self._returns: list[asyncio.Task[None]] = []
         # By attendee: the time of the renewal. By time: the attendees; a pair of the heap is stale
         # if the attendee's time has changed since, by a reconnect.
         self._renewal_times = array("d", [math.inf]) * event.attendees
@@ -62,7 +65,11 @@ class CrowdRun:
         self._minted_by_second: list[int] = []  # up to the end of each second
 
     async def run(self) -> None:
-        """Return when every viewer has a token or an error; raise if the first request fails."""
+        """Return when every viewer has a token or an error.
+
+        Raises:
+            ChatTokenError: the first request failed, or all others would.
+        """
         # Opens the clients, so that the first viewers do not wait for that.
         for room in {RoomArn.parse(room).region: room for room in self._rooms}.values():
             await self._service.issue(TokenRequest(room, "warm-up"), fresh=True)
@@ -79,15 +86,19 @@ class CrowdRun:
         try:
             self._admit_arrivals()
             await self._all_settled.wait()
+            if self._refusals.of_all is not None:
+                raise self._refusals.of_all
         finally:
             if self._next_arrival is not None:
                 self._next_arrival.cancel()
-            left = [task for task in (*work, *self._issue_tasks) if not task.done()]
+            calls = (*self._admissions, *self._returns)
+            left = [task for task in (*work, *calls) if not task.done()]
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
             # Cancelled tasks stay alive in reference cycles, which would keep this list, too.
-            self._issue_tasks.clear()
+            self._admissions.clear()
+            self._returns.clear()
 
     def progress(self) -> CrowdProgress:
         waits = sorted(self._compute_waits())
@@ -132,7 +143,7 @@ class CrowdRun:
 
     def _admit_arrivals(self) -> None:
         """Start a call for each viewer who has come, and a timer for the next one."""
-        loop, times, calls = asyncio.get_running_loop(), self._arrival_times, self._issue_tasks
+        loop, times, calls = asyncio.get_running_loop(), self._arrival_times, self._admissions
         now = self._seconds_since_doors()
         while self._arrived < len(times) and times[self._arrived] <= now + _ROUNDING_SECONDS:
             calls.append(loop.create_task(self._admit(self._arrived)))
@@ -142,17 +153,37 @@ class CrowdRun:
             self._next_arrival = loop.call_later(times[self._arrived] - now, self._admit_arrivals)
 
     async def _admit(self, attendee: int) -> None:
+        request = self._make_request(attendee)
         try:
-            token = await self._service.issue(self._make_request(attendee), fresh=True)
+            refusal = self._refusals.find(request.room)
+            if refusal is not None:
+                raise refusal
+            token = await self._service.issue(request, fresh=True)
+        except asyncio.CancelledError:
+            if not self._refusals.is_refused(request.room):
+                raise
+            self._errors[attendee] = type(self._refusals.find(request.room)).__name__
         except Exception as error:
             self._errors[attendee] = type(error).__name__
+            if self._refusals.note_failed(request.room, error):
+                self._turn_away_refused()
         else:
+            self._refusals.note_served(request.room)
             self._admitted.append(attendee)
             self._schedule_renewal(attendee, token)
         # Rounding may put the time just before the arrival.
         self._settled_at[attendee] = max(self._seconds_since_doors(), self._arrival_times[attendee])
         if len(self._admitted) + len(self._errors) == len(self._arrival_times):
             self._all_settled.set()
+
+    def _turn_away_refused(self) -> None:
+        """Let nobody wait for what would be refused."""
+        if self._refusals.of_all is not None:
+            self._all_settled.set()
+        for attendee, task in enumerate(self._admissions):
+            room = self._rooms[attendee % len(self._rooms)]
+            if self._refusals.is_refused(room) and task is not asyncio.current_task():
+                task.cancel()
 
     def _schedule_renewal(self, attendee: int, token: ChatToken) -> None:
         by_session = self._event.renewal is Renewal.SESSION
@@ -184,7 +215,7 @@ class CrowdRun:
     def _reconnect(self, attendee: int) -> None:
         if self._renewal_times[attendee] < math.inf:  # otherwise a call is under way already
             self._renewal_times[attendee] = math.inf
-            self._issue_tasks.append(asyncio.create_task(self._issue_again(attendee)))
+            self._returns.append(asyncio.create_task(self._issue_again(attendee)))
 
     async def _issue_again(self, attendee: int) -> None:
         try:

@@ -673,8 +673,8 @@ RETRY = (
     Mutant(
         "every-failure-retried",
         "_service/retry.py",
-        "retry=tenacity.retry_if_exception_type(RETRIED)",
-        "retry=tenacity.retry_if_exception_type(Exception)",
+        "isinstance(error, retried) and error.may_pass",
+        "isinstance(error, Exception)",
         "a refusal that came after a failure is asked for again and again",
         tests="service/test_retry.py",
     ),
