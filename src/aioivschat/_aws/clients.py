@@ -233,16 +233,14 @@ class ClientPool:
         if self._endpoint_url is None:
             # Only now is it known whether AWS_ENDPOINT_URL_IVSCHAT or a profile names one.
             self._endpoint_url = self._configured_endpoint()
+        if self._endpoint_url is None and region not in known_regions(self._session):
+            raise await self._unknown_region(region)
         with naming_setting("the AWS configuration"):
             client = await self._create(opened, region)
         check_endpoint("the client's endpoint URL", client.meta.endpoint_url, self._http_hosts)
         with suppress(AttributeError):  # a stand-in for a client has no configuration
             check_files(self._session, client)
         host = str(urlsplit(client.meta.endpoint_url).hostname)
-        # Made of the region's name, as nobody has named another.
-        is_derived = self._endpoint_url is None and f".{region}." in host
-        if is_derived and region not in known_regions(self._session):
-            raise await self._unknown_region(region)
         if self._is_closing:
             raise ServiceClosed
         filter_debug_logs()  # botocore's modules have made their loggers by now
