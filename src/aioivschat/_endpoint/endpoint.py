@@ -98,8 +98,7 @@ class Endpoint(Generic[R]):
     async def _reply_with_token(
         self, service: AsyncTokenService, request: R, received: Received, watch: WatchClient
     ) -> Reply:
-        body = check_form(received)
-        ask = self._asks.get(body) or self._parse_body(body)
+        ask = self._read_ask(received)  # no local here holds the body, if the rule fails
         wanted = await self._ask_rule(request, ask)
         fresh = received.key is None
         attempt = None if received.key is None else Attempt((wanted.identity, received.key))
@@ -133,12 +132,15 @@ class Endpoint(Generic[R]):
             self._served[attempt] = served
         return self._make_reply(served)
 
-    def _parse_body(self, body: bytes) -> Ask:
-        ask = parse(body)
-        if ask.user is None and ask.attributes is None:  # nothing personal is remembered
-            if len(self._asks) >= _MAX_KNOWN_BODIES:
-                self._asks.clear()
-            self._asks[body] = ask
+    def _read_ask(self, received: Received) -> Ask:
+        body = check_form(received)
+        ask = self._asks.get(body)
+        if ask is None:
+            ask = parse(body)
+            if ask.user is None and ask.attributes is None:  # nothing personal is remembered
+                if len(self._asks) >= _MAX_KNOWN_BODIES:
+                    self._asks.clear()
+                self._asks[body] = ask
         return ask
 
     def _find_served(self, attempt: Attempt) -> _ServedToken | None:
