@@ -60,6 +60,53 @@ async def test_a_rush_takes_as_long_as_the_quota_does(
         assert [0, 0, 0, 0] == [count_throttled(fleet, shape) for shape in SHAPES]
 
 
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("processes", [1, 4])
+@virtual_time
+async def test_connections_that_open_late_are_no_flood(
+    engine_server: EngineServer, processes: int
+) -> None:
+    """Cold connections of 100 ms, and none at all for 2.5 s: requests wait for slots anew."""
+    async with fleet_of(engine_server, processes, connect=lambda: 0.1) as fleet:
+        start = now()
+        await fleet.rush(*[1_000 // processes] * processes)
+        assert now() - start <= 1_000 / 198 + 0.5
+        assert fleet.most_in_a_second() <= 200
+        assert [0, 0, 0, 0] == [count_throttled(fleet, shape) for shape in SHAPES]
+    back = now() + 2.5
+    async with fleet_of(engine_server, processes, connect=lambda: max(0.0, back - now())) as fleet:
+        await fleet.rush(*[1_000 // processes] * processes)
+        assert now() - back <= 1_000 / 198 + 0.5
+        assert fleet.most_in_a_second() <= 200
+        assert [0, 0, 0, 0] == [count_throttled(fleet, shape) for shape in SHAPES]
+
+
+@pytest.mark.parametrize("has_slot", [False, True])
+@virtual_time
+async def test_who_leaves_while_late_takes_no_slot(
+    engine_server: EngineServer, has_slot: bool
+) -> None:
+    """Cancelled while it waits for another slot, or in the moment that it got one."""
+    async with fleet_of(engine_server, 1, quota=Quota(rate=1)) as fleet:
+        limiter = fleet.limiters[0]
+        late = limiter.reserve()
+        await late.granted()
+        await asyncio.sleep(0.5)  # its connection takes so long
+        leaving = asyncio.create_task(late.spend())
+        other = asyncio.create_task(fleet.send_one(0))
+        await settle()
+        start = now()
+        if has_slot:
+            limiter._late.popleft().set_result(None)
+        leaving.cancel()
+        await asyncio.wait((leaving,))
+        late.release()
+        await other
+        assert leaving.cancelled()
+        assert (now() - start < 0.1) == has_slot
+        assert (0, 0, 0) == (limiter.waiting, len(limiter._late), limiter._connections._under_way)
+
+
 @virtual_time
 async def test_500_processes_10_ms_away_share_a_quota(engine_server: EngineServer) -> None:
     """500 processes share a quota with at most 60 script calls a second, after the first second."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aioivschat import Quota
 from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS, Engine, EngineAway, EngineState, Script
 from aioivschat.redis._limiter import SharedLimiter
 from support.engine import EngineServer
-from support.permits import use_permit
 from support.virtual import VirtualClock
 
 _NOW_KEY = "virtual:now"
@@ -95,6 +94,7 @@ class Fleet:
         quota: what is shared.
         round_trip: seconds to the engine and back.
         seed: of all random numbers.
+        connect: returns the seconds that a connection takes to open now; it stays open.
 
     Attributes:
         sent: when requests were sent, and by which process, in order.
@@ -108,6 +108,7 @@ class Fleet:
         *,
         round_trip: float = 0.001,
         seed: int = 1,
+        connect: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.rng = random.Random(seed)
         self.client = server.client()
@@ -117,11 +118,21 @@ class Fleet:
             for engine in self.engines
         ]
         self.sent: list[tuple[float, int]] = []
+        self._connect = connect
+        self._idle = [0] * processes
 
     async def send_one(self, process: int) -> None:
         """Wait for a permit in a process and record a request."""
         limiter = self.limiters[process]
-        await use_permit(limiter.reserve())
+        reservation = limiter.reserve()
+        await reservation.granted()
+        if self._idle[process]:
+            self._idle[process] -= 1
+        elif seconds := self._connect():
+            await asyncio.sleep(seconds)
+        await reservation.spend()
+        reservation.release()
+        self._idle[process] += 1
         self.sent.append((asyncio.get_running_loop().time(), process))
         limiter.served()
 

@@ -12,7 +12,7 @@ import asyncio
 import math
 from collections import OrderedDict
 
-from aioivschat._clock import TICK_SECONDS, Clock
+from aioivschat._clock import Clock
 from aioivschat._models import Priority
 
 _HELD_WEIGHT = 0.1
@@ -177,7 +177,6 @@ class QueuedLimiter:
         self._max_waiting = max_waiting
         self._connections = connections or Connections(clock)
         self._queues = tuple(_RoomTurns() for _ in Priority)
-        self._leaving = asyncio.Lock()  # held by who has a permit and a connection, and must wait
 
     @property
     def waiting(self) -> int:
@@ -206,14 +205,18 @@ class QueuedLimiter:
 
     # What a reservation asks for.
 
-    def _wait_before_leaving(self) -> float:
-        """Return the seconds until a request with a permit may leave."""
-        return 0.0
+    async def _wait_to_leave(self, granted_at: float) -> bool:
+        """Wait until a request with permit and connection may leave; return whether that took time.
+
+        Args:
+            granted_at: when it was granted both.
+        """
+        raise NotImplementedError
 
     def _spend_permit(self) -> None:
         """Count a permit whose request leaves now."""
 
-    def _refund_permit(self) -> None:
+    def _refund_permit(self, granted_at: float) -> None:
         """Take back a permit that was granted and not used."""
         raise NotImplementedError
 
@@ -223,7 +226,7 @@ class QueuedLimiter:
 
     def _end_request(self, started: float, *, sent: bool) -> None:
         if not sent:
-            self._refund_permit()
+            self._refund_permit(started)
         self._connections.give_back(started)
         if not sent and self.waiting:
             self._serve_next()
@@ -283,17 +286,12 @@ class QueuedReservation:
 
     async def spend(self) -> bool:
         """Spend the permit, as the request leaves now; return whether that took time."""
-        if self._spent or self._over:
+        if self._spent or self._over or self._granted_at is None:
             return False
-        limiter = self._limiter
-        waits = limiter._leaving.locked() or limiter._wait_before_leaving() > TICK_SECONDS
-        if waits:
-            async with limiter._leaving:  # in their order
-                while (seconds := limiter._wait_before_leaving()) > TICK_SECONDS:
-                    await limiter._clock.sleep(seconds)
+        waited = await self._limiter._wait_to_leave(self._granted_at)
         self._spent = True
-        limiter._spend_permit()
-        return waits
+        self._limiter._spend_permit()
+        return waited
 
     def promote(self, priority: Priority) -> None:
         """Move to the end of a more urgent queue, if it still waits in a less urgent one."""

@@ -176,6 +176,7 @@ class LocalLimiter(QueuedLimiter):
         self._rate = self._ceiling
         # When the next permit is due, and may be spent, lost time aside.
         self._next_granted = self._next_spent = -math.inf
+        self._leaving = asyncio.Lock()  # held by who has a permit and a connection, and must wait
         self._unspent = 0  # permits granted to requests that have not left since
         self._recent: deque[float] = deque()  # when permits were spent, within the window
         self._timer: asyncio.TimerHandle | None = None
@@ -264,9 +265,17 @@ class LocalLimiter(QueuedLimiter):
         self._unspent += 1
         reservation.grant(now)
 
-    def _wait_before_leaving(self) -> float:
+    async def _wait_to_leave(self, granted_at: float) -> bool:
         # The loop may have been busy, or connections slow to open: more requests would leave
         # together than a bucket takes.
+        waits = self._leaving.locked() or self._wait_before_leaving() > TICK_SECONDS
+        if waits:
+            async with self._leaving:  # in their order
+                while (seconds := self._wait_before_leaving()) > TICK_SECONDS:
+                    await self._clock.sleep(max(seconds, _TIMER_MIN_SECONDS))
+        return waits
+
+    def _wait_before_leaving(self) -> float:
         return self._next_spent - (self._bucket - 1) / self._rate - self._clock.monotonic()
 
     def _spend_permit(self) -> None:
@@ -280,7 +289,7 @@ class LocalLimiter(QueuedLimiter):
         while recent and recent[0] <= now - self._window:
             recent.popleft()
 
-    def _refund_permit(self) -> None:
+    def _refund_permit(self, granted_at: float) -> None:
         self._unspent -= 1
         self._next_granted -= 1 / self._rate
 

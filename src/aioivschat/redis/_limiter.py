@@ -3,7 +3,8 @@
 The engine hands out *slots*: moments of its own clock, evenly apart, each good for one request of
 one process. A process takes some slots ahead, its share of what the whole fleet waits for. When the
 moment of a slot comes, the process grants it to the reservation whose turn it is. Requests so
-spaced pass a quota of any shape, and as slots are taken ahead, none is lost while somebody waits.
+spaced pass a quota of any shape, and as slots are taken ahead, none is lost while somebody waits. A
+request whose connection took so long that the moment of its slot has passed takes the next one.
 
 While the engine is away, every process paces itself at its part of the quota, for the same
 reservations in the same order. When the engine is back, all processes change over to slots at one
@@ -18,6 +19,7 @@ import math
 import random
 import secrets
 from bisect import insort
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -41,6 +43,10 @@ _CONNECTING_SECONDS = 0.8
 _SLOT_VOID_AFTER_SECONDS = 0.1
 """Seconds after which an unused slot is void. A process that was busy sends at once what is late;
 this limit keeps even a process that has all slots within a tenth above the quota."""
+
+_SLOT_LATE_AFTER_SECONDS = HEADROOM
+"""Seconds after which a request needs another slot, if its connection took so long to open. So much
+closer to later ones, of this process or another, no more come in a second than the headroom has."""
 
 _GATHER_RETURNS_SECONDS = 0.1
 """Seconds for which slots that nobody needs any more are gathered before they are given back."""
@@ -101,6 +107,7 @@ class SharedLimiter(QueuedLimiter):
             self._burst_seconds = max(0.0, quota.burst * (1 - BURST_HELD_BACK) - 1) / quota.rate
         # Unused slots: when each is due by our clock, and its moment on the engine's.
         self._slots: list[tuple[float, int]] = []
+        self._late: deque[asyncio.Future[None]] = deque()  # with a connection and no slot any more
         self._grant_timer: asyncio.TimerHandle | None = None
         # What the engine said at the last sync.
         self._synced_at = -math.inf
@@ -159,7 +166,8 @@ class SharedLimiter(QueuedLimiter):
         It assumes that the other members go on to want as much as they reported last.
         """
         ahead = self._count_before(priority, room)
-        return max(0.0, self._permit_wait(ahead), self._connections.predicted_wait(self, ahead))
+        permit_wait = self._permit_wait(ahead + len(self._late))
+        return max(0.0, permit_wait, self._connections.predicted_wait(self, ahead))
 
     def _permit_wait(self, ahead: int) -> float:
         now = self._clock.monotonic()
@@ -225,8 +233,13 @@ class SharedLimiter(QueuedLimiter):
                 break
             del self._slots[0]
             if due > now - _SLOT_VOID_AFTER_SECONDS:
-                self._pop_next().grant(now)
-        if self.waiting and not self._servable:
+                if self._late:
+                    late = self._late.popleft()
+                    if not late.done():
+                        late.set_result(None)
+                else:
+                    self._pop_next().grant(now)
+        if self.waiting and self._connections.free <= 0:
             self._connections.wait(self)
         self._start_work_if_needed()
 
@@ -238,12 +251,29 @@ class SharedLimiter(QueuedLimiter):
 
     @property
     def _servable(self) -> int:
-        """How many reservations wait and find a connection."""
-        return int(min(self.waiting, self._connections.free))
+        """How many can use a slot: who waits and finds a connection, and who is late with one."""
+        return int(min(self.waiting, self._connections.free)) + len(self._late)
 
-    def _refund_permit(self) -> None:
+    async def _wait_to_leave(self, granted_at: float) -> bool:
+        if self._clock.monotonic() - granted_at <= _SLOT_LATE_AFTER_SECONDS:
+            return False
+        # It has a connection now, so it is the next to use a slot.
+        late = asyncio.get_running_loop().create_future()
+        self._late.append(late)
+        self._serve_next()
+        try:
+            await late
+        except asyncio.CancelledError:
+            if late in self._late:
+                self._late.remove(late)
+            else:
+                self._refund_permit(self._clock.monotonic())
+            raise
+        return True
+
+    def _refund_permit(self, granted_at: float) -> None:
         # The slot's moment has come: the engine cannot hand it out again, but this process can.
-        insort(self._slots, (self._clock.monotonic(), _NO_SLOT))
+        insort(self._slots, (granted_at, _NO_SLOT))
 
     def _withdraw(self, reservation: QueuedReservation) -> None:
         super()._withdraw(reservation)
@@ -333,8 +363,8 @@ class SharedLimiter(QueuedLimiter):
         served, throttled = self._served, self._throttled
         self._served = self._throttled = 0
         ceiling, burst = round(self._ceiling * 1000), round(self._burst_seconds * 1e6)
-        arguments: list[str | int] = [self._member, ceiling, burst, purpose, wanted, self.waiting]
-        arguments += served, throttled, *returned
+        arguments: list[str | int] = [self._member, ceiling, burst, purpose, wanted]
+        arguments += self.waiting + len(self._late), served, throttled, *returned
         try:
             answer = await self._engine.run_script(SYNC, self._keys, arguments, urgent=True)
         except EngineAway:
@@ -418,5 +448,5 @@ class SharedLimiter(QueuedLimiter):
             self._grant_timer.cancel()
             self._grant_timer = None
         self._wake.set()
-        if self.waiting:
+        if self._servable:
             self._grant_due_slots()

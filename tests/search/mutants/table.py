@@ -162,7 +162,7 @@ LIMITER = (
     Mutant(
         "refund-forgotten",
         "_service/fair_queue.py",
-        "        if not sent:\n            self._refund_permit()\n",
+        "        if not sent:\n            self._refund_permit(started)\n",
         "",
         "the permit of a caller who left is lost",
         tests="service/test_limiter.py",
