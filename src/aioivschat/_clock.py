@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 
 TICK_SECONDS = time.get_clock_info("monotonic").resolution
-"""The event loop may call a timer so much too early; asking for another one would be to spin."""
+"""How much too early the event loop may call a timer: to set another for the rest would spin."""
 
 
 class Clock:

@@ -33,7 +33,7 @@ def call_later(seconds: float, callback: Callable[[], object]) -> asyncio.TimerH
 
 
 def time_limit(seconds: float | None) -> asyncio.Timeout:
-    """Do what ``asyncio.timeout`` does."""
+    """Limit a block as ``asyncio.timeout`` does, keeping no context alive."""
     return _Timeout(None if seconds is None else asyncio.get_running_loop().time() + seconds)
 
 

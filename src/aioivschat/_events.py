@@ -256,7 +256,7 @@ class Observers(tuple[Observer, ...]):
     def tell(self, event: Event) -> None:
         """Call every observer. A failure is logged and harms neither the others nor the caller.
 
-        Whatever it is: `CancelledError` too cancels nobody here. Only an interrupt goes on.
+        `CancelledError` is such a failure too: it cancels nobody here. An interrupt is none.
         """
         for observer in self:
             try:

@@ -63,8 +63,8 @@ _OPENING_MAX_SECONDS = 60.0
 region closed for good; the next caller may have more luck."""
 
 _CANCELLED_OPENING_SECONDS = 1.0
-"""Seconds that closing waits for an opening that was cancelled: one that pays no heed to it closes
-its client itself when that comes."""
+"""Seconds that closing waits for an opening that was cancelled: one that goes on anyhow closes
+its client later, itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ class _OpenClient(NamedTuple):
 class ClientPool:
     """The clients of all regions: opened at first use, one at a time, and closed in reverse order.
 
-    To open one is a task of the pool's own, so that it goes on when those who need it have left.
+    Each is opened in a task of the pool's own, which goes on when those who need it have left.
     Observers are told when a client was opened, and once if its requests cannot be prepared.
 
     Raises:
@@ -152,7 +152,7 @@ class ClientPool:
         self._observers = observers
         self._calls: dict[str, _OpenClient] = {}
         self._openings: dict[str, asyncio.Task[None]] = {}
-        self._one_opening = asyncio.Lock()  # a session is not made for two at a time
+        self._one_opening = asyncio.Lock()  # a session cannot open two clients at a time
         self._is_closing = False
         self._closing: asyncio.Future[None] | None = None  # for those who wait for an opening
         self._open_clients = AsyncExitStack()
@@ -246,8 +246,8 @@ class ClientPool:
         filter_debug_logs()  # botocore's modules have made their loggers by now
         with suppress(AttributeError):  # a stand-in for a client has no events
             client.meta.events.register("before-parse.ivschat.CreateChatToken", note_answer)
-        with suppress(Exception):  # the first request tells
-            # Its TLS context too, which takes long to make, before permits are spent.
+        with suppress(Exception):  # then the first request fails
+            # This makes the TLS context, which takes long: not while a permit waits for it.
             proxy_url = proxy_for(client, client.meta.endpoint_url)
             await http_session_of(client).get_sender(proxy_url)
         signing_clock = SigningClock(region)
@@ -351,7 +351,7 @@ class ClientPool:
             call = lambda request: client.create_chat_token(**request.as_members())  # noqa: E731
 
         async def leave_and_call(request: TokenRequest) -> Mapping[str, Any]:
-            # It has an HTTP session that does not tell when a request leaves.
+            # This client's HTTP session does not tell when a request leaves.
             if (leave := before_leaving.get()) is not None:
                 await leave()
             return await call(request)
@@ -388,7 +388,7 @@ class ClientPool:
             # A TokenRequest is valid, by narrower limits than botocore's.
             "parameter_validation": False,
         }
-        # To compose it for each request takes a fifth of a call.
+        # Composing the user agent for each request would take a fifth of a call.
         user_agent = user_agent_of(self._session, AioConfig(**options))
         if user_agent is not None:
             options["user_agent"] = user_agent
@@ -399,7 +399,7 @@ class ClientPool:
 
 
 def _botocore_session(session: Any) -> tuple[AioSession, Any]:
-    """Return the session of aiobotocore's, and what creates its clients."""
+    """Return aiobotocore's session, and the function that creates its clients."""
     if session is None:
         session = get_session()
         parsers = session.get_component("response_parser_factory")

@@ -138,7 +138,7 @@ def translate_error(
     ``answer`` holds what :func:`note_answer` noted, if anything came.
     """
     if answer and 300 <= answer["status_code"] < 400:
-        # All that a redirect says may name its target.
+        # Anything in the answer of a redirect may name its target.
         return _to_aws_error(_error_without_body(answer), request)
     if isinstance(error, botocore_errors.ClientError):
         return _to_aws_error(error, request)

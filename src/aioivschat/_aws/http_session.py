@@ -26,7 +26,7 @@ took time. A request that has to look for another connection awaits it again."""
 
 
 class HttpSession(AIOHTTPSession):
-    """aiobotocore's HTTP session, but for how :class:`Sender` sends."""
+    """aiobotocore's HTTP session, which sends by :class:`Sender`."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -44,7 +44,7 @@ class HttpSession(AIOHTTPSession):
         return sender
 
     async def get_sender(self, proxy_url: str | None = None) -> Sender:
-        """Return what sends to hosts that this proxy is for, or no proxy."""
+        """Return the sender for the hosts of a proxy; ``None``: for those without one."""
         return self._senders.get(proxy_url) or await self._get_session(proxy_url)
 
 
@@ -145,7 +145,7 @@ class _Connection(ResponseHandler):
         else:
             super().data_received(data)
 
-    # What these register with the event loop is kept after the call.
+    # The next two register callbacks with the event loop, which keeps them after the call.
 
     def resume_reading(self, *arguments: Any, **options: Any) -> None:
         Context().run(super().resume_reading, *arguments, **options)

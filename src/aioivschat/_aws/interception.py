@@ -1,6 +1,6 @@
 """Finds who watches the calls of a client: tracers, listeners, whatever replaced a function.
 
-The direct way leaves out nearly all of aiobotocore and botocore, so it must not be taken while
+The prepared way leaves out nearly all of aiobotocore and botocore, so it must not be taken while
 somebody hooks into that. What a call may run is found from the client: the objects that it is made
 of, their classes, the listeners of its events, and all that the functions of these name, and so on.
 Each function is looked up where a call would find it, never through attributes of its own, as a
@@ -84,10 +84,10 @@ _IN_C = {"builtins", "types"}
 _BUILTINS = {
     each for module in (builtins, types) for each in vars(module).values() if isinstance(each, type)
 } - {DynamicClassAttribute, SimpleNamespace}
-"""Types in C that do not say whose they are seem to be ``builtins``' own, and are not."""
+"""Types of builtins. Others in C seem to be, as they name no module of their own."""
 
 _UNCALLED = _IN_C | {"typing"}
-"""Packages of objects that call nothing that is somebody's."""
+"""Packages whose objects call no code of others."""
 
 _BASES = {"wrapt", "_wrappers"}
 """Packages of which classes of aiobotocore inherit; an object of theirs would be a proxy."""
@@ -132,7 +132,7 @@ class Watchers:
         self.survey: _Survey | None = None
 
     def have_changed(self) -> bool:
-        """Look again if 100 ms have passed; tell whether requests may be others than before."""
+        """Look again if 100 ms have passed; tell whether requests may differ from before."""
         now = time.monotonic()
         if now < self._due:
             return False
@@ -143,9 +143,9 @@ class Watchers:
         try:
             self.survey = _Survey(self._client)
             self.found = self.survey.found
-        except Exception as error:  # of aiobotocore's insides nothing is promised
+        except Exception as error:  # aiobotocore promises nothing about its insides
             self.survey, self.found = None, describe(error)
-        # What was merely added to, a cache say, makes no other requests.
+        # Where something was only added, to a cache say, requests are as before.
         is_same = before is not None and before.found is None and before.still_holds(sizes=False)
         return self.found is not None or not is_same
 
@@ -155,7 +155,7 @@ class _Survey:
 
     Attributes:
         found: who watches a part that is not as aiobotocore and botocore defined it.
-        functions: of these two, that a call may run, whosever code they have.
+        functions: those of aiobotocore and botocore that a call may run.
     """
 
     def __init__(self, client: Any) -> None:
@@ -193,7 +193,7 @@ class _Survey:
             notes.clear()
 
     def still_holds(self, *, sizes: bool = True) -> bool:
-        """Tell whether nothing was exchanged or taken away since, nor added, if sizes count."""
+        """Tell whether all parts are the same and, with ``sizes``, whether nothing was added."""
         try:
             parts, now = self._read()
         except LookupError:
@@ -232,7 +232,7 @@ class _Survey:
             elif package not in _HARMLESS or (package in _IN_C and kind not in _BUILTINS):
                 self._report(where)
             elif package == "collections" or (package not in _UNCALLED and _is_called(part)):
-                self._report(where)  # it may be made of, or hold, what is somebody's
+                self._report(where)  # it may call code of others
 
     def _visit_function(self, where: str, function: FunctionType) -> None:
         module = function.__globals__.get("__name__", "")
@@ -378,7 +378,7 @@ _generated_by: dict[FunctionType, CodeType] = {}
 
 
 def _get_to_know(function: FunctionType, module: str) -> _KnownCode | None:
-    """Return what is to be known of a function's code; ``None``: it is not its module's."""
+    """Return a function's code and its names; ``None``: the code is not its module's."""
     code = function.__code__
     # A data class makes functions as it is defined: they have to be as they were first seen.
     is_generated = code.co_filename == "<string>" and code.co_name.startswith("__")

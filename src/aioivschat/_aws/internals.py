@@ -53,7 +53,7 @@ def listeners_of(client: Any, event: str) -> list[Any]:
 
 
 def listening_of(client: Any) -> object:
-    """Return what is another object once a listener of the client's comes or goes."""
+    """Return an object that is replaced whenever a listener of the client's comes or goes."""
     return emitter_of(client)._lookup_cache
 
 
@@ -111,7 +111,7 @@ def mergeable(session: Any) -> Any:
 
 
 def user_agent_of(session: Any, config: Any) -> str | None:
-    """Return how a session's client names itself; ``None``: by more than is known beforehand."""
+    """Return the user agent of a session's clients; ``None``: it is not known beforehand."""
     try:
         default = session.get_default_client_config()
         merged = default.merge(config) if default else config

@@ -31,7 +31,7 @@ def redacted_response(
     quotes: bool,
     resource: bool = False,
 ) -> dict[str, Any]:
-    """Return of an error's parsed response what holds nothing of the request but its room.
+    """Return an error's parsed response without anything of the request but its room.
 
     Messages of the error may quote the request (``quotes``), and its members may name a
     ``resource``: a room, or what a quota belongs to.

@@ -3,11 +3,11 @@
 aiobotocore resolves the endpoint, serializes, composes headers and signs for every call: five times
 the work of sending it. Yet the requests of one client differ only in body, time, an id and
 signature. So a client's first call goes the general way, through aiobotocore, and its request
-becomes a pattern as it is sent. Later requests are made from the pattern, and go the direct way: to
-the same HTTP session, with the client's own credentials.
+becomes a pattern as it is sent. Later requests are made from the pattern, and go the prepared way:
+to the same HTTP session, with the client's own credentials.
 
 A pattern is used only if it reproduces the signature that botocore gave to the request it was made
-from, and only while nobody watches what the direct way leaves out. An answer that is no plain
+from, and only while nobody watches what the prepared way leaves out. An answer that is no plain
 success is read by aiobotocore: the call is made once more in the general way, where the answer
 takes the place of sending.
 """
@@ -80,7 +80,7 @@ class ClientCalls:
     Args:
         client: of aiobotocore's.
         clock: the time of signing.
-        prepared: whether requests may go the direct way.
+        prepared: whether requests may go the prepared way.
         on_change: called with the reason when they have to go the general way from now on, and
             with ``None`` when they need not any more.
     """
@@ -160,7 +160,7 @@ class ClientCalls:
         raise failure
 
     def _may_go_directly(self) -> bool:
-        """Tell whether nobody would miss the general way; report it if that has changed."""
+        """Tell whether requests may go the prepared way; report it if that has changed."""
         if self._watchers is None:
             return False
         if self._cannot is None and self._watchers.have_changed():

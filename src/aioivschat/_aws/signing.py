@@ -83,7 +83,7 @@ class SigningForm(Unpickled):
         return own == (credentials.access_key, credentials.token or "")
 
     def fits(self, credentials: Any) -> bool:
-        """Tell whether the form can be used with credentials: a session token is a header more."""
+        """Tell whether the form can be used with credentials: a session token adds a header."""
         return bool(self._token) == bool(credentials.token)
 
     def sign(self, body: bytes, credentials: Any, date: str, invocation: str) -> str:
@@ -125,7 +125,7 @@ class SigningClock:
     """The time by which requests are signed: this host's, corrected where AWS refuses it.
 
     Attributes:
-        offset: seconds that AWS's clock is ahead, if its refusal has shown that they matter.
+        offset: seconds that AWS's clock is ahead, once a refusal has shown that they matter.
     """
 
     def __init__(self, region: str) -> None:
@@ -137,7 +137,7 @@ class SigningClock:
         return time.time() + self.offset
 
     def learn(self, code: str, answered: datetime | None, used: float) -> bool:
-        """Learn from a refusal; return whether the same request would fare better now.
+        """Learn from a refusal; return whether the same request may succeed now.
 
         Args:
             code: of the error.

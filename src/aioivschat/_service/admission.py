@@ -23,7 +23,7 @@ class Call(Secret):
     Args:
         request: what is asked for.
         room: the parts of its room's ARN.
-        key: what calls agree on when they share a token; ``None``: the token is for this one.
+        key: what calls agree on when they share a token; ``None``: it is for this call alone.
         priority: who goes first.
         deadline: until when the token must be there, by the monotonic clock.
     """

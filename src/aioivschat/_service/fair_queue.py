@@ -73,7 +73,7 @@ class _RoomTurns:
 
 
 class _PrefixSums:
-    """Numbers at the indexes from 0, of which the first can be summed: a Fenwick tree."""
+    """Numbers by index, from 0, and quick sums of the first of them: a Fenwick tree."""
 
     __slots__ = ("_tree",)
 

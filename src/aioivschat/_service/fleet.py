@@ -32,15 +32,15 @@ class Held:
 
 
 class Busy:
-    """Another process is at it: wait for :meth:`SharedFlight.landed`, then ask again."""
+    """Another process mints for the key: wait for :meth:`SharedFlight.landed`, then ask again."""
 
 
 class Fenced:
-    """It was invalidated meanwhile: it is for those who wait already, and for nobody else."""
+    """The token was invalidated since its flight began: only those who wait already get it."""
 
 
 class SharedFlight(Protocol):
-    """One flight as the fleet sees it: at most one of its key flies anywhere."""
+    """One flight as the fleet sees it, which lets one process at a time mint for a key."""
 
     async def claim(self, lease: float) -> Held | Busy | None:
         """Ask for the attempt's token, for one from the stock, or else for the right to mint.
@@ -49,11 +49,11 @@ class SharedFlight(Protocol):
             lease: seconds that nobody else may mint for the same key.
 
         Returns:
-            ``None``: it is ours to mint; also if the fleet cannot be reached.
+            ``None``: this process is to mint; also if the fleet cannot be reached.
         """
 
     async def landed(self) -> None:
-        """Wait until the one who is at it has landed, or until it is time to ask again."""
+        """Wait until the flight of the other process has landed, or it is time to ask again."""
 
     async def publish(
         self, token: ChatToken, life: float, age: float
@@ -66,12 +66,12 @@ class SharedFlight(Protocol):
             age: seconds since its flight began: what was invalidated since is not kept.
 
         Returns:
-            ``None``: it is the attempt's token, or the fleet cannot be reached. With ``Held`` and
-            ``Busy`` somebody else was faster, and the token is still nobody's.
+            ``None``: it is the attempt's token, or the fleet cannot be reached. ``Held`` and
+            ``Busy``: another process was faster, and this token is not the attempt's.
         """
 
     def close(self) -> None:
-        """End it, giving back a right to mint that was not used."""
+        """End the flight, giving back a lease that was not used."""
 
 
 class SharedTokens(Protocol):
@@ -104,14 +104,14 @@ class SharedTokens(Protocol):
             token: the token.
             life: seconds that it still lives.
             age: seconds since its flight began.
-            refused: called if the token certainly stayed here.
+            refused: called if the fleet certainly did not get the token.
         """
 
     def invalidate(self, room: str | None, user: str | None) -> None:
         """Let every process forget the tokens of a room, of a user, or of a user in a room."""
 
     async def settled(self) -> None:
-        """Wait until everything that was given has arrived, or failed to."""
+        """Wait until all that was sent to the fleet has arrived there, or failed to."""
 
 
 class SharedTier(Protocol):
@@ -153,7 +153,7 @@ class SharedTier(Protocol):
         """Return a limiter that shares the quota of an account and region with the fleet."""
 
     async def aclose(self) -> None:
-        """End it; what others wait for here is given back."""
+        """Leave the fleet, giving back what was not used."""
 
 
 class OneProcess:

@@ -14,8 +14,8 @@ from aioivschat._service.limiter import Limiter
 from aioivschat._service.minting import Minter, TokenFlight
 
 _LEASE_MARGIN_SECONDS = 10.0
-"""How long beyond the expected wait nobody else of a fleet may mint for the same key: a request
-with some retries. Whoever takes longer has lost nothing but a request."""
+"""How long beyond the expected wait no other process may mint for the same key: time for a request
+with some retries. After that another process mints too, and one of the two requests is wasted."""
 
 _LEASE_KEPT_SECONDS = 1.0
 """How long a flight may sleep before a retry with its lease. For longer, it gives the lease back:
@@ -46,7 +46,7 @@ _NO_RESERVATION_YET = _NoReservationYet()
 
 @dataclass(eq=False, kw_only=True)
 class FleetMinter(Minter):
-    """Mints the tokens of flights for a whole fleet, whose tokens are `tokens`."""
+    """Mints the tokens of flights in a fleet; `tokens` are those of the fleet."""
 
     tokens: SharedTokens
     stock_is_shared: ClassVar[bool] = True
@@ -57,7 +57,7 @@ class FleetMinter(Minter):
         return self.tokens.rejected
 
     def make_flight(self, call: Call, limiter: Limiter) -> TokenFlight:
-        """Return a flight for a caller; whether it needs a permit, its claim will tell."""
+        """Return a flight for a caller, which queues for a permit if its claim finds no token."""
         generation, now = self.fences.generation, self.clock.monotonic()
         shared = self.tokens.flight(call.identity, call.key)
         return TokenFlight(call, limiter, _NO_RESERVATION_YET, generation, now, shared)
@@ -89,7 +89,7 @@ class FleetMinter(Minter):
                 if entry.handed_out:
                     self._deliver(flight, entry)
                     return entry
-                # A call may have taken a flight of prewarming over since.
+                # Not before: a call may have taken the flight over from prewarming meanwhile.
                 if flight.shared is None or flight.key is None or not flight.callers:
                     return entry
                 published = await self._publish(flight, flight.shared, entry)
@@ -139,7 +139,7 @@ class FleetMinter(Minter):
     async def _publish(
         self, flight: TokenFlight, shared: SharedFlight, entry: Entry
     ) -> Entry | None:
-        """Make a token the attempt's in the whole fleet; ``None``: another process is at it."""
+        """Make a token the attempt's in the whole fleet; ``None``: another process mints for it."""
         asked = self.clock.monotonic()
         life, age = entry.monotonic_end - asked, asked - flight.started
         answer = await shared.publish(entry.token, life, age)
@@ -148,7 +148,7 @@ class FleetMinter(Minter):
             if answer is None:
                 self._deliver(flight, entry)
             return entry
-        # Another process was faster: its token is the attempt's, and this one is nobody's.
+        # Another process was faster: its token is the attempt's, and this one becomes stock.
         self._put_into_stock(flight, entry)
         if not isinstance(answer, Held):
             return None

@@ -84,7 +84,7 @@ class Issuer:
         priority: Priority,
         timeout: float | None,
     ) -> ChatToken:
-        """Return a token that has to come yet, within so many seconds.
+        """Return a token that is not there yet, within ``timeout`` seconds.
 
         Raises:
             InvalidRequest: ``timeout`` is out of its range.
@@ -121,7 +121,7 @@ class Issuer:
                     await self.sign_ins.wait(region, started, call.deadline)
                 if flight is not None and flight.leaving:
                     await flight.ended()
-                # Either may have taken a while.
+                # Opening, or the end of that flight, may have taken a while.
                 self.lifecycle.check_open()
                 token = self.take_available(call.request, call.key)
                 if token is not None:
@@ -142,7 +142,7 @@ class Issuer:
                     waited = self.clock.monotonic() - started
                     self.observers.tell(Delivered(call.request.room, flight.source, waited))
                 return token
-            # It may be closing by now, and would not wait for a flight that starts after that.
+            # The service may be closing by now: that waits for no flight that starts afterwards.
             self.lifecycle.check_open()
 
     def _join_or_start_flight(self, flight: TokenFlight | None, call: Call) -> TokenFlight:
@@ -186,7 +186,7 @@ class Issuer:
 def sharing_key(
     request: TokenRequest, idempotency_key: str | None, fresh: bool
 ) -> SharingKey | None:
-    """Return what calls must agree on to share a token; ``None``: they never do.
+    """Return what calls must agree on to share a token; ``None``: this call shares none.
 
     Raises:
         InvalidRequest: the key breaks a limit, or excludes `fresh`.

@@ -87,7 +87,7 @@ class Lifecycle:
     def run_on_loop(self, work: Callable[..., object], *args: object) -> None:
         """Do work at once if this is the loop's thread or nothing was used yet; else hand it over.
 
-        The loop does what it is handed before all that it is asked afterwards.
+        The loop does it before all that it is asked afterwards.
 
         Raises:
             WrongLoop: the loop is closed or of another process.
@@ -108,7 +108,7 @@ class Lifecycle:
             raise WrongLoop("process")
 
     def explain_cancellation(self, work: str) -> ChatTokenError:
-        """Return why work was cancelled that nobody's call cancelled."""
+        """Return the error for work that was cancelled, though no caller was."""
         return Interrupted(work) if self.is_open else ServiceClosed()
 
     def begin_closing(self) -> None:
@@ -117,7 +117,7 @@ class Lifecycle:
         self.loop_while_open = _NOT_OPEN
 
     def end(self) -> None:
-        """Be closed."""
+        """Note that the service is closed."""
         self.state = State.CLOSED
         self.loop_while_open = _NOT_OPEN
 

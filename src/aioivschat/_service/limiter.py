@@ -5,8 +5,8 @@ lost time, so that a busy event loop does not waste the quota. The *window* coun
 than the quota in any sliding second. How AWS shapes its 200 a second is not published; what
 passes both gates passes a token bucket, a fixed window and a sliding window alike.
 
-To AWS a request counts when it arrives. So a permit is granted to whose turn it is, who then has a
-connection opened where none is idle, and it is spent when the request leaves.
+To AWS a request counts when it arrives. So a permit is granted first, then a connection is opened
+if none is idle, and the permit is spent when the request leaves.
 
 Others may use the same quota. The pace therefore follows what comes through: after a second in
 which requests were throttled, it becomes the rate that was served plus a probe. While callers
@@ -39,14 +39,14 @@ _CATCH_UP_SECONDS = 0.05
 the smallest bucket that is known of such services, so a full one still takes them at once."""
 
 _TIMER_MIN_SECONDS = 0.001
-"""uvloop rounds timers to milliseconds, so that one may come early; at once again is to spin."""
+"""The shortest timer: uvloop rounds to milliseconds, so that one may fire early, and then again."""
 
 BURST_HELD_BACK = 0.1
 """Share of a known bucket left unused: by the server's clock it fills later than by ours."""
 
 _EPOCH_SECONDS = 1.0
 """Seconds over which served and throttled requests are counted: the longest window AWS is likely
-to use. A shorter epoch would take a window that is used up for a lasting state."""
+to use. In a shorter epoch, a window that is used up would look like a lower quota."""
 
 _PROBE_SHARE = 0.05
 """Share of the quota tried beyond what was served. Simulated with four processes that know nothing
@@ -174,7 +174,7 @@ class LocalLimiter(QueuedLimiter):
             self._per_window = sys.maxsize
             self._window = 0.0
         self._rate = self._ceiling
-        # When the next permit is due, and may be spent, lost time aside.
+        # When the next permit may be granted, and spent, if no lost time is made up for.
         self._next_granted = self._next_spent = -math.inf
         self._leaving = asyncio.Lock()  # held by who has a permit and a connection, and must wait
         self._unspent = 0  # permits granted to requests that have not left since
@@ -260,7 +260,7 @@ class LocalLimiter(QueuedLimiter):
             self._grant(self._pop_next(), now)
 
     def _grant(self, reservation: QueuedReservation, now: float) -> None:
-        # Lost time beyond the burst is lost.
+        # Lost time beyond the burst is not made up for.
         self._next_granted = max(self._next_granted, now) + 1 / self._rate
         self._unspent += 1
         reservation.grant(now)
@@ -279,8 +279,8 @@ class LocalLimiter(QueuedLimiter):
         return self._next_spent - (self._bucket - 1) / self._rate - self._clock.monotonic()
 
     def _spend_permit(self) -> None:
-        # It counts from now, not from when it was granted: to AWS, a request counts when it
-        # arrives.
+        # The permit counts from now, not from when it was granted: to AWS, a request counts when
+        # it arrives.
         now = self._clock.monotonic()
         self._next_spent = max(self._next_spent, now) + 1 / self._rate
         self._unspent -= 1

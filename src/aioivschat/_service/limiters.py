@@ -39,7 +39,7 @@ class Limiters:
     @property
     def waiting(self) -> int:
         """How many reservations wait, at all of them."""
-        # Of a copy: other threads may ask too, while the loop makes another limiter.
+        # A copy: another thread may ask while the loop makes another limiter.
         return sum(limiter.waiting for limiter in tuple(self._limiters.values()))
 
     def __post_init__(self) -> None:

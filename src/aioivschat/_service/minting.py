@@ -47,7 +47,7 @@ class TokenFlight(Flight[Entry]):
     Attributes:
         call: what is asked for, for as long and as urgently as its most demanding caller wants.
         generation: of the fences, at its start.
-        started: when that was, by the monotonic clock.
+        started: its start, by the monotonic clock.
         shared: the same flight as the fleet sees it; ``None`` without a fleet, or while no caller
             shares it.
         published: whether the fleet knows its token as the attempt's.
@@ -216,10 +216,10 @@ class Minter:
         self.fences.add(room, user)
 
     async def settle(self) -> None:
-        """Wait until the fleet has all that it was given."""
+        """Wait until the fleet has all that was sent to it."""
 
     async def land_flights(self, grace: float) -> None:
-        """End all flights; those whose request was sent have so many seconds to come home."""
+        """End all flights; those whose request was sent may take ``grace`` seconds for it."""
         for flight in self.flights:
             if not flight.committed:
                 flight.stop()
@@ -276,7 +276,7 @@ class Minter:
         return None
 
     def _is_wanted(self, flight: TokenFlight, delay: float) -> bool:
-        """Tell whether anybody would still take a token that is asked for after so many seconds."""
+        """Tell whether anybody would still want a token that is asked for in ``delay`` seconds."""
         return (
             flight.callers > 0
             and self.lifecycle.is_open
@@ -302,7 +302,7 @@ class Minter:
         except AwsError as error:
             if not (error.clock_corrected and self._is_wanted(flight, 0.0)):
                 raise
-        # No retry by the policy: it says how to treat AWS, and this was the host's clock.
+        # Not counted as a retry, which is for faults of AWS: this was one of the host's clock.
         flight.reserve(again=True)
         await self._wait_for_permit(flight)
         return await self._send_request(flight, number)
@@ -333,7 +333,7 @@ class Minter:
             await leave()  # if a listener or a mock answered, over no connection of ours
             end, wall_end = started + minted.life, started_wall + minted.life
             entry = Entry(request.identity, minted.token, end, wall_end, flight.generation)
-            # A failed request like any other: else a slow upstream would be asked for ever.
+            # A failure like any other, so that a slow upstream is not asked for ever.
             if not self.cache.is_alive(entry):
                 raise MalformedResponse(f"too little is left of the token's {minted.life:.1f} s")
         except CredentialsFailed:
@@ -364,7 +364,7 @@ class Minter:
         return entry
 
     def _deliver(self, flight: TokenFlight, entry: Entry) -> None:
-        """Keep a token for those who will ask for the same; without callers it becomes stock."""
+        """Keep a token for repeated calls, unless nobody waits for it or it was invalidated."""
         is_fenced = self.fences.is_fenced(entry.generation, entry.identity)
         if flight.callers and flight.key is not None and not is_fenced:
             self.cache.put(flight.key, entry)
@@ -375,7 +375,7 @@ class Minter:
             self._put_into_stock(flight, entry)
 
     def _put_into_stock(self, flight: TokenFlight, entry: Entry) -> None:
-        """Keep a token that nobody was given."""
+        """Keep a token that nobody was handed, for a later call."""
         if self.stock.restock(entry):
             self._note_stocked(flight)
 

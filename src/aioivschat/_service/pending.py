@@ -1,7 +1,7 @@
-"""Requests that are to be minted ahead, where calls for the same find them.
+"""Requests that are to be minted ahead, where calls for the same identity find them.
 
-A call takes over what is under way for it, and takes back what has not had its turn. It goes first:
-whatever it needs a permit for, those who mint ahead leave it one.
+A call takes over the flight of such a request, or the place of one that has not had its turn. Calls
+go first: for each permit that a call needs, the queues here leave one to it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aioivschat._service.limiter import Limiter
 from aioivschat._service.minting import TokenFlight
 
 CATCH_UP_SECONDS = 0.05
-"""Lost time that is made up for, as at the limiter."""
+"""Seconds of lost time that are made up for, as at the limiter."""
 
 
 class PendingRequest:
@@ -85,9 +85,9 @@ class PendingQueue:
         self.has_capacity.set()
 
     def next_permit(self, now: float) -> float:
-        """Return when there is a permit beside those of callers."""
+        """Return when the next permit is due that no caller needs."""
         if self._next_permit > now + CATCH_UP_SECONDS:
-            # Some callers may have left without the permit that they were given.
+            # Some callers may have left without using the permit that was left to them.
             wait = self.limiter.predicted_wait(Priority.BACKGROUND)
             self._next_permit = min(self._next_permit, now + wait + CATCH_UP_SECONDS)
         return self._next_permit

@@ -1,7 +1,7 @@
 """``AsyncTokenService``: the one place where the parts meet.
 
-A call goes straight down, once: the service checks its arguments, `issuing` looks for a token that
-is there or for a flight that brings one, `minting` waits for a permit and sends the request.
+A call goes straight down: the service checks its arguments, `issuing` looks for a token that is
+there or for a flight that brings one, `minting` waits for a permit and sends the request.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class AsyncTokenService:
         """
         entry = None
         try:
-            # What is asked most often, and by the shortest way: a token that was delivered.
+            # The most frequent call takes a short way: for a token that was delivered.
             is_plain = idempotency_key is None and not fresh and priority.__class__ is Priority
             if is_plain and self._lifecycle.loop_while_open is asyncio.get_running_loop():
                 try:
@@ -217,7 +217,7 @@ class AsyncTokenService:
                     if identity is not None:
                         entry = self._issuer.find_delivered(identity)
                 except TypeError:
-                    pass  # the checks below tell what is wrong with them
+                    pass  # `TokenRequest`, below, says what is wrong with them
             if entry is not None:
                 return entry.reply()
             issuing = self.issue(
@@ -254,7 +254,7 @@ class AsyncTokenService:
                 the same one again and another tab gets its own.
             fresh: whether the token must be one that nobody has been handed; excludes a key.
             timeout: seconds, above 0, for everything: waiting, connecting, retries. A call that
-                cannot make it is refused at once. ``None``: as long as it takes.
+                cannot be served by then is refused at once. ``None``: as long as it takes.
             priority: who goes first when calls wait for the quota.
 
         Returns:
@@ -271,7 +271,7 @@ class AsyncTokenService:
             CredentialsFailed: nothing could be sent.
             WrongLoop: the service was opened on another event loop or in another process.
         """
-        # As in `create_chat_token`.
+        # The most frequent call takes a short way: for a token that was delivered.
         is_plain = idempotency_key is None and not fresh and priority.__class__ is Priority
         if is_plain and self._lifecycle.loop_while_open is asyncio.get_running_loop():
             entry = self._issuer.find_delivered(request.identity)
@@ -353,13 +353,13 @@ class AsyncTokenService:
     def invalidate(self, *, room: str | None = None, user: str | None = None) -> None:
         """Forget every cached and stocked token of a user, of a room, or of a user in a room.
 
-        In a fleet every process does, within a tenth of a second; while the engine is away, as
-        soon as it is back.
+        In a fleet every process forgets them, within a tenth of a second; while the engine is
+        away, as soon as it is back.
 
-        Flights under way go on for those who wait for them already, and for nobody else: what
-        they bring is not kept. To ban somebody, stop issuing to them first, then call this, then
-        disconnect them; nothing can revoke a token that was handed out. Any thread may call it: the
-        service's event loop does it before all that it is asked afterwards.
+        Flights under way go on, but only for those who wait for them already: their tokens are not
+        kept. To ban somebody, stop issuing to them first, then call this, then
+        disconnect them; nothing can revoke a token that was handed out. Any thread may call this:
+        the service's event loop does it before all that it is asked afterwards.
 
         Args:
             room: the room's ARN.
@@ -410,7 +410,7 @@ class AsyncTokenService:
         )
 
     async def aclose(self, *, grace: float = 5.0) -> None:
-        """Refuse new calls, let requests that were sent come home, and close the clients.
+        """Refuse new calls, wait for answers to requests that were sent, and close the clients.
 
         Calls that still wait for their turn fail with :class:`ServiceClosed` at once. Closing
         twice is fine.
@@ -428,12 +428,12 @@ class AsyncTokenService:
         if lifecycle.state is State.CLOSED:
             return
         lifecycle.check_loop()
-        if self._closing is None or self._closing.done():  # it was cancelled, or failed
+        if self._closing is None or self._closing.done():  # the last one was cancelled, or failed
             lifecycle.begin_closing()
             self._prewarmer.stop()
             self._pool.begin_closing()
             self._closing = start_task(self._close(grace))
-        # Whoever is cancelled while closing leaves the closing to go on.
+        # The task goes on if this caller is cancelled.
         await asyncio.wait((closing := self._closing,))
         if closing.cancelled():
             raise Interrupted("closing the service")

@@ -2,7 +2,7 @@
 
 A flight belongs to nobody: callers come and go, each with its own cancellation and deadline. The
 last one to leave before the work is committed cancels it; after that the work runs on, and the
-owner of the flights is told if its value found no taker.
+owner of the flights is told if nobody took its value.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class SingleFlight(Generic[V, F]):
     def find(self, key: Hashable) -> F | None:
         """Return the flight under way for a key.
 
-        One that is being cancelled has to end first: its successor must not fly beside it.
+        The flight may be one that is being cancelled: its successor must wait for its end.
         """
         flight = self._by_key.get(key)
         return None if flight is None or flight.done else flight
@@ -207,7 +207,7 @@ class SingleFlight(Generic[V, F]):
     def _land(self, task: asyncio.Task[V]) -> None:
         flight = self._all.pop(task)
         if task.cancelled():
-            flight.stop()  # by somebody outside perhaps, and before it began
+            flight.stop()  # cancelled from outside perhaps, and before it began
         # A later flight may have been shared under its key.
         if self._by_key.get(flight.key) is flight:
             del self._by_key[flight.key]

@@ -52,7 +52,7 @@ class TokenStock:
         return self._count
 
     def free_capacity(self) -> int:
-        """Return how many more can be added before the oldest makes room."""
+        """Return how many more can be added before the oldest is dropped."""
         self.sweep()
         return max(0, self.capacity - self._count)
 
@@ -88,7 +88,7 @@ class TokenStock:
         return None
 
     def restock(self, entry: Entry) -> bool:
-        """Turn a token whose callers left without it into stock, and into nothing else.
+        """Make stock of a token whose callers have left: its key finds it no longer.
 
         Returns:
             Whether it is stock now: not if it was handed out, is too old, or was invalidated.

@@ -1,7 +1,7 @@
 """The command line: options with their ranges and defaults, and the texts of ``--help``.
 
-Imports nothing else of the package: ``--help`` is quick, and a default or a limit of the library
-stands here again. A test compares them.
+Imports nothing else of the package, so that ``--help`` is quick. Defaults and limits of the library
+are repeated here; a test compares them.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def plot(
     if measured is None:
         _draw_curves(viewers, tokens, planned)
     else:
-        # So both are seen where they agree.
+        # Broad and pale, so that both are seen where they agree.
         _draw_curves(viewers, tokens, planned, "plan: ", linewidth=6, alpha=0.3)
         _draw_curves(viewers, tokens, measured)
     quota = event.quota.rate * event.regions

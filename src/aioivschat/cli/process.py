@@ -61,7 +61,7 @@ def write_to_standard_output(line: str) -> None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of it, also to a pipe that does not block, as another process has set it."""
+    """Write all of the data, also to a pipe that another process has set not to block."""
     rest = memoryview(data)
     while rest:
         try:
@@ -71,7 +71,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 class WaitingInput(io.FileIO):
-    """A file that waits for what is to come, also one that does not block."""
+    """A file whose reads wait for data, even if another process has set it not to block."""
 
     def readinto(self, buffer: Any) -> int:
         """Read some bytes; none only at the end."""

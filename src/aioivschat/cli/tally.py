@@ -50,7 +50,7 @@ class Tally:
         self._started = time.monotonic()
 
     def end(self) -> None:
-        """Count its seconds no further."""
+        """Count no more seconds of this run."""
         self._ended = time.monotonic()
 
     def note_minted_again(self, most: int) -> None:

@@ -71,7 +71,7 @@ class CrowdOutcome:
         unused: tokens minted ahead that no viewer got.
         returned: tokens for reconnects and renewals while others still came.
         throttled: requests that AWS throttled.
-        timeline: the same by second.
+        timeline: what happened in each second.
     """
 
     arrived: int

@@ -7,8 +7,8 @@ Valkey or Redis pace themselves as one::
     async with AsyncTokenService(shared=tier) as tokens:
         ...
 
-The engine is a help, not a need: while it is away, each process goes on by itself with its part of
-the quota. It needs the extra ``[redis]``.
+While the engine is away, each process goes on by itself with its part of the quota. The tier needs
+the extra ``[redis]``.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class RedisTier:
         return limiter
 
     async def aclose(self) -> None:
-        """End it; a client of the user's own stays open."""
+        """Leave the fleet; a client of the user's own stays open."""
         if self._tokens is not None:
             await self._tokens.aclose()
         for limiter in self._limiters:

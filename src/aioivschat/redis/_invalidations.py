@@ -1,7 +1,7 @@
 """How an invalidation reaches every process of a fleet.
 
-It is a fence in the engine, for whatever is claimed or published there; a message to those that
-listen, for what they hold themselves; and an entry of a log, for those that miss the message.
+It is stored as a fence in the engine, for whatever is claimed or published there; sent as a message
+to those that listen, for what they hold themselves; and logged, for those that miss the message.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ class RedisFlight:
         return answer
 
     def close(self) -> None:
-        """End it, giving back a right to mint that was not used."""
+        """End the flight, giving back a lease that was not used."""
         if self._watching:
             self._tokens.unwatch_leases(self._leases, self._landed)
             self._watching = False

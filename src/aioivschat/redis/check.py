@@ -18,11 +18,11 @@ from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS
 
 __all__ = ["Finding", "Grade", "check"]
 
-# Of Redis, whose version Valkey reports too: access lists, and scripts that may read the clock.
+# The first Redis with access lists and scripts that may read the clock; Valkey reports it too.
 _OLDEST_VERSION = 6, 2
 _HASH_SLOTS = 16_384
 _LATENCY_PROBES = 50
-# Such a distance takes a fifth of the time in which a call may be answered.
+# A fifth of the time in which a call may be answered.
 _SLOW_SECONDS = CALL_TIMEOUT_SECONDS / 5
 _ANSWER_TIMEOUT_SECONDS = 5.0  # for connecting with the first question, and for each other one
 _ENOUGH_MEMORY_BYTES = 128 * 2**20
