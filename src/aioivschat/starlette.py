@@ -54,7 +54,7 @@ __all__ = [
 _STATE = "aioivschat_service"
 
 _MESSAGES_MAX = BODY_MAX_BYTES + 1
-"""Of a body: each but the last should have a byte."""
+"""Messages that a body may come in: each but the last should have a byte."""
 
 _AnyLifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 _Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]

@@ -1,4 +1,4 @@
-"""Failures are the same by bare aiobotocore, by the general way and by the direct way."""
+"""Failures are the same by bare aiobotocore, by the general way and by the prepared way."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ async def test_a_refused_connection_is_the_same_by_all_ways() -> None:
 
 
 async def test_the_ways_are_what_they_are_called() -> None:
-    """The direct way's requests follow one pattern, those of the others do not."""
+    """The prepared way's requests follow one pattern, those of the others do not."""
     async with raw_server() as server, _all_ways(server) as ways:
         for name, ask in ways.items():
             server.seen.clear()

@@ -39,7 +39,7 @@ CALLED_BY_BOTH_WAYS = {
     "Credentials",
     "ReadOnlyCredentials",
 }
-"""Classes whose functions the direct way runs too, so that nothing has to be looked for there."""
+"""Classes whose functions the prepared way runs too, so that nothing has to be looked for there."""
 
 
 def _is_of_libraries(module: object) -> bool:

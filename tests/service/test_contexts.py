@@ -65,7 +65,7 @@ def pool(request: pytest.FixtureRequest) -> PoolPolicy:
 
 
 async def _warm_up(tokens: AsyncTokenService) -> None:
-    """Open the client and a connection; from here on, requests may go the direct way."""
+    """Open the client and a connection; from here on, requests may go the prepared way."""
     for request in WARM:
         await tokens.issue(request)
 

@@ -41,7 +41,7 @@ class _Run:
     Attributes:
         calls: for each call, by the name of its user, the names of the spans above which it lies,
             what the tracer saw of it, and the headers that its request had besides the usual ones.
-        directly: for each phase, the number of its calls that went the direct way.
+        directly: for each phase, the number of its calls that went the prepared way.
         told: the events of the library's observers.
         kept: the calls whose context was kept alive while the client was open.
     """
@@ -215,7 +215,7 @@ async def test_a_tracer_sees_what_it_sees_of_bare_aiobotocore(tracer: str, when:
     """The same spans, below the caller's, and the same headers on the wire.
 
     Whether it is put on before the import, before a client is opened or while one is open. Requests
-    go the direct way before it is put on, after it is taken off, and if it watches aiohttp alone.
+    go the prepared way before it is put on, after it is taken off, and if it watches aiohttp alone.
     Of two callers who share a request, it is in the trace of the first. No call's context outlives
     it.
     """

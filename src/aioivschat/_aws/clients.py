@@ -246,7 +246,7 @@ class ClientPool:
         filter_debug_logs()  # botocore's modules have made their loggers by now
         with suppress(AttributeError):  # a stand-in for a client has no events
             client.meta.events.register("before-parse.ivschat.CreateChatToken", note_answer)
-        with suppress(Exception):  # then the first request fails
+        with suppress(Exception):  # the first request will show why
             # This makes the TLS context, which takes long: not while a permit waits for it.
             proxy_url = proxy_for(client, client.meta.endpoint_url)
             await http_session_of(client).get_sender(proxy_url)

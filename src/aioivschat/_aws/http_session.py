@@ -178,7 +178,7 @@ def _guard_connections(connector: Any) -> None:
         return run_detached(kind._create_connection(own, *arguments, **options))
 
     def release_detached(key: Any, protocol: Any, **options: Any) -> None:
-        # It may set the timer that closes idle connections.
+        # Releasing may set the timer that closes idle connections.
         Context().run(kind._release, own, key, protocol, **options)
         protocol.idle = True
 

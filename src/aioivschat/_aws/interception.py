@@ -84,7 +84,7 @@ _IN_C = {"builtins", "types"}
 _BUILTINS = {
     each for module in (builtins, types) for each in vars(module).values() if isinstance(each, type)
 } - {DynamicClassAttribute, SimpleNamespace}
-"""Types of builtins. Others in C seem to be, as they name no module of their own."""
+"""The types of builtins. Others in C, which name no module, seem to be of builtins too."""
 
 _UNCALLED = _IN_C | {"typing"}
 """Packages whose objects call no code of others."""

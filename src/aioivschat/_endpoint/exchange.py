@@ -68,7 +68,7 @@ async def read_body(chunks: AsyncIterable[bytes]) -> bytes | Unread:
 async def read_in_time(reading: Awaitable[bytes | Unread], seconds: float) -> bytes | Unread:
     """Return a body that is being read, if it is there within so many seconds.
 
-    It may never come: of a client that stalls, or if a middleware took it and gives it to nobody.
+    It may never come: the client stalls, or a middleware has read it and passes nothing on.
     """
     try:
         async with time_limit(seconds):

@@ -39,7 +39,7 @@ _CATCH_UP_SECONDS = 0.05
 the smallest bucket that is known of such services, so a full one still takes them at once."""
 
 _TIMER_MIN_SECONDS = 0.001
-"""The shortest timer: uvloop rounds to milliseconds, so that one may fire early, and then again."""
+"""The shortest timer: uvloop rounds to milliseconds and may call early; one of 0 s would spin."""
 
 BURST_HELD_BACK = 0.1
 """Share of a known bucket left unused: by the server's clock it fills later than by ours."""

@@ -255,7 +255,7 @@ class _RegionRun:
         self._task.cancel()
 
     def give_up(self) -> None:
-        """Start nothing more; what was sent comes home as stock, and the rest is given up."""
+        """Start nothing more; what was sent becomes stock, and the rest is given up."""
         self._task.cancel()
         for pending in (*self.queue, *self._under_way):
             self._prewarmer.pending.forget(pending)
@@ -329,7 +329,7 @@ class _RegionRun:
                     if self._failure is None and not is_ready:
                         await self._sign_in(now)
                         continue  # it may be somebody else's turn by now
-                    # Lost time beyond that is lost.
+                    # Lost time beyond that is not made up for.
                     earliest = now - CATCH_UP_SECONDS
                     self._next_in_budget = max(due, earliest) + 1 / self._pace
                     self.queue.use_permit(max(permit, earliest))

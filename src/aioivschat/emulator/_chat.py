@@ -328,7 +328,7 @@ class Chat:
             raise edge_error(400, "The request is not a JSON object")
         action = _ACTIONS.get(request.action)
         if action is None:
-            raise edge_error(400, "Action is none that there is")
+            raise edge_error(400, "There is no such Action")
         request.check_request_id()
         rules = self._find_rules(grant.room)
         if rules is None:
