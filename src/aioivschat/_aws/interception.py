@@ -63,7 +63,7 @@ STAGES = (
 )
 """botocore's events of a call."""
 
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 
 _LIBRARIES = {"aiobotocore", "botocore"}
 _OTHERS = {
@@ -136,7 +136,7 @@ class Watchers:
         now = time.monotonic()
         if now < self._due:
             return False
-        self._due = now + _LOOK_SECONDS
+        self._due = now + _POLL_SECONDS
         before = self.survey
         if before is not None and before.still_holds():
             return False
@@ -174,33 +174,33 @@ class _Survey:
         # Methods are visited once something names them: a function, or an object as its own.
         self._names: set[str] = set()
         self._unnamed: dict[str, list[type]] = {}
-        self._name({"create_chat_token"})
+        self._note_names({"create_chat_token"})
         self._todo: list[tuple[str, Any]] = [("the client", client)]
         for stage in STAGES:
             for listener in listeners_of(client, f"{stage}.{OPERATION}"):
                 if _package_of(listener) in _LIBRARIES | {"aioivschat"}:
                     self._todo.append((stage, listener))
                 else:
-                    self._report(stage)
+                    self._note_watcher(stage)
         while self._todo:
-            self._visit(*self._todo.pop())
+            self._visit_part(*self._todo.pop())
         # Of a single key, itemgetter would not return a tuple.
         self._readers = [
             (place, itemgetter(*keys, next(iter(keys)))) for place, keys in self._places.values()
         ]
-        self._parts, self._sizes = self._read()
+        self._parts, self._sizes = self._read_parts()
         for notes in (self._seen, self._places, self._members, self._names, self._unnamed):
             notes.clear()
 
     def still_holds(self, *, sizes: bool = True) -> bool:
         """Tell whether all parts are the same and, with ``sizes``, whether nothing was added."""
         try:
-            parts, now = self._read()
+            parts, now = self._read_parts()
         except LookupError:
             return False
         return (not sizes or now == self._sizes) and all(map(is_, parts, self._parts))
 
-    def _read(self) -> tuple[list[Any], list[int]]:
+    def _read_parts(self) -> tuple[list[Any], list[int]]:
         parts: list[Any] = []
         for place, get in self._readers:
             parts += get(place)
@@ -209,7 +209,7 @@ class _Survey:
         parts.append(listening_of(self._client))
         return parts, [*map(len, self._sized)]
 
-    def _visit(self, where: str, part: Any) -> None:
+    def _visit_part(self, where: str, part: Any) -> None:
         if id(part) in self._seen:
             return
         self._seen[id(part)] = part
@@ -230,9 +230,9 @@ class _Survey:
             if package in _LIBRARIES or kind is HttpSession:
                 self._visit_object(where, part)
             elif package not in _HARMLESS or (package in _IN_C and kind not in _BUILTINS):
-                self._report(where)
+                self._note_watcher(where)
             elif package == "collections" or (package not in _UNCALLED and _is_called(part)):
-                self._report(where)  # it may call code of others
+                self._note_watcher(where)  # it may call code of others
 
     def _visit_function(self, where: str, function: FunctionType) -> None:
         module = function.__globals__.get("__name__", "")
@@ -240,12 +240,12 @@ class _Survey:
             self.functions.append(function)
             known = _known_codes.get(id(function.__code__)) or _get_to_know(function, module)
             if known is None:
-                self._report(where)
+                self._note_watcher(where)
                 return
-            self._name(known.names)
+            self._note_names(known.names)
             self._visit_names(function.__globals__, known.names)
         elif _package(module) not in _HARMLESS:
-            self._report(where)
+            self._note_watcher(where)
             return
         for cell in function.__closure__ or ():
             try:
@@ -278,7 +278,7 @@ class _Survey:
                     self._unnamed.setdefault(name, []).append(part)
             self._visit_members(part, named)
         elif package not in _HARMLESS | _BASES:
-            self._report(where)
+            self._note_watcher(where)
             return
         self._todo += ((where, base) for base in part.__mro__[1:])
 
@@ -286,7 +286,7 @@ class _Survey:
         wheres = {name: f"{part.__name__}.{name}" for name in names}
         self._visit_items(self._members[part], wheres, sized=False)
 
-    def _name(self, names: Iterable[str]) -> None:
+    def _note_names(self, names: Iterable[str]) -> None:
         for name in {*names} - self._names:
             self._names.add(name)
             for part in self._unnamed.pop(name, ()):
@@ -296,12 +296,12 @@ class _Survey:
         kind = type(part)
         self._todo.append((where, kind))
         if part is not self._client:
-            self._name(name for base in kind.__mro__ for name in vars(base))
+            self._note_names(name for base in kind.__mro__ for name in vars(base))
         attributes = getattr(part, "__dict__", {})
         if "_unique_id_handlers" in attributes and part is not emitter_of(self._client):
-            self._report(where)
+            self._note_watcher(where)
         for name in attributes.keys() & _functions_of(kind):
-            self._report(f"{kind.__name__}.{name}")
+            self._note_watcher(f"{kind.__name__}.{name}")
         names = {
             name: f"{kind.__name__}.{name}"
             for name in attributes
@@ -318,7 +318,7 @@ class _Survey:
             self._places.setdefault(id(place), (place, {}))[1].update(dict.fromkeys(keys))
             self._todo += ((wheres[key], place[key]) for key in keys)
 
-    def _report(self, where: str) -> None:
+    def _note_watcher(self, where: str) -> None:
         self.found = self.found or f"somebody watches {where}"
 
 

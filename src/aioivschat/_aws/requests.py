@@ -98,8 +98,8 @@ class ClientCalls:
         self._on_change = on_change
         self._pattern: RequestPattern | None = None
         self._watchers = Watchers(client) if prepared else None
-        self._cannot: str | None = None
-        self._told: str | None = None
+        self._lasting_reason: str | None = None
+        self._reported_reason: str | None = None
         client.meta.events.register(f"before-send.{OPERATION}", self._on_before_send)
 
     async def create_chat_token(self, request: TokenRequest) -> Mapping[str, Any]:
@@ -112,7 +112,7 @@ class ClientCalls:
         if self._may_go_directly() and (pattern := self._pattern) is not None:
             credentials = await self._get_credentials()
             if pattern.fits(credentials):
-                answer = await self._post(pattern, serialize(request), credentials)
+                answer = await self._post_request(pattern, serialize(request), credentials)
                 response, headers = answer
                 reply = None
                 if response.status == 200:
@@ -159,15 +159,15 @@ class ClientCalls:
             _sent.reset(previous_sent)
         raise failure
 
-    def _may_go_directly(self) -> bool:
+    def _may_be_prepared(self) -> bool:
         """Tell whether requests may go the prepared way; report it if that has changed."""
         if self._watchers is None:
             return False
-        if self._cannot is None and self._watchers.have_changed():
+        if self._lasting_reason is None and self._watchers.have_changed():
             self._pattern = None
-        reason = self._cannot or self._watchers.found
-        if reason != self._told:
-            self._told = reason
+        reason = self._lasting_reason or self._watchers.found
+        if reason != self._reported_reason:
+            self._reported_reason = reason
             self._on_change(reason)
         return reason is None
 
@@ -178,7 +178,7 @@ class ClientCalls:
         if answer is not None:
             response, headers = cast(tuple[Any, Any], answer)
             return AioAWSResponse(str(response.url), response.status, headers, response)
-        learns = self._may_go_directly() and self._pattern is None
+        learns = self._may_be_prepared() and self._pattern is None
         if not (learns or self._clock.offset):
             return None
         survey = self._watchers and self._watchers.survey
@@ -198,8 +198,8 @@ class ClientCalls:
                 self._pattern = RequestPattern(request, form, credentials)
         except Exception as error:
             if learns:
-                self._cannot = describe(error)
-                self._may_go_directly()  # to report it
+                self._lasting_reason = describe(error)
+                self._may_be_prepared()  # to report it
         return None
 
 

@@ -57,7 +57,7 @@ class Admission:
         room = call.request.room
         if limiter.full:
             wait = limiter.predicted_wait(call.priority, room)
-            self._refuse(call, "too many calls are waiting", wait)
+            self._refuse_call(call, "too many calls are waiting", wait)
         if call.deadline < NEVER:
             wait = limiter.predicted_wait(call.priority, room)
             self.check_turn(call, self.clock.monotonic() + wait)
@@ -70,9 +70,9 @@ class Admission:
         """
         if expected > call.deadline:
             late = expected - call.deadline
-            self._refuse(call, "the wait would be longer than the timeout", late)
+            self._refuse_call(call, "the wait would be longer than the timeout", late)
 
-    def _refuse(self, call: Call, reason: str, retry_after: float) -> None:
+    def _refuse_call(self, call: Call, reason: str, retry_after: float) -> None:
         self.counters.shed += 1
         if self.observers:
             self.observers.tell(Shed(call.request.room, retry_after))

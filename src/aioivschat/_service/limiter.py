@@ -210,7 +210,7 @@ class LocalLimiter(QueuedLimiter):
         unhindered = self._timer is None and self._connections.free > 0
         if unhindered and self._permit_due(now) <= now:
             reservation = QueuedReservation(self, priority, room, now)
-            self._grant(reservation, now)
+            self._grant_permit(reservation, now)
             return reservation
         expected = now + self.predicted_wait(priority, room)
         reservation = QueuedReservation(self, priority, room, expected)
@@ -257,9 +257,9 @@ class LocalLimiter(QueuedLimiter):
             if due > now + TICK_SECONDS:
                 self._timer = call_later(max(due - now, _TIMER_MIN_SECONDS), self._serve_next)
                 return
-            self._grant(self._pop_next(), now)
+            self._grant_permit(self._pop_next(), now)
 
-    def _grant(self, reservation: QueuedReservation, now: float) -> None:
+    def _grant_permit(self, reservation: QueuedReservation, now: float) -> None:
         # Lost time beyond the burst is not made up for.
         self._next_granted = max(self._next_granted, now) + 1 / self._rate
         self._unspent += 1

@@ -241,7 +241,7 @@ class Minter:
     async def _mint(self, flight: TokenFlight) -> Entry:
         await self._wait_for_permit(flight)
         try:
-            return await self._send(flight, 1)
+            return await self._send_and_correct_clock(flight, 1)
         except RETRIED as error:
             return await self._retry(flight, error)
 

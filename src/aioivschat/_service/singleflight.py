@@ -101,7 +101,7 @@ class SingleFlight(Generic[V, F]):
         self._unclaimed = unclaimed
         self._by_key: dict[Hashable, F] = {}
         self._all: dict[asyncio.Task[V], F] = {}
-        self._landed = self._land
+        self._landed = self._end_flight
 
     def __len__(self) -> int:
         return len(self._all)
@@ -136,7 +136,7 @@ class SingleFlight(Generic[V, F]):
             FlightStopped: the owner stopped the flight.
             Exception: this caller's own copy of the work's failure, with the failure as cause.
         """
-        waiter = self._board(flight)
+        waiter = self._add_caller(flight)
         try:
             await waiter
             if flight._task.cancelled():
@@ -148,7 +148,7 @@ class SingleFlight(Generic[V, F]):
         finally:
             flight._waiters.pop(waiter, None)
             if not flight._waiters:
-                self._abandon(flight)
+                self._abandon_flight(flight)
         own = own_copy(failure)
         if own is failure:
             raise own
@@ -166,12 +166,12 @@ class SingleFlight(Generic[V, F]):
         Returns:
             A future: to cancel it is to leave, and then ``landed`` is not called.
         """
-        waiter = self._board(flight)
+        waiter = self._add_caller(flight)
 
         def leave(_: asyncio.Future[None]) -> None:
             flight._waiters.pop(waiter, None)
             if not flight._waiters:
-                self._abandon(flight)
+                self._abandon_flight(flight)
             if not waiter.cancelled():
                 stopped = flight._task.cancelled()
                 landed(FlightStopped() if stopped else flight._task.exception())
@@ -179,7 +179,7 @@ class SingleFlight(Generic[V, F]):
         waiter.add_done_callback(leave)
         return waiter
 
-    def _board(self, flight: F) -> asyncio.Future[None]:
+    def _add_caller(self, flight: F) -> asyncio.Future[None]:
         """Add a caller to a flight, and begin its work with the first one."""
         waiter = asyncio.get_running_loop().create_future()
         flight._waiters[waiter] = None
@@ -197,14 +197,14 @@ class SingleFlight(Generic[V, F]):
         self._all[task] = flight
         task.add_done_callback(self._landed)
 
-    def _abandon(self, flight: F) -> None:
+    def _abandon_flight(self, flight: F) -> None:
         if flight._task in self._all:
             if not flight.committed and not flight.done:
                 flight.stop()
         else:
             self._offer(flight)
 
-    def _land(self, task: asyncio.Task[V]) -> None:
+    def _end_flight(self, task: asyncio.Task[V]) -> None:
         flight = self._all.pop(task)
         if task.cancelled():
             flight.stop()  # cancelled from outside perhaps, and before it began

@@ -152,7 +152,7 @@ class StockSweeper:
         """Sweep no more, and report what was not reported yet."""
         if self._timer is not None:
             self._timer.cancel()
-        self._report()
+        self._report_expired()
 
     def _sweep_in(self, seconds: float) -> None:
         self._timer = call_later(seconds, self._sweep)
@@ -162,10 +162,10 @@ class StockSweeper:
         if self._stock.sweep(_SWEPT_AT_A_TIME):
             self._sweep_in(0.0)
             return
-        self._report()
+        self._report_expired()
         self.schedule_sweep()
 
-    def _report(self) -> None:
+    def _report_expired(self) -> None:
         count = self._stock.expired_unused - self._reported
         self._reported += count
         if count and self._observers:

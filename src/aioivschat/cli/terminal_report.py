@@ -38,11 +38,13 @@ def plan_report(plan: Plan) -> str:
         ("", ""),
         *(_gain_row(outcome, gain) for gain in plan.gains),
     ]
-    lines = [(event_title(event), "bold"), ("", ""), *_table(("", "plan"), rows)]
+    lines = [(event_title(event), "bold"), ("", ""), *_format_table(("", "plan"), rows)]
     lines += [("", "")] * bool(plan.gains)
     lines += _warning_lines(plan)
-    lines += _chart("arrivals a second", outcome.timeline.arrived, outcome, height=3, style="cyan")
-    lines += _chart(
+    lines += _draw_chart(
+        "arrivals a second", outcome.timeline.arrived, outcome, height=3, style="cyan"
+    )
+    lines += _draw_chart(
         "tokens a second",
         outcome.timeline.tokens,
         outcome,
@@ -50,8 +52,10 @@ def plan_report(plan: Plan) -> str:
         style="green",
         least_top=event.quota.rate * event.regions,
     )
-    lines += _chart("viewers waiting", outcome.timeline.waiting, outcome, height=6, style="yellow")
-    return _render([*lines, *_axis(outcome)])
+    lines += _draw_chart(
+        "viewers waiting", outcome.timeline.waiting, outcome, height=6, style="yellow"
+    )
+    return _render_lines([*lines, *_draw_axis(outcome)])
 
 
 def rehearsal_report(
@@ -65,7 +69,7 @@ def rehearsal_report(
         )
     ]
     lines = [(event_title(event), "bold"), ("", "")]
-    lines += _table(("", "plan", "measured", "difference"), rows)
+    lines += _format_table(("", "plan", "measured", "difference"), rows)
     lines.append(("", ""))
     if interrupted:
         seconds = measured.timeline.start + len(measured.timeline.waiting)
@@ -73,7 +77,7 @@ def rehearsal_report(
         note += f" {measured.admitted:,} were in. The plan, too, is of those who are in by then."
         lines += [(note, "red"), ("", "")]
     longer = max((planned, measured), key=lambda each: len(each.timeline.waiting))
-    lines += _chart(
+    lines += _draw_chart(
         "viewers waiting: bars measured, dots planned",
         measured.timeline.waiting,
         longer,
@@ -81,7 +85,7 @@ def rehearsal_report(
         style="yellow",
         dots=planned.timeline.waiting,
     )
-    return _render([*lines, *_axis(longer)])
+    return _render_lines([*lines, *_draw_axis(longer)])
 
 
 def event_title(event: LiveEvent) -> str:
@@ -194,7 +198,7 @@ def _warning_lines(plan: Plan) -> list[_StyledLine]:
 # Drawing.
 
 
-def _table(head: _Row, rows: Iterable[_Row]) -> list[_StyledLine]:
+def _format_table(head: _Row, rows: Iterable[_Row]) -> list[_StyledLine]:
     all_rows = [head, *rows]
     widths = [max(len(row[column]) for row in all_rows) for column in range(len(head))]
     # Several columns are numbers, which are aligned to the right.
@@ -207,7 +211,7 @@ def _table(head: _Row, rows: Iterable[_Row]) -> list[_StyledLine]:
     return lines if len(head) > 2 else lines[1:]
 
 
-def _chart(
+def _draw_chart(
     title: str,
     values: Sequence[int],
     outcome: CrowdOutcome,
@@ -247,7 +251,7 @@ def _fit_to_width(values: Sequence[int], seconds: int, width: int) -> list[int]:
     return columns
 
 
-def _axis(outcome: CrowdOutcome) -> list[_StyledLine]:
+def _draw_axis(outcome: CrowdOutcome) -> list[_StyledLine]:
     width, corner = _chart_width(), ("└", "─") if _is_unicode() else ("+", "-")
     start = outcome.timeline.start
     end = start + len(outcome.timeline.waiting)
@@ -265,7 +269,7 @@ def _is_unicode() -> bool:
     return "utf" in (sys.stdout.encoding or "").lower()
 
 
-def _render(lines: Sequence[_StyledLine]) -> str:
+def _render_lines(lines: Sequence[_StyledLine]) -> str:
     """Join lines, in colour if standard output is a terminal that has any and rich is there."""
     plain = "".join(f"{text}\n" for text, _ in lines)
     if not sys.stdout.isatty() or "NO_COLOR" in os.environ:

@@ -58,7 +58,7 @@ class Crowd:
         count = min(count, CROWD_MAX - len(self))
         for _ in range(count):
             self._started += 1
-            viewer = asyncio.create_task(self._view(self._started))
+            viewer = asyncio.create_task(self._run_viewer(self._started))
             self._viewers.add(viewer)
             viewer.add_done_callback(self._viewers.discard)
         return count
@@ -70,7 +70,7 @@ class Crowd:
             viewer.cancel()
         await asyncio.gather(*viewers, return_exceptions=True)
 
-    async def _view(self, number: int) -> None:
+    async def _run_viewer(self, number: int) -> None:
         request = TokenRequest(ROOM, f"crowd-{number}", PEOPLE["viewer"])
         attempt = uuid.uuid4().hex
         # As by a double click or a proxy's retry: the same attempt, so the same token.

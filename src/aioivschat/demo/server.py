@@ -118,10 +118,10 @@ class _Demo:
         setup(app, authorize=self._authorize, service=self.service, path=_TOKEN_PATH)
         add = app.router
         add.add_get("/edge", self.edge.serve)
-        add.add_get("/demo/state", self._state)
-        add.add_post("/demo/drop", self._drop)
-        add.add_post("/demo/crowd", self._come)
-        add.add_delete("/demo/crowd", self._leave)
+        add.add_get("/demo/state", self._get_state)
+        add.add_post("/demo/drop", self._drop_connections)
+        add.add_post("/demo/crowd", self._start_viewers)
+        add.add_delete("/demo/crowd", self._stop_viewers)
         for path, (name, content_type) in _FILES.items():
             add.add_get(path, _serve_file(name, content_type))
         app.on_response_prepare.append(_add_headers)
@@ -144,7 +144,7 @@ class _Demo:
             self.refused += 1
         return response
 
-    async def _state(self, request: web.Request) -> web.Response:
+    async def _get_state(self, request: web.Request) -> web.Response:
         stats = self.service.stats()
         state = {
             "quota": self.quota,
@@ -160,13 +160,13 @@ class _Demo:
         }
         return web.json_response(state, headers={"Cache-Control": "no-store"})
 
-    async def _drop(self, request: web.Request) -> web.Response:
+    async def _drop_connections(self, request: web.Request) -> web.Response:
         who = _read_person(request)
         if who is None:
             raise web.HTTPForbidden
         return web.json_response({"dropped": self.emulator.chat.drop(who)})
 
-    async def _come(self, request: web.Request) -> web.Response:
+    async def _start_viewers(self, request: web.Request) -> web.Response:
         # A page of another origin needs a preflight to send JSON, which is not granted.
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType
@@ -178,7 +178,7 @@ class _Demo:
             raise web.HTTPBadRequest
         return web.json_response({"coming": self.crowd.come(count)})
 
-    async def _leave(self, request: web.Request) -> web.Response:
+    async def _stop_viewers(self, request: web.Request) -> web.Response:
         await self.crowd.leave()
         return web.Response(status=204)
 

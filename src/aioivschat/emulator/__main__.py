@@ -22,7 +22,7 @@ from ._quota import QuotaShape
 from ._settings import Refusal
 from .server import ThreadedEmulatorServer
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 """On Windows no signal is heard before a wait ends."""
 
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             urls = {"url": server.url, "edge_url": server.edge_url}
             sys.stdout.write(json.dumps(urls) + "\n")
             sys.stdout.flush()
-            while not stopped.wait(_LOOK_SECONDS):
+            while not stopped.wait(_POLL_SECONDS):
                 pass
     except (ValueError, OSError, OverflowError) as error:  # OverflowError: no such port
         parser.error(str(error))

@@ -73,7 +73,7 @@ class Rooms:
             and (not logging or logging in room.members["loggingConfigurationIdentifiers"])
         )
         page = list(islice(matching, limit + 1))
-        answer: dict[str, Any] = {"rooms": [_summarize(room.members) for room in page[:limit]]}
+        answer: dict[str, Any] = {"rooms": [_summarize_room(room.members) for room in page[:limit]]}
         if len(page) > limit:
             answer["nextToken"] = str(page[limit - 1].serial)
         return answer
@@ -111,5 +111,5 @@ class Rooms:
         return _DEFAULT_MEMBERS if any_room and arn not in self._deleted else None
 
 
-def _summarize(members: Mapping[str, Any]) -> dict[str, Any]:
+def _summarize_room(members: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in members.items() if name not in _NOT_IN_SUMMARY}

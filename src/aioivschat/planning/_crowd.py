@@ -146,7 +146,7 @@ class CrowdRun:
         loop, times, calls = asyncio.get_running_loop(), self._arrival_times, self._admissions
         now = self._seconds_since_doors()
         while self._arrived < len(times) and times[self._arrived] <= now + _ROUNDING_SECONDS:
-            calls.append(loop.create_task(self._admit(self._arrived)))
+            calls.append(loop.create_task(self._admit_viewer(self._arrived)))
             self._arrived += 1
         if self._arrived < len(times):
             # A task that sleeps instead would be a tenth of a plan's processor time.
@@ -201,7 +201,7 @@ class CrowdRun:
             await self._clock.sleep(self._rng.expovariate(rate))
             viewer = self._rng.randrange(self._event.attendees)
             if viewer < len(self._admitted):
-                self._reconnect(self._admitted[viewer])
+                self._start_reconnect(self._admitted[viewer])
 
     async def _renew_connections(self) -> None:
         while True:
@@ -210,9 +210,9 @@ class CrowdRun:
             while self._renewals and self._renewals[0][0] <= now:
                 due, attendee = heappop(self._renewals)
                 if self._renewal_times[attendee] == due:
-                    self._reconnect(attendee)
+                    self._start_reconnect(attendee)
 
-    def _reconnect(self, attendee: int) -> None:
+    def _start_reconnect(self, attendee: int) -> None:
         if self._renewal_times[attendee] < math.inf:  # otherwise a call is under way already
             self._renewal_times[attendee] = math.inf
             self._returns.append(asyncio.create_task(self._issue_again(attendee)))

@@ -141,20 +141,20 @@ class TokenStore:
         what = room, user, sorted(capabilities), attributes, minutes
         attempt = (what, key.key) if isinstance(key, Attempt) else (what,)
         columns = (
-            self._names("a", *attempt),
-            self._names("l", *attempt),
-            self._names("s", *what),
-            self._names("f", room, user),
-            self._names("f", room, None),
-            self._names("f", None, user),
+            self._make_names("a", *attempt),
+            self._make_names("l", *attempt),
+            self._make_names("s", *what),
+            self._make_names("f", room, user),
+            self._make_names("f", room, None),
+            self._make_names("f", None, user),
         )
         return [KeyRow(*row) for row in zip(*columns, strict=True)]
 
     def fence_key(self, room: str | None, user: str | None) -> str:
         """Return the key of the fence of a room, of a user, or of a user in a room."""
-        return self._names("f", room, user)[0]
+        return self._make_names("f", room, user)[0]
 
-    def _names(self, letter: str, *parts: object) -> list[str]:
+    def _make_names(self, letter: str, *parts: object) -> list[str]:
         return [f"{self._tag}:{letter}:{name}" for name in self._sealer.names(letter, *parts)]
 
     def seal_token(self, name: str, token: ChatToken, life: float) -> bytes:

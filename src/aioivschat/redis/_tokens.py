@@ -245,7 +245,7 @@ class RedisFlight:
             self._tokens.watch_leases(self._leases, self._landed)
         # Before the claim: without an answer, the engine may have given the lease all the same.
         self._may_have_lease = bool(self._owner)
-        answer = await self._ask(_CLAIM, self._owner, int(lease * 1000), self._store.margin)
+        answer = await self._ask_engine(_CLAIM, self._owner, int(lease * 1000), self._store.margin)
         if isinstance(answer, Busy) or (isinstance(answer, Held) and answer.token.reused):
             self._may_have_lease = False
         assert not isinstance(answer, Fenced)  # noqa: S101 (only _PUBLISH returns it)
@@ -267,7 +267,7 @@ class RedisFlight:
     ) -> Held | Busy | Fenced | None:
         """Make a token the attempt's, for every process."""
         store = self._store
-        answer = await self._ask(
+        answer = await self._ask_engine(
             _PUBLISH,
             self._owner,
             store.channel,
@@ -293,7 +293,7 @@ class RedisFlight:
             arguments = self._owner, self._store.channel
             await self._store.engine.run_script(_RELEASE, self._keys, arguments)
 
-    async def _ask(
+    async def _ask_engine(
         self, script: Script, *arguments: bytes | str | int
     ) -> Held | Busy | Fenced | None:
         """Run a claim or a publication, again after each value found that cannot be opened."""
