@@ -363,13 +363,13 @@ class ClientPool:
         try:
             return url and check_endpoint("the configured endpoint URL", url, self._http_hosts)
         finally:
-            del url  # as above
+            del url  # out of tracebacks that show locals: it may hold a password
 
     def _client_options(self) -> dict[str, object]:
         config = self._client_config()
         options: dict[str, object] = {"endpoint_url": self._endpoint_url, "config": config}
         if self._endpoint_url is not None and is_in_the_clear(self._endpoint_url):
-            options["verify"] = True  # by the default file, never AWS_CA_BUNDLE's, if at all
+            options["verify"] = True  # AWS_CA_BUNDLE, which may name no file, is not read
         return options
 
     def _client_config(self) -> AioConfig:

@@ -83,12 +83,12 @@ class Charge:
 
     @property
     def is_sent(self) -> bool:
-        """Whether AWS was sent a request for it."""
+        """Whether AWS was sent a request for the attempt."""
         return self.flight is not None and self.flight.sent > 0
 
     @property
     def is_spent(self) -> bool:
-        """Whether that came to nothing, so that another request is another charge."""
+        """Whether a request was sent and failed, so that another one is another charge."""
         return self.is_sent and self.flight is not None and self.flight.failed
 
     def note_flight(self, flight: TokenFlight) -> None:
@@ -102,8 +102,8 @@ class Charges:
     def __init__(self, policy: EndpointPolicy, clock: Clock) -> None:
         self._limits = RateLimits(policy, clock)
         self._tried: dict[Attempt, Charge] = {}
-        # Those that a request was sent for and whose tries have all left, as long as their tokens
-        # may live: apart, as this costs more than the rest.
+        # Charges with a request sent and no try left, for as long as a token may live: held apart,
+        # as a TTLCache costs more than a dict.
         self._left: TTLCache[Attempt, Charge] = TTLCache(
             KNOWN_CALLERS, TOKEN_LIFE_SECONDS, timer=clock.monotonic
         )
@@ -138,7 +138,7 @@ class Charges:
             if charge.is_sent and not charge.is_earned:
                 self._left[attempt] = charge
         if charge.is_earned:
-            charge.flight = None  # in whose context the charge is: neither would go at once
+            charge.flight = None  # a cycle: the flight's context holds the charge
         elif not charge.is_sent:
             self._limits.refund(wanted)
 

@@ -16,8 +16,8 @@ from aioivschat._clock import Clock
 from aioivschat._models import Priority
 
 _HELD_WEIGHT = 0.1
-"""Share that the last request has in the mean time for which a request holds its connection; the
-first ten have equal shares."""
+"""Weight of the last request in the mean of the seconds that requests hold their connections; the
+first ten have equal weights."""
 
 
 class _RoomTurns:
@@ -116,7 +116,7 @@ class Connections:
         self._sum_of_starts = 0.0
         self._mean_held = 0.0
         self._ended = 0
-        # Those with somebody waiting that found none free; whose turn it is comes first.
+        # Limiters with reservations that wait for a connection; whose turn it is comes first.
         self._lacking: dict[QueuedLimiter, None] = {}
 
     @property
@@ -125,21 +125,21 @@ class Connections:
         return self._most - self._under_way
 
     def predicted_wait(self, limiter: QueuedLimiter, ahead: int) -> float:
-        """Return the seconds until one is free for whom so many others go before at a limiter."""
+        """Return the seconds until one is free for a newcomer with so many ahead at its limiter."""
         others = (min(other.waiting, ahead + 1) for other in self._lacking if other is not limiter)
         lacking = sum(others, ahead + 1) - self.free
         if lacking <= 0:
             return 0.0
         held = self._mean_held
         if self.free <= 0:
-            # Those under way have seen half of their time on average: this tells sooner that AWS
-            # has become slow than those that are over.
+            # On average, half of the time of those under way has passed: so it shows that AWS has
+            # become slow before they are over.
             mean_age = self._clock.monotonic() - self._sum_of_starts / self._under_way
             held = max(held, 2 * mean_age)
         return lacking * held / self._most
 
     def wait(self, limiter: QueuedLimiter) -> None:
-        """Have a limiter serve the next who waits there once one is free."""
+        """Have a limiter serve its next reservation once a connection is free."""
         self._lacking.setdefault(limiter)
 
     def take(self, now: float) -> None:
@@ -150,7 +150,7 @@ class Connections:
     def give_back(self, started: float) -> None:
         """End a request that began at a moment."""
         self._under_way -= 1
-        # The sum begins anew where it can, without what rounding has added to it.
+        # With none under way the sum is 0: errors of rounding do not add up.
         self._sum_of_starts = self._sum_of_starts - started if self._under_way else 0.0
         self._ended += 1
         held = self._clock.monotonic() - started

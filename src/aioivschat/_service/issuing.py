@@ -36,7 +36,7 @@ from aioivschat.errors import ChatTokenError, DeadlineExceeded, InvalidRequest, 
 note_flight: ContextVar[Callable[[TokenFlight], None] | None] = ContextVar(
     "note_flight", default=None
 )
-"""Called with each flight that a call waits for: by it can be seen what was sent for the call."""
+"""Called with each flight that a call waits for, which shows what was sent for the call."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -148,7 +148,7 @@ class Issuer:
     def _join_or_start_flight(self, flight: TokenFlight | None, call: Call) -> TokenFlight:
         """Return the flight of the call's key, one for the stock that it takes over, or a new one.
 
-        None that sleeps for longer than the call has: a new one takes the place of that.
+        A flight that sleeps for longer than the call has is not joined: a new one takes its place.
 
         Args:
             flight: under way for the call's key, if any is.

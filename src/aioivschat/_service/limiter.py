@@ -206,7 +206,7 @@ class LocalLimiter(QueuedLimiter):
         """Grant a permit at once if one is due and nobody waits; else queue for one."""
         now = self._clock.monotonic()
         self._adapt_rate(now)
-        # Nobody waits without a timer, but for a connection; with one, no permit is due yet.
+        # With a timer set, no permit is due yet; without one, those who wait lack connections only.
         unhindered = self._timer is None and self._connections.free > 0
         if unhindered and self._permit_due(now) <= now:
             reservation = QueuedReservation(self, priority, room, now)

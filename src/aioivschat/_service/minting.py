@@ -95,7 +95,7 @@ class TokenFlight(Flight[Entry]):
         self.source = Source.FLIGHT
 
     def expected_for(self, call: Call, now: float) -> float:
-        """Return when the permit is expected if a call joins, which may be more urgent."""
+        """Return when the permit is expected if a call joins, which may make it more urgent."""
         expected = self.reservation.expected
         if call.priority < self.call.priority:
             wait = self.limiter.predicted_wait(call.priority, call.request.room)
@@ -121,7 +121,7 @@ class TokenFlight(Flight[Entry]):
         self.asleep_until = -math.inf
 
     def supersede(self) -> None:
-        """Stop it while it sleeps; its callers join the flight that took its place."""
+        """Stop the flight while it sleeps; its callers join the one that took its place."""
         self.superseded = True
         self.stop()
 
