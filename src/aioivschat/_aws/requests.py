@@ -109,7 +109,7 @@ class ClientCalls:
             ConnectionFailed: no whole answer came.
             CredentialsFailed: nothing was sent.
         """
-        if self._may_go_directly() and (pattern := self._pattern) is not None:
+        if self._may_be_prepared() and (pattern := self._pattern) is not None:
             credentials = await self._get_credentials()
             if pattern.fits(credentials):
                 answer = await self._post_request(pattern, serialize(request), credentials)
@@ -129,7 +129,9 @@ class ClientCalls:
             failure = credentials_failure(error)
         raise failure
 
-    async def _post(self, pattern: RequestPattern, body: bytes, credentials: Any) -> _Answer:
+    async def _post_request(
+        self, pattern: RequestPattern, body: bytes, credentials: Any
+    ) -> _Answer:
         sender = await http_session_of(self._client).get_sender()
         headers = pattern.compose_headers(body, credentials, self._clock.now())
         try:

@@ -252,7 +252,7 @@ class Minter:
             if entry is not None:
                 return entry
             await self._wait_for_permit(flight)
-            return await self._send(flight, number)
+            return await self._send_and_correct_clock(flight, number)
 
         def fall_asleep(number: int, delay: float) -> None:
             flight.fall_asleep(self.clock.monotonic() + delay)
@@ -295,7 +295,7 @@ class Minter:
             flight.reservation.release()
             raise
 
-    async def _send(self, flight: TokenFlight, number: int) -> Entry:
+    async def _send_and_correct_clock(self, flight: TokenFlight, number: int) -> Entry:
         """Send a request, and once more if the time that it was signed by was wrong."""
         try:
             return await self._send_request(flight, number)

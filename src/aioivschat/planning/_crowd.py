@@ -152,7 +152,7 @@ class CrowdRun:
             # A task that sleeps instead would be a tenth of a plan's processor time.
             self._next_arrival = loop.call_later(times[self._arrived] - now, self._admit_arrivals)
 
-    async def _admit(self, attendee: int) -> None:
+    async def _admit_viewer(self, attendee: int) -> None:
         request = self._make_request(attendee)
         try:
             refusal = self._refusals.find(request.room)
