@@ -84,7 +84,7 @@ async def _leave_while_sent(open_member: OpenService, model: Emulator, callers: 
 
 async def _leave_the_queue(open_member: OpenService, model: Emulator, callers: Callers) -> None:
     """Wait for a slot of the fleet, and leave."""
-    member = open_member(quota=Quota(rate=0.1))
+    member = open_member(quota=Quota(rate=0.01))
     await member.issue(REQUEST)
     calls = [callers.start(lambda: member.issue(REQUEST, fresh=True)) for _ in range(2)]
     await until(lambda: member.stats().waiting == 2)

@@ -152,7 +152,7 @@ async def test_a_call_in_a_full_queue_still_claims_what_the_fleet_has(
     open_member: OpenService, ivschat_emulator: ThreadedEmulatorServer
 ) -> None:
     """A call that could not be queued is still given a stocked token of another process."""
-    slow = Quota(rate=0.1, max_waiting=1)
+    slow = Quota(rate=0.01, max_waiting=1)
     here, there = open_member(quota=slow), open_member(quota=slow)
     await here.prewarm([REQUEST])
     somebody = TokenRequest(ROOM, "somebody")

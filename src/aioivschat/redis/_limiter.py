@@ -44,10 +44,6 @@ _SLOT_VOID_AFTER_SECONDS = 0.1
 """Seconds after which an unused slot is void. A process that was busy sends at once what is late;
 this limit keeps even a process that has all slots within a tenth above the quota."""
 
-_SLOT_LATE_AFTER_SECONDS = HEADROOM
-"""Seconds after which a request needs another slot, if its connection took so long to open. So much
-closer to later ones, of this process or another, no more come in a second than the headroom has."""
-
 _GATHER_RETURNS_SECONDS = 0.1
 """Seconds for which slots that nobody needs any more are gathered before they are given back."""
 
@@ -255,7 +251,10 @@ class SharedLimiter(QueuedLimiter):
         return int(min(self.waiting, self._connections.free)) + len(self._late)
 
     async def _wait_to_leave(self, granted_at: float) -> bool:
-        if self._clock.monotonic() - granted_at <= _SLOT_LATE_AFTER_SECONDS:
+        # So much closer to later ones, no more come in a second, or in the time that one slot of a
+        # slower quota takes, than the headroom has.
+        tolerable = HEADROOM * max(1.0, 1 / self._quota.rate)
+        if self._clock.monotonic() - granted_at <= tolerable:
             return False
         # It has a connection now, so it is the next to use a slot.
         late = asyncio.get_running_loop().create_future()
