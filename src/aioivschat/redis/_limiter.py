@@ -125,7 +125,6 @@ class SharedLimiter(QueuedLimiter):
         self._state = _State.FLEET
         self._own_limiter = LocalLimiter(quota, clock)
         self._own_permits_from = -math.inf
-        # Tasks.
         self._closed = False
         self._wake = asyncio.Event()  # set to have the work task look again
         self._working = False
