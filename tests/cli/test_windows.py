@@ -50,7 +50,7 @@ def run(code: str, *arguments: str, folder: Path) -> tuple[int, bytes, bytes]:
 IMPORT_ALL = """play_windows()
 import importlib, pkgutil, aioivschat
 for found in pkgutil.walk_packages(aioivschat.__path__, 'aioivschat.'):
-    if not found.name.endswith('__main__'):
+    if not found.name.endswith(('__main__', '.hook-aioivschat')):  # PyInstaller's
         print(importlib.import_module(found.name).__name__)
 """
 

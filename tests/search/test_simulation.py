@@ -56,7 +56,7 @@ WORTH_REACHING = {
     "AccessDenied",
     "ConnectionFailed",
     "MalformedResponse",
-    "EndpointConnectionError",
+    "CredentialsFailed",
     "prewarming failed",
     "rate changed",
     # Who leaves, and what is given up.

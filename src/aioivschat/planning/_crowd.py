@@ -11,6 +11,7 @@ import math
 import random
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from heapq import heappop, heappush
 from itertools import accumulate, chain, count
 from typing import Any
@@ -159,10 +160,6 @@ class CrowdRun:
             if refusal is not None:
                 raise refusal
             token = await self._service.issue(request, fresh=True)
-        except asyncio.CancelledError:
-            if not self._refusals.is_refused(request.room):
-                raise
-            self._errors[attendee] = type(self._refusals.find(request.room)).__name__
         except Exception as error:
             self._errors[attendee] = type(error).__name__
             if self._refusals.note_failed(request.room, error):
@@ -171,6 +168,9 @@ class CrowdRun:
             self._refusals.note_served(request.room)
             self._admitted.append(attendee)
             self._schedule_renewal(attendee, token)
+        self._note_settled(attendee)
+
+    def _note_settled(self, attendee: int) -> None:
         # Rounding may put the time just before the arrival.
         self._settled_at[attendee] = max(self._seconds_since_doors(), self._arrival_times[attendee])
         if len(self._admitted) + len(self._errors) == len(self._arrival_times):
@@ -183,7 +183,14 @@ class CrowdRun:
         for attendee, task in enumerate(self._admissions):
             room = self._rooms[attendee % len(self._rooms)]
             if self._refusals.is_refused(room) and task is not asyncio.current_task():
+                # The task may not have begun to run, and would say nothing of its end.
+                task.add_done_callback(partial(self._note_turned_away, attendee, room))
                 task.cancel()
+
+    def _note_turned_away(self, attendee: int, room: str, task: asyncio.Task[None]) -> None:
+        if task.cancelled() and math.isnan(self._settled_at[attendee]):
+            self._errors[attendee] = type(self._refusals.find(room)).__name__
+            self._note_settled(attendee)
 
     def _schedule_renewal(self, attendee: int, token: ChatToken) -> None:
         by_session = self._event.renewal is Renewal.SESSION

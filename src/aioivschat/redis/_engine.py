@@ -358,12 +358,10 @@ class Engine:
         """Open as many connections as calls need at most, with one for an urgent call."""
         # A cluster's client that does not know the hash slots yet asks any node, and after a few
         # answers of "moved" it closes all connections, those in use too.
-        await self._wait_for_command(_COMMAND_TIMEOUT_SECONDS, self._client.initialize())
+        seconds = max(_COMMAND_TIMEOUT_SECONDS, self._timeout)
+        await self._wait_for_command(seconds, self._client.initialize())
         keys = (f"{self._probed[1][0]}:probe",)
-        probes = (
-            self._eval(_COMMAND_TIMEOUT_SECONDS, _PROBE, keys, ())
-            for _ in range(_MAX_CONCURRENT_CALLS + 1)
-        )
+        probes = (self._eval(seconds, _PROBE, keys, ()) for _ in range(_MAX_CONCURRENT_CALLS + 1))
         for outcome in await asyncio.gather(*probes, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
