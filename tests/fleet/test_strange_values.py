@@ -215,11 +215,12 @@ async def test_an_engine_that_is_silent_delays_the_first_token_by_less_than_a_se
         await reader.read()
         writer.close()
 
-    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
-        port = silent.sockets[0].getsockname()[1]
-        tier = RedisTier(f"redis://127.0.0.1:{port}", keys=[SEALING_KEY])
-        fleet = open_service(shared=tier)
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    tier = RedisTier(f"redis://127.0.0.1:{port}", keys=[SEALING_KEY])
+    async with open_service(shared=tier) as fleet:
         started = time.monotonic()
         await fleet.issue(TokenRequest(ROOM, "first"))
         # Far from the ten seconds of a start value taken for a measurement.
         assert time.monotonic() - started < 5.0
+    silent.close()
