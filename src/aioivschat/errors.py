@@ -132,6 +132,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def describe_number(value: object) -> str:
+    """Return a number, or the type of what is none."""
+    return f"{value}" if is_number(value) else type(value).__name__
+
+
 def require_number(
     option: str,
     value: object,

@@ -614,3 +614,13 @@ def test_help_loads_nothing_that_only_commands_need(
     )
     assert (0, "") == (done.returncode, done.stderr)
     assert done.stdout.startswith("usage: aioivschat")
+
+
+def test_a_list_that_cannot_be_read_is_told_as_such(workplace: Path, run: Run) -> None:
+    """Whoever looks at the terminal alone learns what is wrong with the file."""
+    (workplace / "attendees.csv").write_text("room;user\nx;alice\n")
+    done = run("onboard", "attendees.csv", "--output", "tokens.jsonl")
+    assert 2 == done.returncode
+    assert "attendees.csv, line 1: line: must be a header of room" in done.stderr
+    assert "found semicolons between cells" in done.stderr
+    assert "1 attendees: 0 tokens, 1 failed in" in done.stderr.splitlines()[-1]

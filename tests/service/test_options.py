@@ -111,3 +111,44 @@ def test_a_policy_takes_numbers_only(policy: Any) -> None:
         for value in ("5", True, None, 10**400, float("nan")):
             with pytest.raises(InvalidConfiguration, match=f"{name}: must be"):
                 policy(**given | {name: value})
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("user", [5, "", "x" * 129, b"u", True, 1.5, ["u"], "\ud800"])
+async def test_a_ban_of_nobody_is_refused(open_service: OpenService, user: Any) -> None:
+    """What cannot be anybody's id would ban nobody, and nobody would be told."""
+    tokens = open_service()
+    await tokens.issue(TokenRequest(ROOM, "5"))
+    for named in ({"user": user}, {"user": user, "room": ROOM}):
+        with pytest.raises(InvalidRequest, match="userId: must be"):
+            tokens.invalidate(**named)
+    with pytest.raises(InvalidRequest, match="roomIdentifier: must be"):
+        tokens.invalidate(room=user, user="5")
+    assert tokens.ready(TokenRequest(ROOM, "5")) is not None
+    tokens.invalidate(user="5")
+    assert tokens.ready(TokenRequest(ROOM, "5")) is None
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("request_", ["alice", 5, None, {"userId": "u"}])
+async def test_what_is_no_request_is_refused(open_service: OpenService, request_: Any) -> None:
+    """By its type, before and after the first use."""
+    tokens = open_service()
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match="request: must be a TokenRequest"):
+            await tokens.issue(request_)
+        with pytest.raises(InvalidRequest, match="request: must be a TokenRequest"):
+            tokens.ready(request_)
+        with pytest.raises(InvalidRequest, match="requests: must be of TokenRequest"):
+            await tokens.prewarm([request_])
+        await tokens.issue(TokenRequest(ROOM, "u"))
+
+
+@pytest.mark.fault(32)
+@pytest.mark.parametrize("value", ["40", True, [1], 0, -1.0, float("nan"), float("inf")])
+async def test_doors_and_budget_are_numbers(open_service: OpenService, value: Any) -> None:
+    """Before anything is read."""
+    with pytest.raises(InvalidRequest, match="doors: must be a number"):
+        await open_service().prewarm([], doors=value)
+    with pytest.raises(InvalidRequest, match="budget: must be a number"):
+        await open_service().prewarm([], budget=value)

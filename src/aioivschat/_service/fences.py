@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from aioivschat._events import Invalidated, Observers
-from aioivschat._models import Identity
+from aioivschat._models import Identity, TokenRequest
 from aioivschat._secrets import Hidden, Unpickled
+from aioivschat.errors import InvalidRequest
 
 _MAX_FENCES = 65_536
 """Fences kept one by one. With one more, every request that began earlier counts as fenced."""
+
+_ANY_ROOM = "arn:aws:ivschat:us-east-1:000000000000:room/any"
 
 
 class Fences(Unpickled):
@@ -57,3 +60,18 @@ class Fences(Unpickled):
             self._generations.get(fence, 0) > generation
             for fence in ((room, user), (room, None), (None, user))
         )
+
+
+def checked_names(room: str | None, user: str | None) -> tuple[str | None, str | None]:
+    """Return the names of what is invalidated as plain text.
+
+    Raises:
+        InvalidRequest: neither was given, or one breaks the limit of a request's member.
+    """
+    try:
+        if room is None and user is None:
+            raise InvalidRequest("invalidate", "given a room, a user or both", "neither")
+        request = TokenRequest(_ANY_ROOM if room is None else room, "-" if user is None else user)
+        return room and request.room, user and request.user
+    finally:
+        del room, user  # out of tracebacks that show locals

@@ -31,7 +31,13 @@ from aioivschat._service.signing_in import SignIns
 from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stats import Counters
 from aioivschat._service.stock import TokenStock
-from aioivschat.errors import ChatTokenError, DeadlineExceeded, InvalidRequest, is_number
+from aioivschat.errors import (
+    ChatTokenError,
+    DeadlineExceeded,
+    InvalidRequest,
+    describe_number,
+    is_number,
+)
 
 note_flight: ContextVar[Callable[[TokenFlight], None] | None] = ContextVar(
     "note_flight", default=None
@@ -96,8 +102,8 @@ class Issuer:
         if timeout is None:
             return await self._join_until_token(Call(request, room, key, priority, NEVER))
         if not (is_number(timeout) and timeout > 0):
-            found = f"{timeout}" if is_number(timeout) else type(timeout).__name__
-            raise InvalidRequest("timeout", "a number above 0 s, or None", found)
+            limit = "a number above 0 s, or None"
+            raise InvalidRequest("timeout", limit, describe_number(timeout))
         call = Call(request, room, key, priority, self.clock.monotonic() + timeout)
         try:
             async with time_limit(timeout):
@@ -192,6 +198,8 @@ def sharing_key(
         InvalidRequest: the key breaks a limit, or excludes `fresh`.
     """
     try:
+        if not issubclass(type(request), TokenRequest):
+            raise InvalidRequest("request", "a TokenRequest", type(request).__name__)
         if idempotency_key is None:
             return None if fresh else request.identity
         if fresh:

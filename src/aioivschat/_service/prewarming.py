@@ -30,7 +30,7 @@ from aioivschat._service.refusals import ENOUGH, FIRST_LOOK_SECONDS, Refusals
 from aioivschat._service.signing_in import SignIns
 from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stock import TokenStock
-from aioivschat.errors import DeadlineExceeded, InvalidRequest
+from aioivschat.errors import DeadlineExceeded, InvalidRequest, describe_number, is_number
 
 _LEAD_SECONDS = 1.0
 """How long before the doors the last request is sent: its answer is there then, even after a
@@ -117,10 +117,10 @@ class Prewarmer:
             InvalidRequest: one of them is out of its range.
             ServiceClosed: the service closes meanwhile.
         """
-        if doors is not None and not 0 < doors < math.inf:
-            raise InvalidRequest("doors", "above 0 s, or None", f"{doors}")
-        if not 0 < budget <= 1:
-            raise InvalidRequest("budget", "above 0, at most 1", f"{budget}")
+        if doors is not None and not (is_number(doors) and 0 < doors < math.inf):
+            raise InvalidRequest("doors", "a number above 0 s, or None", describe_number(doors))
+        if not (is_number(budget) and 0 < budget <= 1):
+            raise InvalidRequest("budget", "a number above 0, at most 1", describe_number(budget))
         opening = NEVER if doors is None else self.clock.monotonic() + doors
         runs: dict[Limiter, _RegionRun] = {}
         refusals = Refusals()
@@ -135,6 +135,9 @@ class Prewarmer:
             try:
                 async with reading:
                     async for request in _each(requests):
+                        if not issubclass(type(request), TokenRequest):
+                            found = type(request).__name__
+                            raise InvalidRequest("requests", "of TokenRequest", found)
                         room = RoomArn.parse(request.room)
                         limiter = self.limiters.get_or_make(room)
                         run = runs.get(limiter)

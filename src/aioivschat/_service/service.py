@@ -30,7 +30,7 @@ from aioivschat._models import (
 )
 from aioivschat._service.admission import Admission
 from aioivschat._service.cache import CachePolicy, TokenCache
-from aioivschat._service.fences import Fences
+from aioivschat._service.fences import Fences, checked_names
 from aioivschat._service.fleet import OneProcess, SharedTier
 from aioivschat._service.fleet_minting import FleetMinter
 from aioivschat._service.issuing import Issuer, sharing_key
@@ -44,7 +44,7 @@ from aioivschat._service.retry import Retrier, RetryPolicy
 from aioivschat._service.signing_in import SignIns
 from aioivschat._service.stats import Counters, Stats
 from aioivschat._service.stock import StockSweeper, TokenStock
-from aioivschat.errors import Exceptions, Interrupted, InvalidRequest
+from aioivschat.errors import Exceptions, Interrupted
 
 
 class AsyncTokenService:
@@ -273,6 +273,7 @@ class AsyncTokenService:
         """
         # The most frequent call takes a short way: for a token that was delivered.
         is_plain = idempotency_key is None and not fresh and priority.__class__ is Priority
+        is_plain = is_plain and request.__class__ is TokenRequest
         if is_plain and self._lifecycle.loop_while_open is asyncio.get_running_loop():
             entry = self._issuer.find_delivered(request.identity)
             if entry is not None:
@@ -357,24 +358,21 @@ class AsyncTokenService:
         away, as soon as it is back.
 
         Flights under way go on, but only for those who wait for them already: their tokens are not
-        kept. To ban somebody, stop issuing to them first, then call this, then
-        disconnect them; nothing can revoke a token that was handed out. Any thread may call this:
-        the service's event loop does it before all that it is asked afterwards.
+        kept. To ban somebody, stop issuing to them first, then call this, then disconnect them;
+        nothing can revoke a token that was handed out. Any thread may call this: it holds for all
+        that the service is asked afterwards.
 
         Args:
             room: the room's ARN.
             user: the user's id.
 
         Raises:
-            InvalidRequest: neither was given, or the room is not a room's ARN.
+            InvalidRequest: neither was given, or one breaks a limit.
             ServiceClosed: in a fleet, the service is closing or closed.
             WrongLoop: its event loop is closed, of another process or, in a fleet, not known yet.
         """
         try:
-            if room is None and user is None:
-                raise InvalidRequest("invalidate", "given a room, a user or both", "neither")
-            room = None if room is None else str(RoomArn.parse(room))
-            self._lifecycle.run_on_loop(self._minter.invalidate, room, plain(user))
+            self._lifecycle.run_on_loop(self._minter.invalidate, *checked_names(room, user))
         finally:
             del room, user  # out of tracebacks that show locals
 

@@ -72,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
         changed = f"{options.attendees}: is not what it was when {options.resume} was written"
         return say_failure(f"{changed}; a new job needs a new checkpoint", USED_WRONGLY)
     # The end of the stack moved the output file to its name: now the job is done.
+    if tally.unread:
+        say_failure(f"{options.attendees}, {tally.unread}")
     if not options.quiet:
         say(str(tally))
     if tally.undone:

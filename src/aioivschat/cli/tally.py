@@ -21,6 +21,7 @@ class Tally:
     again: int = 0  # tokens perhaps minted twice, as a run ended before they were written
     undone: int = 0  # of the failed of this run, those who stay undone
     refusal: str = ""  # what they were refused for
+    unread: str = ""  # the first row that could not be read, and why
     job_started: float = field(default_factory=time.time)  # the first run
     _started: float = field(default_factory=time.monotonic)  # this run
     _ended: float | None = None  # when its last outcome had been written
@@ -66,6 +67,8 @@ class Tally:
         for outcome in outcomes:
             if outcome.token is None:
                 self.failed += 1
+                if outcome.request is None and not self.unread:
+                    self.unread = f"line {outcome.attendee.line}: {outcome.error}"
             else:
                 self.tokens += 1
 
