@@ -151,15 +151,16 @@ async def test_a_timeout_around_a_retrying_call_ends_it(
     emulator: Emulator, open_service: OpenService
 ) -> None:
     """``TimeoutError`` comes from the timeout, and no attempt is made afterwards."""
-    emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, times=None))
     # The delay is 844 s with this seed, so that the timeout falls into it.
     retry = RetryPolicy(base_delay=1000.0, max_delay=1000.0)
     tokens = open_service(retry=retry, rng=random.Random(0))
+    await tokens.issue(TokenRequest(ROOM, "first"))  # to open a client may take longer
+    emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, times=None))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.5):
             await tokens.issue(REQUEST)
     await until(lambda: tokens.stats().flights == 0)
-    assert 1 == emulator.counts().requests
+    assert 2 == emulator.counts().requests
 
 
 @pytest.mark.fault(6)

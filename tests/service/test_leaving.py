@@ -266,35 +266,40 @@ async def test_what_has_no_connection_yet_has_spent_nothing(
     """While TLS handshakes hang no request counts; once they are over all are sent, and count."""
     file = certificate(tmp_path)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(file))
-    go_on, connected = asyncio.Event(), 0
+    go_on, connected, ended = asyncio.Event(), 0, 0
+    writers: list[asyncio.StreamWriter] = []
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(65536):
+                target.write(data)
+        target.close()
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connected
+        nonlocal connected, ended
         connected += 1
         await go_on.wait()
         port = int(server.url.rpartition(":")[2])
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", port)
-
-        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            with suppress(ConnectionError):
-                while data := await source.read(65536):
-                    target.write(data)
-            target.close()
-
+        writers.extend((writer, there_writer))
         await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer))
+        ended += 1
 
     with talking_server(tls(file)) as server:
-        async with await asyncio.start_server(relay, "127.0.0.1", 0) as front:
-            url = f"https://127.0.0.1:{front.sockets[0].getsockname()[1]}"
-            tokens = open_service(endpoint_url=url, pool=PoolPolicy(prepared=prepared))
-            async with tokens:
-                requests = [TokenRequest(ROOM, f"u{number}") for number in range(8)]
-                calls = [asyncio.create_task(tokens.issue(request)) for request in requests]
-                await until(lambda: connected == 8)
-                assert (0, 8) == (tokens.stats().requests, tokens.stats().flights)
-                go_on.set()
-                await asyncio.gather(*calls)
-                assert 8 == server.requests == tokens.stats().requests
+        front = await asyncio.start_server(relay, "127.0.0.1", 0)
+        url = f"https://127.0.0.1:{front.sockets[0].getsockname()[1]}"
+        async with open_service(endpoint_url=url, pool=PoolPolicy(prepared=prepared)) as tokens:
+            requests = [TokenRequest(ROOM, f"u{number}") for number in range(8)]
+            calls = [asyncio.create_task(tokens.issue(request)) for request in requests]
+            await until(lambda: connected == 8)
+            assert (0, 8) == (tokens.stats().requests, tokens.stats().flights)
+            go_on.set()
+            await asyncio.gather(*calls)
+            assert 8 == server.requests == tokens.stats().requests
+        front.close()
+        for writer in writers:
+            writer.transport.abort()
+        await until(lambda: ended == connected)
 
 
 @pytest.mark.fault(31)
