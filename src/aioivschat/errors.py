@@ -29,9 +29,8 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import suppress
 from numbers import Real
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 from botocore.exceptions import ClientError
 
@@ -127,14 +126,23 @@ def require(holds: bool, option: str, limit: str, found: object) -> None:
         raise InvalidConfiguration(option, limit, found)
 
 
-def is_number(value: object) -> bool:
-    """Tell whether a value is a real number; true and false are none."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+def as_number(value: object) -> float:
+    """Return a real number as a float, perhaps infinite; NaN for anything else, a flag too."""
+    if type(value) is bool or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # of hundreds of digits
+        return -math.inf if value < 0 else math.inf
 
 
 def describe_number(value: object) -> str:
-    """Return a number, or the type of what is none."""
-    return f"{value}" if is_number(value) else type(value).__name__
+    """Return what stands in place of a number: as text, or its type if it is none."""
+    if type(value) is bool or not isinstance(value, Real):
+        return type(value).__name__
+    # Python refuses to print thousands of digits.
+    number = as_number(value)
+    return f"{value if math.isfinite(number) else number}"
 
 
 def require_number(
@@ -149,9 +157,7 @@ def require_number(
     whole: bool = False,
 ) -> None:
     """Raise :class:`InvalidConfiguration` unless an option is a finite number within its limits."""
-    number = math.nan
-    with suppress(OverflowError):  # of a whole number of hundreds of digits
-        number = float(cast("float", value)) if is_number(value) else math.nan
+    number = as_number(value)
     fits = math.isfinite(number) and least <= number <= most and above < number < below
     if fits and (number.is_integer() or not whole):
         return
@@ -162,9 +168,7 @@ def require_number(
         limit = " and ".join(f"{word} {end:,g}{unit}" for word, end in bounds if math.isfinite(end))
     if not math.isfinite(number) or (whole and not number.is_integer()):
         limit = f"a {'whole' if whole else 'finite'} number, {limit}"
-    # Python refuses to print thousands of digits.
-    found = value if math.isfinite(number) else number if is_number(value) else type(value).__name__
-    raise InvalidConfiguration(option, limit, found)
+    raise InvalidConfiguration(option, limit, describe_number(value))
 
 
 class Overloaded(ChatTokenError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -77,12 +78,13 @@ async def test_a_priority_may_be_told_by_its_number(open_service: OpenService) -
     """What comes from a configuration file, say."""
     tokens = open_service()
     for priority in Priority:
-        assert await tokens.issue(TokenRequest(ROOM, str(priority)), priority=int(priority))  # type: ignore[arg-type]
-    assert 0.0 == tokens.estimate(ROOM, priority=2)  # type: ignore[arg-type]
+        number: Any = int(priority)
+        assert await tokens.issue(TokenRequest(ROOM, str(priority)), priority=number)
+    assert 0.0 == tokens.estimate(ROOM, priority=number)
 
 
 @pytest.mark.fault(32)
-@pytest.mark.parametrize("timeout", ["5", 0, -1.0, float("nan"), True, [1]])
+@pytest.mark.parametrize("timeout", ["5", 0, -1.0, math.nan, True, [1], -(10**400)])
 async def test_a_timeout_that_is_none_is_refused(open_service: OpenService, timeout: Any) -> None:
     """Before any I/O."""
     tokens = open_service()
@@ -108,7 +110,7 @@ def test_a_policy_takes_numbers_only(policy: Any) -> None:
     ]
     assert numbers
     for name in numbers:
-        for value in ("5", True, None, 10**400, float("nan")):
+        for value in ("5", True, None, 10**400, -(10**5_000), math.nan):
             with pytest.raises(InvalidConfiguration, match=f"{name}: must be"):
                 policy(**given | {name: value})
 
@@ -145,7 +147,7 @@ async def test_what_is_no_request_is_refused(open_service: OpenService, request_
 
 
 @pytest.mark.fault(32)
-@pytest.mark.parametrize("value", ["40", True, [1], 0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", ["40", True, [1], 0, -1.0, math.nan, math.inf, 10**400])
 async def test_doors_and_budget_are_numbers(open_service: OpenService, value: Any) -> None:
     """Before anything is read."""
     with pytest.raises(InvalidRequest, match="doors: must be a number"):

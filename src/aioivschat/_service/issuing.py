@@ -35,8 +35,8 @@ from aioivschat.errors import (
     ChatTokenError,
     DeadlineExceeded,
     InvalidRequest,
+    as_number,
     describe_number,
-    is_number,
 )
 
 note_flight: ContextVar[Callable[[TokenFlight], None] | None] = ContextVar(
@@ -101,9 +101,10 @@ class Issuer:
         room = RoomArn.parse(request.room)
         if timeout is None:
             return await self._join_until_token(Call(request, room, key, priority, NEVER))
-        if not (is_number(timeout) and timeout > 0):
+        if not as_number(timeout) > 0:
             limit = "a number above 0 s, or None"
             raise InvalidRequest("timeout", limit, describe_number(timeout))
+        timeout = as_number(timeout)
         call = Call(request, room, key, priority, self.clock.monotonic() + timeout)
         try:
             async with time_limit(timeout):

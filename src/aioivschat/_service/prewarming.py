@@ -30,7 +30,7 @@ from aioivschat._service.refusals import ENOUGH, FIRST_LOOK_SECONDS, Refusals
 from aioivschat._service.signing_in import SignIns
 from aioivschat._service.singleflight import FlightStopped
 from aioivschat._service.stock import TokenStock
-from aioivschat.errors import DeadlineExceeded, InvalidRequest, describe_number, is_number
+from aioivschat.errors import DeadlineExceeded, InvalidRequest, as_number, describe_number
 
 _LEAD_SECONDS = 1.0
 """How long before the doors the last request is sent: its answer is there then, even after a
@@ -117,9 +117,9 @@ class Prewarmer:
             InvalidRequest: one of them is out of its range.
             ServiceClosed: the service closes meanwhile.
         """
-        if doors is not None and not (is_number(doors) and 0 < doors < math.inf):
+        if doors is not None and not 0 < as_number(doors) < math.inf:
             raise InvalidRequest("doors", "a number above 0 s, or None", describe_number(doors))
-        if not (is_number(budget) and 0 < budget <= 1):
+        if not 0 < as_number(budget) <= 1:
             raise InvalidRequest("budget", "a number above 0, at most 1", describe_number(budget))
         opening = NEVER if doors is None else self.clock.monotonic() + doors
         runs: dict[Limiter, _RegionRun] = {}
@@ -296,7 +296,7 @@ class _RegionRun:
         self._leave_at_doors()
 
     def _leave_at_doors(self) -> None:
-        """Count what has not come; what was sent comes home as stock or to its caller."""
+        """Count what has not come; what was sent becomes stock, or goes to its caller."""
         self._is_over = True
         unanswered = [one for one, waiter in self._under_way.items() if not waiter.done()]
         for pending in (*self.queue, *unanswered):
