@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,21 +59,19 @@ def ways_to_spoil(client: Any) -> Iterator[Callable[[], object]]:
     """Return what spoils a value of the limiter's, one after the other."""
     keys = keys_of(client)
     for key in keys.values():
-        yield lambda key=key: write_other_type(client, key)  # type: ignore[misc]
-        yield lambda key=key: client.delete(key)  # type: ignore[misc]
+        yield partial(write_other_type, client, key)
+        yield partial(client.delete, key)
     for field in client.hkeys(keys["pace"]):
         for value in STRANGE:
             text = value if isinstance(value, bytes) else str(value)
-            yield lambda field=field, text=text: client.hset(keys["pace"], field, text)  # type: ignore[misc]
-        yield lambda field=field: client.hdel(keys["pace"], field)  # type: ignore[misc]
+            yield partial(client.hset, keys["pace"], field, text)
+        yield partial(client.hdel, keys["pace"], field)
     for member in client.hkeys(keys["members"]):
         for text in ("", "text", "1 2", "-1 0 0", "99999999999999999999 1 1", "1 1 999999999999"):
-            yield lambda member=member, text=text: client.hset(keys["members"], member, text)  # type: ignore[misc]
+            yield partial(client.hset, keys["members"], member, text)
     for slot in ("text", "0", "-1", "9" * 18, "inf"):
         for score in (10**15, 10**18, float("inf")):
-            yield lambda slot=slot, score=score: client.zadd(  # type: ignore[misc]
-                keys["pace"].replace(b"pace", b"returned"), {slot: score}
-            )
+            yield partial(client.zadd, keys["pace"].replace(b"pace", b"returned"), {slot: score})
 
 
 @pytest.mark.fault(52)

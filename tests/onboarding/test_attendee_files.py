@@ -367,7 +367,7 @@ def test_what_nobody_sees_at_the_edge_of_a_cell_is_an_error(edge: str, cell: str
     rows = read(text, room=ROOM)
     assert ["viewer-2"] == users(rows)
     assert [2] == list(errors(rows))
-    assert "at an edge (but JSON lines); found one in user" in errors(rows)[2]
+    assert "at an edge; JSON lines may have them; found one in user" in errors(rows)[2]
 
 
 @pytest.mark.fault(50)

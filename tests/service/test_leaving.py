@@ -81,10 +81,10 @@ class Upstream:
         return sum(not meter.admit(time) for time in self.arrivals)
 
 
-def upstream(quota: Quota = Quota(), **options: object) -> Upstream:  # noqa: B008 (frozen)
+def upstream(quota: Quota = Quota(), **options: Any) -> Upstream:  # noqa: B008 (frozen)
     """Return one with as many connections as a service has."""
     limiter = LocalLimiter(quota, VirtualClock(), None, connections(100))
-    return Upstream(limiter, **options)  # type: ignore[arg-type]
+    return Upstream(limiter, **options)
 
 
 @pytest.mark.fault(31)

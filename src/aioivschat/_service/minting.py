@@ -289,7 +289,7 @@ class Minter:
         region = flight.call.room.region
         if self.sign_ins.is_ready(region):
             return
-        try:  # they have ended in the queue
+        try:  # the credentials have ended while the call waited
             await self.sign_ins.wait(region, flight.started, flight.call.deadline)
         except BaseException:
             flight.reservation.release()

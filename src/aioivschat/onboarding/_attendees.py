@@ -350,7 +350,9 @@ def _parse_csv_row(header: list[str], line: bytes) -> _Row | InvalidRequest:
             # Python knows fewer characters than there are: a new one is no reason to refuse a row.
             if not _INVISIBLE.isdisjoint(map(unicodedata.category, cell[:1] + cell[-1:])):
                 limit = "cells with no white space or invisible character at an edge"
-                return InvalidRequest("line", f"{limit} (but JSON lines)", f"one in {name}")
+                return InvalidRequest(
+                    "line", f"{limit}; JSON lines may have them", f"one in {name}"
+                )
     members: _Row = dict(zip(header, cells, strict=True))
     for name, parse in _CELL_PARSERS.items():
         if name in members:

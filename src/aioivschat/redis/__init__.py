@@ -83,7 +83,7 @@ class RedisTier:
             del keys, engine  # out of tracebacks that show locals
         self._namespace = namespace
         self._members = members
-        self._was_shared = False
+        self._may_be_many = members is None  # of whom neither option nor engine has told
         self._limiters: list[SharedLimiter] = []
         self._tokens: RedisTokens | None = None
         self._clock: Clock | None = None
@@ -150,10 +150,9 @@ class RedisTier:
         await self._engine.aclose()
 
     def _engine_changed(self, state: EngineState, reason: str) -> None:
-        if state is EngineState.AWAY and self._members is None and not self._was_shared:
-            self._was_shared = True  # to say it once
+        if self._may_be_many and state is EngineState.AWAY:
             _log.warning("the engine is away, and members= not given: each takes the whole quota")
-        self._was_shared |= state is EngineState.SHARED
+        self._may_be_many = False  # it was said, or the engine tells
         if state is EngineState.AWAY:
             self._observers.tell(SharedChanged(SharedState.LOCAL, reason))
         elif state is EngineState.SHARED and self._sealer is None:

@@ -148,9 +148,8 @@ class Engine:
         self._state_known = asyncio.Event()
         self._state_callbacks = [on_state] if on_state is not None else []
         self._away_reason = "Connecting"
-        self._first_call_deadline = (
-            -math.inf
-        )  # until then, calls wait for the state to become known
+        # Until then, calls wait for the state to become known.
+        self._first_call_deadline = -math.inf
         self._concurrency = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
         self._failures = Counter[Script]()  # in a row
         self._last_failure_at = -math.inf

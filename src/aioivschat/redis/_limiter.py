@@ -111,9 +111,8 @@ class SharedLimiter(QueuedLimiter):
         self._clock_offset: float | None = None  # of our clock from the engine's, in seconds
         self._rate = self._ceiling
         self._members = members
-        self._members_known_from = (
-            -math.inf
-        )  # until then the engine may not have heard of all of them
+        # Until then the engine may not have heard of all of them.
+        self._members_known_from = -math.inf
         self._connecting_until: float | None = None  # from then on, calls wait for it no more
         self._sync_pause = 0.0  # seconds until the next sync
         self._next_slot_at = -math.inf  # when the first slot is due that nobody has taken
