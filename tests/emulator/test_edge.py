@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import select
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -425,6 +427,35 @@ class Deaf:
             b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
             b"Sec-WebSocket-Protocol: " + token.encode() + b"\r\n\r\n"
         )
+
+
+async def test_a_second_connection_overtakes_nothing(server: EmulatorServer) -> None:
+    """When a client sees its new connection open, it has what was said before that one joined.
+
+    The SDK drops the old connection in that moment.
+    """
+    old = Deaf(server, token_of(server))
+    await until(lambda: server.emulator.counts().chat_open == 1)
+    told: list[str] = []
+
+    async def tell_until_joined() -> None:
+        while server.emulator.counts().chat_open == 1:
+            told.append(server.emulator.send_event(EVENT | {"attributes": {}})["id"])
+            await asyncio.sleep(0)
+
+    async def read_once_open() -> bytes:
+        while not select.select([new.socket], [], [], 0)[0]:
+            await asyncio.sleep(0)
+        return old.socket.recv(1_000_000)
+
+    new = Deaf(server, token_of(server))
+    # In this order: the reader looks before the frame of the last turn is sent.
+    with contextlib.closing(old.socket), contextlib.closing(new.socket):
+        received, _ = await asyncio.wait_for(
+            asyncio.gather(read_once_open(), tell_until_joined()), timeout=10
+        )
+    assert [identifier for identifier in told if identifier.encode() not in received] == []
+    assert told
 
 
 def ticking() -> Emulator:

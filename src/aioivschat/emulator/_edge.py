@@ -132,6 +132,9 @@ class _Client:
         connection = self._connection
         writer: asyncio.Task[None] | None = None
         try:
+            # A client renews its session by a second connection, and drops the first one as soon as
+            # the second is open: what was sent before that one joined has to be on its way by then.
+            await asyncio.sleep(0)
             await self._websocket.prepare(request)
             self._end_session_in_time()
             writer = asyncio.create_task(self._send_frames())
