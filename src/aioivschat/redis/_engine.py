@@ -1,4 +1,4 @@
-"""How the engine is asked: scripts and messages of one Valkey or Redis, behind a breaker.
+"""How the engine is asked: scripts of one Valkey or Redis, behind a breaker.
 
 A call that gets no answer in time, or an answer that means "not now", raises :class:`EngineAway`
 and nothing else. After two failures in a row the breaker opens and every further call fails at
@@ -20,7 +20,8 @@ from enum import StrEnum
 from typing import Any
 
 from aioivschat._contexts import call_later, start_task, time_limit
-from aioivschat.redis._connecting import close_client, connect, open_pubsub
+from aioivschat.redis._connecting import close_client, connect
+from aioivschat.redis._subscription import Subscription
 
 CALL_TIMEOUT_SECONDS = 0.05
 """Seconds that a caller waits for the engine at most."""
@@ -160,8 +161,7 @@ class Engine:
         self._probed: _Call = _PROBE, (f"{{{namespace}}}",), ()
         self.rejected = 0
         self._probe_task: asyncio.Task[None] | None = None
-        self._channels: dict[str, tuple[Callable[[bytes], None], Callable[[], None]]] = {}
-        self._listen_task: asyncio.Task[None] | None = None
+        self._subscriptions: list[Subscription] = []
         self._commands: set[asyncio.Task[Any]] = set()  # with those whose callers have given up
         self._closed = False
 
@@ -240,21 +240,18 @@ class Engine:
     ) -> None:
         """Receive what is published on a channel, until the engine is closed.
 
-        Args:
-            channel: its name.
-            on_message: called with each message.
-            on_subscribed: called after each subscription, the first one and those after a lost
-                connection: messages published before it may have been missed.
+        See :class:`Subscription`.
         """
-        self._channels[channel] = on_message, on_subscribed
-        if self._listen_task is not None:
-            self._listen_task.cancel()
-        self._listen_task = start_task(self._receive_messages())
+        self._subscriptions.append(
+            Subscription(lambda: self._client, channel, on_message, on_subscribed, self._rng)
+        )
 
     async def aclose(self) -> None:
         """Stop listening and probing, and close the client if it is not the user's own."""
         self._closed = True
-        tasks = [task for task in (self._probe_task, self._listen_task, *self._commands) if task]
+        for subscription in self._subscriptions:
+            await subscription.aclose()
+        tasks = [task for task in (self._probe_task, *self._commands) if task]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -373,28 +370,3 @@ class Engine:
                 await self._wait_for_command(
                     self._timeout, pool.disconnect(inuse_connections=False)
                 )
-
-    # Messages.
-
-    async def _receive_messages(self) -> None:
-        while True:
-            try:
-                async with open_pubsub(self._client) as pubsub:
-                    await pubsub.subscribe(*self._channels)
-                    while True:
-                        self._dispatch_message(await pubsub.get_message(timeout=None))
-            except Exception:
-                # Scripts alone decide about the breaker: a lost subscription only begins again.
-                await asyncio.sleep(self._rng.uniform(*_PROBE_INTERVAL_SECONDS))
-
-    def _dispatch_message(self, message: Any) -> None:
-        if message is None:
-            return
-        channel = message["channel"]
-        name = channel.decode() if isinstance(channel, bytes) else channel
-        on_message, on_subscribed = self._channels[name]
-        if message["type"] == "message":
-            on_message(message["data"])
-        elif message["type"] == "subscribe":
-            # The client reconnects by itself: then this is the only sign of it.
-            on_subscribed()
