@@ -57,8 +57,9 @@ async def test_a_user_without_the_rights_fails(tmp_path: Path) -> None:
         assert Grade.FAIL == poor["scripts"]
         assert "latency" not in poor
         wrong = [finding async for finding in check(server.url.replace("//", "//poor:guess@"))]
-    advice = "check the address, the user and its rights"
-    assert [Finding(Grade.FAIL, "connection", "AuthenticationError", advice)] == wrong
+    found = "it refuses the user or the password"
+    advice = "check user and password in the URL, percent-encoded"
+    assert [Finding(Grade.FAIL, "connection", found, advice)] == wrong
 
 
 async def test_a_cluster_and_one_of_its_nodes_are_told_apart(

@@ -15,9 +15,9 @@ import valkey.asyncio
 from aioivschat import Event, InvalidConfiguration, SharedChanged, SharedState, TokenRequest
 from aioivschat.redis import RedisTier
 from aioivschat.redis._engine import Engine, EngineAway, EngineState
-from support.engine import EngineServer, cluster, replicated
+from support.engine import EngineServer, cluster, proxy, replicated
 from support.engine_calls import COUNTER, INCREMENT, OpenEngine, until_away, until_back
-from support.raw_servers import certificate, tls
+from support.raw_servers import certificate
 from support.services import ROOM, SEALING_KEY, OpenService, until
 
 REQUEST = TokenRequest(ROOM, "alice")
@@ -62,39 +62,11 @@ async def _addresses(
         elif kind == "TLS":
             server = stack.enter_context(EngineServer(folder))
             file = certificate(folder)
-            port = await stack.enter_async_context(_behind_tls(server.port, file))
+            port = await stack.enter_async_context(proxy(server.port, file))
             yield lambda: f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={file}"
         else:
             server = stack.enter_context(EngineServer(folder, requirepass="pw"))
             yield lambda: f"valkey://:pw@{server.address}/3"
-
-
-@asynccontextmanager
-async def _behind_tls(port: int, file: Path) -> AsyncIterator[int]:
-    """Run a proxy that ends TLS in front of a port, as a load balancer does; yield its port."""
-
-    open_writers: set[asyncio.StreamWriter] = set()
-
-    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65_536):
-            writer.write(data)
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_writers.add(writer)
-        from_engine, to_engine = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(
-            forward(reader, to_engine), forward(from_engine, writer), return_exceptions=True
-        )
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls(file))
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        # Not ``async with server``: from Python 3.12 on that waits for connections to be closed.
-        server.close()
-        for writer in open_writers:
-            writer.transport.abort()
 
 
 @pytest.mark.fault(25)

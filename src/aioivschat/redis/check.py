@@ -14,12 +14,11 @@ from urllib.parse import urlsplit
 
 from aioivschat.errors import InvalidConfiguration
 from aioivschat.redis._connecting import close_client, connect
+from aioivschat.redis._diagnosis import OLDEST_VERSION, explain
 from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS
 
 __all__ = ["Finding", "Grade", "check"]
 
-# The first Redis with access lists and scripts that may read the clock; Valkey reports it too.
-_OLDEST_VERSION = 6, 2
 _HASH_SLOTS = 16_384
 _LATENCY_PROBES = 50
 # A fifth of the time in which a call may be answered.
@@ -84,11 +83,7 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
         try:
             nodes = await asyncio.wait_for(_read_info(client, url), _ANSWER_TIMEOUT_SECONDS)
         except Exception as error:
-            # The message of a client's error may hold the address with its password.
-            name = type(error).__name__
-            yield Finding(
-                Grade.FAIL, "connection", name, "check the address, the user and its rights"
-            )
+            yield Finding(Grade.FAIL, "connection", *await explain(error, client))
             return
         findings = [_check_transport(url)]
         for info in nodes:
@@ -143,7 +138,7 @@ def _check_node(info: Mapping[str, Any]) -> Iterator[Finding]:
     name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
     version = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
     numbers = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
-    if numbers >= _OLDEST_VERSION:
+    if numbers >= OLDEST_VERSION:
         yield Finding(Grade.OK, "version", f"{name} {version}")
     else:
         yield Finding(
