@@ -42,8 +42,8 @@ class RedisTier:
     Args:
         engine: where it is: ``redis://user:password@host:port/db``, ``rediss://`` with TLS,
             ``redis+cluster://host:port,host:port``, ``redis+sentinel://host:port/name/db``,
-            ``unix:///path``; or an asyncio client of redis-py or valkey-py, which stays yours to
-            close.
+            ``unix:///path``, each with options of redis-py after a ``?``; or an asyncio client of
+            redis-py or valkey-py for 6 connections or more, which stays yours to close.
         keys: of 32 random bytes each. The first one seals what is stored, all of them open it.
             Without a key no token is stored, and the fleet shares its quota only. To change a
             key, add the new one at the end in every process, then move it to the front in every

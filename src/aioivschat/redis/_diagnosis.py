@@ -180,7 +180,7 @@ _CAUSES = (
         "check the options ssl_… in the URL, and the engine's own of TLS",
     ),
     (
-        r"Error \d+ connecting|OSError|unreachable|No route",
+        r"Error (\d+ )?connecting|OSError|unreachable|No route",
         "it cannot be connected to",
         "check host and port in the URL, and the network",
     ),
