@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from aioivschat._contexts import time_limit
 from aioivschat.errors import InvalidConfiguration, require
 
 MAX_CONCURRENT_CALLS = 4
@@ -20,6 +21,9 @@ time out. With 10 ms to the engine and back, 4 make 400 calls a second."""
 
 _CONNECTIONS = MAX_CONCURRENT_CALLS + 2
 """Connections that a tier needs: with one for an urgent call, and one for the subscription."""
+
+_CLOSING_SECONDS = 1.0
+"""Seconds that closing may take: through TLS, redis-py waits for the other side to close too."""
 
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
@@ -91,7 +95,7 @@ def check_connections(client: Any) -> None:
 
 def _split(url: str) -> _Address:
     match = _URL.fullmatch(url.strip())
-    kinds = "a redis://, rediss:// or unix:// URL, with / ? # and @ of a password percent-encoded"
+    kinds = "a redis://, rediss:// or unix:// URL, with / ? # and @ before its host percent-encoded"
     if match is None:
         raise InvalidConfiguration("RedisTier", kinds, "other text")
     scheme, credentials, hosts, path, query = (part or "" for part in match.groups())
@@ -254,11 +258,12 @@ def _check_file(option: str, path: str) -> None:
 
 
 async def close_client(client: Any) -> None:
-    """Close a client, and the clients of its sentinels; what fails at that is closed as well."""
+    """Close a client, and the clients of its sentinels; no failure of that is of use to anybody."""
     manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
     for each in (client, *(manager.sentinels if manager is not None else ())):
         with suppress(Exception):
-            await each.aclose()
+            async with time_limit(_CLOSING_SECONDS):
+                await each.aclose()
 
 
 def open_pubsub(client: Any) -> Any:
