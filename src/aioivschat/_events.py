@@ -27,6 +27,7 @@ class SharedState(StrEnum):
     """What the processes of a fleet share at the moment."""
 
     SHARED = "shared"  # the quota and the tokens
+    POLLING = "polling"  # both; invalidations are asked for, as no message of the fleet is heard
     QUOTA_ONLY = "quota only"  # for want of a sealing key
     LOCAL = "local"  # nothing: the engine is away, and each process uses its part of the quota
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from aioivschat.redis.check import Finding, Grade, check
-from support.engine import EngineServer, replicated
+from aioivschat.redis.check import Finding, Grade, _check_transport, check
+from support.engine import EngineServer, cluster, replicated
+from support.fault_proxy import FaultProxy
 
 SUITED: dict[str, Any] = {"maxmemory": "256mb", "maxmemory_policy": "noeviction"}
 
@@ -23,7 +24,7 @@ async def test_an_engine_that_suits_gets_no_advice(tmp_path: Path) -> None:
     """All topics of an engine that suits are checked, and none has an advice."""
     with EngineServer(tmp_path, **SUITED) as server:
         findings = [finding async for finding in check(server.url)]
-    topics = "transport version role eviction memory persistence scripts latency"
+    topics = "transport version role eviction memory persistence rights messages scripts latency"
     assert topics.split() == [finding.topic for finding in findings]
     # Latency depends on the machine.
     assert {Grade.OK} == {finding.grade for finding in findings if finding.topic != "latency"}
@@ -60,6 +61,91 @@ async def test_a_user_without_the_rights_fails(tmp_path: Path) -> None:
     found = "it refuses the user or the password"
     advice = "check user and password in the URL, percent-encoded"
     assert [Finding(Grade.FAIL, "connection", found, advice)] == wrong
+
+
+@pytest.mark.fault(61)
+async def test_a_service_that_tells_nothing_may_suit(tmp_path: Path) -> None:
+    """Hosted services refuse INFO and CONFIG, some by having no such commands."""
+    with EngineServer(tmp_path / "one", **SUITED) as server, server.client() as client:
+        rule = "ACL SETUSER some on nopass ~* &* +@all"
+        client.execute_command(*rule.split(), "-info", "-config")
+        grades = await _grades(server.url.replace("//", "//some:any@"))
+    untold = {"version", "role", "eviction", "memory", "persistence"}
+    assert untold == {topic for topic, grade in grades.items() if grade is Grade.UNKNOWN}
+    assert Grade.FAIL not in grades.values()
+    with EngineServer(tmp_path / "other", **SUITED, rename_command="CONFIG none") as server:
+        assert Grade.FAIL not in (await _grades(server.url)).values()
+
+
+@pytest.mark.fault(61)
+async def test_all_that_is_lacking_is_told_at_once(tmp_path: Path) -> None:
+    """Each right by itself, also where no script may run, nor one on the fleet's keys."""
+    with EngineServer(tmp_path, **SUITED) as server, server.client() as client:
+        url = server.url.replace("//", "//poor:any@")
+        rule = "ACL SETUSER poor on nopass resetkeys ~{aioivschat:*}:* resetchannels +@all"
+        client.execute_command(*rule.split(), "-eval", "-zpopmin", "-time", "-subscribe")
+        findings = [finding async for finding in check(url)]
+        lacking = {each.advice.split()[1] for each in findings if each.topic == "rights"}
+        assert {
+            "~{aioivschat}:*", "&aioivschat:events", "+eval", "+zpopmin", "+time", "+subscribe"
+        } == lacking  # fmt: skip
+        assert not client.keys("*check*")
+
+
+@pytest.mark.fault(61)
+async def test_an_engine_without_messages_fails(tmp_path: Path) -> None:
+    """SUBSCRIBE is no command there, or nothing comes of it."""
+    with EngineServer(tmp_path, **SUITED, rename_command="SUBSCRIBE none") as server:
+        findings = [finding async for finding in check(server.url)]
+    assert ["no command SUBSCRIBE"] == [each.found for each in findings if each.topic == "rights"]
+    with EngineServer(tmp_path, **SUITED) as server:
+        async with FaultProxy(server.url) as proxy:
+            proxy.muted = b"SUBSCRIBE"
+            findings = [finding async for finding in check(proxy.url)]
+    assert (Grade.FAIL, "none is heard") in [(each.grade, each.found) for each in findings]
+
+
+@pytest.mark.fault(61)
+async def test_a_cluster_of_one_primary_suits(tmp_path: Path) -> None:
+    """Its client answers for one node otherwise than for several."""
+    with cluster(tmp_path, nodes=1) as nodes:
+        grades = await _grades(f"redis+cluster://{nodes[0].address}")
+    assert {"cluster", "rights", "messages", "scripts", "version"} <= grades.keys()
+    assert Grade.FAIL not in grades.values()
+
+
+@pytest.mark.fault(61)
+@pytest.mark.parametrize(
+    ("url", "is_here"),
+    [
+        ("redis://[::1]:6379", True),
+        ("redis://user:p%40w@[::1]:6379/0", True),
+        ("redis://[::1]", True),
+        ("redis://127.0.0.2:6379", True),
+        ("redis://LOCALHOST", True),
+        ("redis://", True),
+        ("redis:///0", True),
+        ("unix:///run/valkey.sock", True),
+        ("redis+cluster://[::1]:7000,localhost:7001", True),
+        ("redis+sentinel://127.0.0.1:26379,[::1]:26379/fleet", True),
+        ("redis://[2001:db8::1]:6379", False),
+        ("redis://localhost@engine", False),
+        ("redis://localhost.example.com", False),
+        ("redis+cluster://127.0.0.1:7000,engine:7001", False),
+    ],
+)
+def test_this_host_is_known_by_each_of_its_names(url: str, is_here: bool) -> None:
+    """What goes to this host is not advised to be encrypted."""
+    assert ("this host" if is_here else "unencrypted") == _check_transport(url).found
+
+
+@pytest.mark.fault(61)
+async def test_a_socket_of_this_host_is_checked(tmp_path: Path) -> None:
+    """So is an address in IPv6."""
+    path = tmp_path / "socket"
+    with EngineServer(tmp_path, **SUITED, unixsocket=path):
+        grades = await _grades(f"unix://{path}")
+    assert Grade.OK == grades["transport"] == grades["rights"] == grades["scripts"]
 
 
 async def test_a_cluster_and_one_of_its_nodes_are_told_apart(

@@ -16,10 +16,8 @@ from aioivschat import (
     TokenRequest,
     WrongLoop,
 )
-from aioivschat._service.fleet_minting import FleetMinter
 from aioivschat.emulator import Fault, FaultKind, ThreadedEmulatorServer
 from aioivschat.redis import RedisTier
-from aioivschat.redis._tokens import RedisTokens
 from support.engine import EngineServer
 from support.services import ROOM, SEALING_KEY, OpenService, until
 
@@ -151,10 +149,6 @@ async def test_the_log_is_read_until_the_engine_answers(
         here.invalidate(user="alice")
         await until(lambda: bool(client.exists("{aioivschat}:log")))
         await _listening(server, 2)
-        assert isinstance(there._minter, FleetMinter)
-        tokens = there._minter.tokens
-        assert isinstance(tokens, RedisTokens)
-        await until(lambda: tokens._invalidations._gaps > 0)
         assert there.ready(REQUEST) is not None
         client.execute_command("ACL", "SETUSER", "there", "+eval", "+evalsha")
         await until(lambda: there.ready(REQUEST) is None, within=20.0)

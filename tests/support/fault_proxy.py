@@ -71,6 +71,7 @@ class FaultProxy:
         up: what happens on the way to the server; set it at any time, also for connections that
             are open.
         down: the same on the way back.
+        muted: connections on which a client has sent this carry nothing any more; empty: none.
         accepted: connections so far.
         passed: bytes that were passed on so far, by way.
     """
@@ -81,6 +82,7 @@ class FaultProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._open: set[_Connection] = set()
         self.up = self.down = NONE
+        self.muted = b""
         self.accepted = 0
         self.passed: dict[Way, int] = {"up": 0, "down": 0}
 
@@ -164,6 +166,11 @@ class FaultProxy:
         toxics, left = NONE, math.inf
         try:
             while piece := await reader.read(_PIECE):
+                if way == "up":
+                    connection.sent = (connection.sent + piece)[:_PIECE]
+                if self.muted and self.muted in connection.sent:
+                    connection.end(End.BLACK_HOLE, "up")
+                    connection.end(End.BLACK_HOLE, "down")
                 now = self.up if way == "up" else self.down
                 if now is not toxics:
                     toxics, left = now, math.inf if now.limit is None else now.limit
@@ -193,11 +200,13 @@ class _Connection:
 
     Attributes:
         swallows: whether nothing passes any more, by way.
+        sent: the first bytes that the client sent.
     """
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self._to: dict[Way, asyncio.StreamWriter] = {"up": server, "down": client}
         self.swallows: dict[Way, bool] = {"up": False, "down": False}
+        self.sent = b""
 
     def end(self, how: End, way: Way) -> None:
         """End both ways, or one, as ``how`` says."""

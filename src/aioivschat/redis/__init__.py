@@ -88,6 +88,7 @@ class RedisTier:
         self._tokens: RedisTokens | None = None
         self._clock: Clock | None = None
         self._observers = Observers()
+        self._told: SharedState | None = None
 
     def __repr__(self) -> str:
         if not hasattr(self, "_namespace"):  # a traceback of its making may show it
@@ -106,7 +107,13 @@ class RedisTier:
         self._clock, self._observers = clock, observers
         if self._sealer is not None:
             self._tokens = RedisTokens(
-                self._engine, self._sealer, self._namespace, clock, min_remaining, invalidated
+                self._engine,
+                self._sealer,
+                self._namespace,
+                clock,
+                min_remaining,
+                invalidated,
+                self._hearing_changed,
             )
         return self._tokens
 
@@ -154,8 +161,19 @@ class RedisTier:
             _log.warning("the engine is away, and members= not given: each takes the whole quota")
         self._may_be_many = False  # it was said, or the engine tells
         if state is EngineState.AWAY:
-            self._observers.tell(SharedChanged(SharedState.LOCAL, reason))
-        elif state is EngineState.SHARED and self._sealer is None:
-            self._observers.tell(SharedChanged(SharedState.QUOTA_ONLY, _NO_KEY))
-        elif state is EngineState.SHARED:
-            self._observers.tell(SharedChanged(SharedState.SHARED, "connected"))
+            self._tell(SharedState.LOCAL, reason)
+        elif self._sealer is None:
+            self._tell(SharedState.QUOTA_ONLY, _NO_KEY)
+        # Else `_hearing_changed` tells, once a message was heard or ought to have been.
+
+    def _hearing_changed(self, problem: str) -> None:
+        if problem:
+            _log.warning("no message of the fleet is heard (%s): invalidations are polled", problem)
+            self._tell(SharedState.POLLING, problem)
+        else:
+            self._tell(SharedState.SHARED, "connected")
+
+    def _tell(self, state: SharedState, reason: str) -> None:
+        if state is not self._told:
+            self._told = state
+            self._observers.tell(SharedChanged(state, reason))

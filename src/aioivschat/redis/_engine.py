@@ -243,14 +243,16 @@ class Engine:
         channel: str,
         on_message: Callable[[bytes], None],
         on_subscribed: Callable[[], None],
-    ) -> None:
+    ) -> Subscription:
         """Receive what is published on a channel, until the engine is closed.
 
         See :class:`Subscription`.
         """
-        self._subscriptions.append(
-            Subscription(lambda: self._client, channel, on_message, on_subscribed, self._rng)
+        subscription = Subscription(
+            lambda: self._client, channel, on_message, on_subscribed, self._rng
         )
+        self._subscriptions.append(subscription)
+        return subscription
 
     async def aclose(self) -> None:
         """Stop listening and probing, and close the client if it is not the user's own."""

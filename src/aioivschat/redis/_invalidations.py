@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import Callable, Coroutine
 from functools import cached_property
@@ -15,8 +16,11 @@ from typing import Any
 
 from aioivschat._clock import Clock
 from aioivschat._contexts import start_task
-from aioivschat.redis._engine import RUN_ON, EngineAway, Script
-from aioivschat.redis._token_store import TokenStore, as_bytes, microseconds
+from aioivschat.redis._engine import EngineAway, Script
+from aioivschat.redis._subscription import name_refused_right
+from aioivschat.redis._token_store import READ_NUMBER, TokenStore, as_bytes, microseconds
+
+_log = logging.getLogger("aioivschat")
 
 _FENCE_SECONDS = 900.0
 """Seconds that an invalidation is remembered: a token's life, and the longest queue before it."""
@@ -25,8 +29,7 @@ _CLOSING_SECONDS = 0.1
 """Seconds that closing waits for the engine to take pending invalidations."""
 
 _LOG_OVERLAP_SECONDS = 1.0
-"""Seconds before the last message received from which the log is read: messages that were published
-then may have been lost with the connection."""
+"""Seconds before this process began from which it reads the log at first."""
 
 _RETRY_SECONDS = 0.5
 """Seconds until the engine is asked again after it was away."""
@@ -34,32 +37,51 @@ _RETRY_SECONDS = 0.5
 _MAX_PENDING = 65_536
 """Invalidations kept for an engine that is away."""
 
+_MAX_REMEMBERED = 1_024
+"""Messages remembered, so that none is applied twice: as a message, and as found in the log."""
+
 # KEYS     fence_key, log_key
 # ARGV     kept_seconds  how long both are kept
 #          message       sealed
 #          channel       where it is published
-# RETURNS  nothing
-_INVALIDATE = Script(f"""{RUN_ON}
+# RETURNS  why it was not published; empty if it was
+_INVALIDATE = Script(f"""{READ_NUMBER}
 local fence_key, log_key = KEYS[1], KEYS[2]
 local kept_seconds, message, channel = ARGV[1], ARGV[2], ARGV[3]
+local SECOND, DAY = 1000000, 86400000000
 local time = redis.call('TIME')
-local now = string.format('%.0f', time[1] * 1000000 + time[2])
-redis.call('SET', fence_key, now, 'EX', kept_seconds)
-run_on(log_key, 'ZADD', now, message)
-redis.call('ZREMRANGEBYSCORE', log_key, '-inf', now - kept_seconds * 1000000)
+local now = time[1] * SECOND + time[2]
+redis.call('SET', fence_key, string.format('%.0f', now), 'EX', kept_seconds)
+-- No clock goes back by a day.
+run_on(log_key, 'ZREMRANGEBYSCORE', string.format('%.0f', now + DAY), '+inf')
+local newest = read_newest_number(log_key)
+local number = math.max(now, newest + 1)
+redis.call('ZADD', log_key, string.format('%.0f', number), message)
+local oldest = string.format('%.0f', now - kept_seconds * SECOND)
+redis.call('ZREMRANGEBYSCORE', log_key, '-inf', oldest)
 redis.call('EXPIRE', log_key, kept_seconds)
-redis.call('PUBLISH', channel, 'fence:' .. message)
+-- Not to be heard is no reason to forget it: others find its number.
+local text = string.format('fence:%.0f %.0f ', newest, number) .. message
+local answer = redis.pcall('PUBLISH', channel, text)
+return type(answer) == 'table' and answer.err or ''
 """)
 
 # KEYS     log_key
-# ARGV     age           microseconds to look back
-# RETURNS  now, {sealed messages}
-_READ_LOG = Script(f"""{RUN_ON}
-local log_key, age = KEYS[1], ARGV[1]
+# ARGV     known         number of the newest invalidation applied so far; -1: none
+#          age           microseconds to look back in that case
+# RETURNS  now, newest, {sealed messages}
+_READ_LOG = Script(f"""{READ_NUMBER}
+local log_key, known, age = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local since = string.format('%.0f', now - age)
-return {{now, run_on(log_key, 'ZRANGEBYSCORE', since, '+inf')}}
+local newest = read_newest_number(log_key)
+local since = '-inf'  -- the log began anew
+if known < 0 then
+  since = string.format('%.0f', now - age)
+elseif known <= newest then
+  since = string.format('(%.0f', known)
+end
+return {{now, newest, run_on(log_key, 'ZRANGEBYSCORE', since, '+inf')}}
 """)
 
 
@@ -76,8 +98,11 @@ class FleetInvalidations:
         self._clock = clock
         self._on_invalidated = on_invalidated
         self._pending: dict[str, bytes] = {}  # messages by the keys of their fences
-        self._complete_until = clock.monotonic()  # all invalidations until then are known here
-        self._gaps = 0  # subscriptions since the log was last read: each may have missed messages
+        self._applied: int | None = None  # the newest's number; None: the log was not read yet
+        self._began_at = clock.monotonic()
+        self._remembered: dict[bytes, None] = {}  # messages applied of late
+        self._is_behind = self._is_reading = False
+        self._unpublished = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     @cached_property
@@ -101,24 +126,44 @@ class FleetInvalidations:
         if is_first:
             self._start_task(self._send_pending())
 
-    def note_message(self) -> None:
-        """Note that a message of any kind has arrived: the subscription works."""
-        if not self._gaps:
-            self._complete_until = self._clock.monotonic()
+    def note_newest(self, number: int) -> None:
+        """Take note of the number of the newest invalidation; read the log if it is not known."""
+        if number != self._applied:
+            self._is_behind = True
+            if not self._is_reading:
+                # Before the task is made: it may run at once.
+                self._is_reading = True
+                self._start_task(self._apply_log())
 
-    def apply(self, sealed: bytes) -> None:
-        """Apply an invalidation of another process."""
+    def note_beat(self, text: bytes) -> None:
+        """Take note of the number that a beat carries."""
+        if (number := _parse_number(text)) is not None:
+            self.note_newest(number)
+
+    def apply_message(self, text: bytes) -> None:
+        """Apply an invalidation that was heard: number of the one before, its own, sealed."""
+        previous, _, rest = text.partition(b" ")
+        number, _, sealed = rest.partition(b" ")
+        # What does not open was published by anybody, and its numbers mean nothing.
+        if self._apply(sealed) and (newest := _parse_number(number)) is not None:
+            if self._applied == _parse_number(previous) and not self._is_reading:
+                self._applied = newest
+            else:
+                self.note_newest(newest)
+
+    def _apply(self, sealed: bytes) -> bool:
+        if sealed in self._remembered:
+            return True
         plain = self._store.open_message(sealed)
-        if plain is not None:
-            origin, room, user = json.loads(plain)
-            if origin != self._origin:
-                self._on_invalidated(room, user)
-
-    def catch_up(self) -> None:
-        """Apply the invalidations of the time without a subscription."""
-        self._gaps += 1
-        if self._gaps == 1:
-            self._start_task(self._apply_log())
+        if plain is None:
+            return False
+        if len(self._remembered) >= _MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[sealed] = None
+        origin, room, user = json.loads(plain)
+        if origin != self._origin:
+            self._on_invalidated(room, user)
+        return True
 
     async def aclose(self) -> None:
         """Wait a moment for pending invalidations, then give up."""
@@ -138,29 +183,46 @@ class FleetInvalidations:
             fence_key, message = next(iter(self._pending.items()))
             arguments = (int(_FENCE_SECONDS), message, store.channel)
             try:
-                await store.engine.run_script(_INVALIDATE, [fence_key, store.log_key], arguments)
+                refusal = await store.engine.run_script(
+                    _INVALIDATE, [fence_key, store.log_key], arguments
+                )
             except EngineAway:
                 await self._clock.sleep(_RETRY_SECONDS)
                 continue
+            if refusal:
+                self._note_unpublished(as_bytes(refusal).decode(errors="replace"))
             # Unless `send` replaced it meanwhile: then the new one is still to be sent.
             if self._pending.get(fence_key) is message:
                 del self._pending[fence_key]
 
+    def _note_unpublished(self, refusal: str) -> None:
+        self._unpublished += 1
+        if self._unpublished == 1:
+            right = name_refused_right(refusal, "PUBLISH")
+            _log.warning("invalidations are not published (%s): others find them later", right)
+
     async def _apply_log(self) -> None:
         store = self._store
-        while gaps := self._gaps:
-            now = self._clock.monotonic()
-            age = min(now - self._complete_until, _FENCE_SECONDS) + _LOG_OVERLAP_SECONDS
-            try:
-                engine_now, messages = await store.engine.run_script(
-                    _READ_LOG, [store.log_key], [microseconds(age)]
-                )
-            except EngineAway:
-                # A subscription may begin again before the breaker closes.
-                await self._clock.sleep(_RETRY_SECONDS)
-                continue
-            store.learn_engine_time(engine_now)
-            for sealed in messages:
-                self.apply(as_bytes(sealed))
-            if gaps == self._gaps:
-                self._gaps, self._complete_until = 0, now
+        try:
+            while self._is_behind:
+                self._is_behind = False
+                known = -1 if self._applied is None else self._applied
+                age = min(self._clock.monotonic() - self._began_at, _FENCE_SECONDS)
+                arguments = known, microseconds(age + _LOG_OVERLAP_SECONDS)
+                try:
+                    answer = await store.engine.run_script(_READ_LOG, [store.log_key], arguments)
+                except EngineAway:
+                    # A subscription may begin again before the breaker closes.
+                    self._is_behind = True
+                    await self._clock.sleep(_RETRY_SECONDS)
+                    continue
+                engine_now, self._applied, messages = answer
+                store.learn_engine_time(engine_now)
+                for sealed in messages:
+                    self._apply(as_bytes(sealed))
+        finally:
+            self._is_reading = False
+
+
+def _parse_number(text: bytes) -> int | None:
+    return int(text) if text.isdigit() and len(text) < 20 else None

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from aioivschat._contexts import start_task
+from aioivschat._contexts import start_task, time_limit
 from aioivschat.redis._connecting import open_pubsub
 
+SILENCE_SECONDS = 4.0
+"""Seconds without a message after which a connection counts as dead: networks drop connections
+without a word. Whoever listens sees to it that something is published more often."""
+
 _PAUSE_SECONDS = 0.25, 0.75
-"""Bounds of the random time between a lost subscription and the next one."""
+"""Bounds of the random time between a lost subscription and the next one. It doubles with each
+that brought no message."""
+
+_LONGEST_PAUSE_SECONDS = 3.0
+
+_CLOSING_SECONDS = 0.5
+"""Seconds that closing a connection may take: TLS says goodbye, also to nobody."""
+
+
+def name_refused_right(error: str, command: str) -> str:
+    """Return which right a user lacks: the command's, or the one to its key or channel.
+
+    Args:
+        error: what the engine said; Redis 6.2 and later versions each say it in their words.
+        command: what was refused.
+    """
+    part = re.search(r"(?:access|publish to) [a-z ]*(key|channel)", error)
+    return f"no right to the {part[1]}" if part else f"no right to {command}"
 
 
 class Subscription:
@@ -24,6 +47,11 @@ class Subscription:
         on_subscribed: called after each subscription, the first one and those after a lost
             connection: messages published before it may have been missed.
         rng: where the jitter comes from.
+
+    Attributes:
+        problem: why there is no subscription now: a right that is lacking, silence, or the name of
+            an error's class; empty if there is one.
+        is_refused: whether the problem is such a right.
     """
 
     def __init__(
@@ -39,28 +67,75 @@ class Subscription:
         self._on_message = on_message
         self._on_subscribed = on_subscribed
         self._rng = rng
+        self.problem, self.is_refused = "Connecting", False
+        self._fruitless = 0  # subscriptions in a row without a message
+        self._retry = asyncio.Event()
+        self._closing: set[asyncio.Task[None]] = set()
         self._task = start_task(self._receive())
 
     async def aclose(self) -> None:
         """Stop receiving."""
-        self._task.cancel()
-        await asyncio.wait((self._task,))
+        tasks = (self._task, *self._closing)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    def retry_now(self) -> None:
+        """Subscribe at once if there is no subscription."""
+        self._retry.set()
 
     async def _receive(self) -> None:
         while True:
+            self._retry.clear()
             try:
-                async with open_pubsub(self._client()) as pubsub:
-                    await pubsub.subscribe(self._channel)
-                    while True:
-                        self._dispatch(await pubsub.get_message(timeout=None))
-            except Exception:
+                await self._receive_until_silent()
+            except Exception as error:
                 # Scripts alone decide about the breaker: a lost subscription only begins again.
-                await asyncio.sleep(self._rng.uniform(*_PAUSE_SECONDS))
+                answered = any(kind.__name__ == "ResponseError" for kind in type(error).__mro__)
+                self.is_refused = answered and type(error).__name__ != "AuthenticationError"
+                self.problem = (
+                    "silence" if isinstance(error, TimeoutError) else type(error).__name__
+                )
+                if self.is_refused:
+                    self.problem = name_refused_right(str(error), "SUBSCRIBE")
+            shortest, longest = (pause * 2.0**self._fruitless for pause in _PAUSE_SECONDS)
+            pause = min(self._rng.uniform(shortest, longest), _LONGEST_PAUSE_SECONDS)
+            self._fruitless = min(self._fruitless + 1, 9)
+            with suppress(TimeoutError):
+                async with time_limit(pause):
+                    await self._retry.wait()
+
+    async def _receive_until_silent(self) -> None:
+        now = asyncio.get_running_loop().time
+        pubsub = open_pubsub(self._client())
+        try:
+            async with time_limit(SILENCE_SECONDS):
+                await pubsub.subscribe(self._channel)
+            silent_at = now() + SILENCE_SECONDS
+            while (left := silent_at - now()) > 0:
+                # Twice: the client's own limit leaves connecting out.
+                async with time_limit(left + _CLOSING_SECONDS):
+                    message = await pubsub.get_message(timeout=left)
+                if message:
+                    self._dispatch(message)
+                    silent_at = now() + SILENCE_SECONDS
+            raise TimeoutError
+        finally:
+            closing = start_task(pubsub.aclose(), self._forget_closing)
+            self._closing.add(closing)
+            await asyncio.wait((closing,), timeout=_CLOSING_SECONDS)
+
+    def _forget_closing(self, task: asyncio.Task[None]) -> None:
+        self._closing.discard(task)
+        if not task.cancelled():
+            task.exception()  # read, so that asyncio does not log it
 
     def _dispatch(self, message: Any) -> None:
-        match message and message["type"]:
+        match message["type"]:
             case "message":
+                self._fruitless = 0
                 self._on_message(message["data"])
             case "subscribe":
                 # The client reconnects by itself: then this is the only sign of it.
+                self.problem, self.is_refused = "", False
                 self._on_subscribed()

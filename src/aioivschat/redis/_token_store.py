@@ -12,6 +12,8 @@ letter   type    holds
 ======== ======= ===========================================================================
 
 ``{namespace}:log`` is a sorted set of all recent invalidations, for members that missed a message.
+Each has a number that none before it had: its time, or one more than the newest, as the clock may
+go back.
 
 A token is stored as ``<begun>|<end>|<sealed>``: when its flight began and when its life ends, in
 microseconds of the engine's clock. The end is sealed too, so that nobody who can write to the
@@ -44,10 +46,21 @@ class KeyRow(NamedTuple):
     user_fence: str
 
 
-PRELUDE = f"""{RUN_ON}
--- KEYS are rows as KeyRow has them, one for each sealing key; the first is of the key that seals.
+READ_NUMBER = f"""{RUN_ON}
+-- Returns the number of the newest invalidation; 0 without any.
+local function read_newest_number(log_key)
+  local newest = run_on(log_key, 'ZREVRANGE', 0, 0, 'WITHSCORES')[2]
+  return math.min(math.max(tonumber(newest or 0) or 0, 0), 2 ^ 53)
+end
+"""
+"""What scripts begin with that tell a process whether it has missed an invalidation."""
+
+PRELUDE = f"""{READ_NUMBER}
+-- KEYS are the log of invalidations, and rows as KeyRow has them, one for each sealing key; the
+-- first row is of the key that seals.
+local newest = read_newest_number(KEYS[1])
 local rows = {{}}
-for first = 1, #KEYS, 6 do
+for first = 2, #KEYS, 6 do
   local attempt, lease, stock, user_in_room_fence, room_fence, user_fence =
     unpack(KEYS, first, first + 5)
   rows[#rows + 1] = {{attempt = attempt, lease = lease, stock = stock,
@@ -102,7 +115,7 @@ local function release_lease(owner, channel)
     local holder, awaited = unpack(run_on(row.lease, 'HMGET', 'owner', 'awaited'))
     if holder == owner then
       redis.call('DEL', row.lease)
-      if awaited then redis.call('PUBLISH', channel, 'landed:' .. row.lease) end
+      if awaited then redis.pcall('PUBLISH', channel, 'landed:' .. row.lease) end
     end
   end
 end

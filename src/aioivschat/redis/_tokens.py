@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import secrets
 from collections.abc import Callable, Coroutine
@@ -20,6 +21,7 @@ from aioivschat._clock import Clock
 from aioivschat._contexts import start_task, time_limit
 from aioivschat._models import ChatToken, Identity, SharingKey
 from aioivschat._service.fleet import Busy, Fenced, Held
+from aioivschat.redis._channel import FleetChannel
 from aioivschat.redis._engine import RUN_ON, Engine, EngineAway, Script
 from aioivschat.redis._invalidations import FleetInvalidations
 from aioivschat.redis._sealing import Sealer
@@ -29,22 +31,26 @@ _FIRST_POLL_SECONDS, _LAST_POLL_SECONDS = 0.25, 2.0
 """Seconds after which a member that waits for another's flight claims again without a message; at
 first and at most. Half of it is jitter."""
 
+_LONGEST_LIFE_SECONDS = 60.0
+"""Seconds that a token lives, so that this process may hold it after its last flight."""
+
 # The owner of a lease is a number that nobody else has. The scripts compare it where they write, so
 # that a member whose lease ran out changes nothing of its successor's.
 
-# KEYS     rows, see PRELUDE
+# KEYS     log_key, rows: see PRELUDE
 # ARGV     owner           of the lease; empty: the token is for nobody else, so none is needed
 #          lease_ms        how long the lease holds
 #          margin          microseconds that a token must have left
-# RETURNS  now, 'held', row, value, life    the attempt's token
-#          now, 'busy', lease_ms            another member has the lease
-#          now, 'stock', row, value, life   a token that is the caller's alone
-#          now, 'none'                      the caller is to mint
+# RETURNS  now, newest, and
+#          'held', row, value, life    the attempt's token
+#          'busy', lease_ms            another member has the lease
+#          'stock', row, value, life   a token that is the caller's alone
+#          'none'                      the caller is to mint
 _CLAIM = Script(f"""{PRELUDE}
 local owner, lease_ms, margin = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if owner ~= '' then
   local taken = find_attempts_token(margin) or find_lease_of_another(owner)
-  if taken then return {{now, unpack(taken)}} end
+  if taken then return {{now, newest, unpack(taken)}} end
   redis.call('HSET', own_row.lease, 'owner', owner)
   redis.call('PEXPIRE', own_row.lease, lease_ms)
 end
@@ -52,41 +58,42 @@ for index, row in ipairs(rows) do
   local value = run_on(row.stock, 'LPOP')
   while value do
     local life = life_left(value, margin)
-    if life then return {{now, 'stock', index, value, life}} end
+    if life then return {{now, newest, 'stock', index, value, life}} end
     value = run_on(row.stock, 'LPOP')
   end
 end
-return {{now, 'none'}}
+return {{now, newest, 'none'}}
 """)
 
-# KEYS     rows, see PRELUDE
+# KEYS     log_key, rows: see PRELUDE
 # ARGV     owner           of the lease
 #          channel         where those that wait are told
 #          sealed          the token
 #          life            microseconds that it still lives
 #          begun           when its flight began, by the engine's clock
 #          margin          microseconds that a token must have left
-# RETURNS  now, 'held', row, value, life    the attempt has a token already
-#          now, 'busy', lease_ms            another member has the lease
-#          now, 'fenced'                    invalidated since `begun`, so not stored
-#          now, 'none'                      stored
+# RETURNS  now, newest, and
+#          'held', row, value, life    the attempt has a token already
+#          'busy', lease_ms            another member has the lease
+#          'fenced'                    invalidated since `begun`, so not stored
+#          'none'                      stored
 _PUBLISH = Script(f"""{PRELUDE}
 local owner, channel, sealed = ARGV[1], ARGV[2], ARGV[3]
 local life, begun, margin = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local taken = find_attempts_token(margin) or find_lease_of_another(owner)
 if taken then
   release_lease(owner, channel)
-  return {{now, unpack(taken)}}
+  return {{now, newest, unpack(taken)}}
 end
 local valid = begun >= fenced_at
 if valid then
   redis.call('SET', own_row.attempt, encode(life, begun, sealed), 'PX', math.floor(life / 1000))
 end
 release_lease(owner, channel)
-return {{now, valid and 'none' or 'fenced'}}
+return {{now, newest, valid and 'none' or 'fenced'}}
 """)
 
-# KEYS     rows, see PRELUDE
+# KEYS     log_key, rows: see PRELUDE
 # ARGV     owner, channel  as for _PUBLISH
 # RETURNS  nothing
 _RELEASE = Script(f"""{PRELUDE}
@@ -94,7 +101,7 @@ local owner, channel = ARGV[1], ARGV[2]
 release_lease(owner, channel)
 """)
 
-# KEYS     rows, see PRELUDE
+# KEYS     log_key, rows: see PRELUDE
 # ARGV     sealed, life, begun  as for _PUBLISH
 # RETURNS  nothing
 _STOCK = Script(f"""{PRELUDE}
@@ -126,15 +133,26 @@ class RedisTokens:
         clock: Clock,
         min_remaining: float,
         on_invalidated: Callable[[str | None, str | None], None],
+        on_hearing: Callable[[str], None],
     ) -> None:
         self.store = TokenStore(engine, sealer, namespace, clock, min_remaining)
         self._invalidations = FleetInvalidations(self.store, clock, on_invalidated)
+        self._clock = clock
+        self._used_at = -math.inf
+        self._channel = FleetChannel(
+            self.store,
+            self._invalidations,
+            on_message=self._dispatch_message,
+            on_gap=self._wake_all_that_wait,
+            on_hearing=on_hearing,
+            in_use=lambda: self._clock.monotonic() - self._used_at < _LONGEST_LIFE_SECONDS,
+        )
         self._landing_events: dict[str, set[asyncio.Event]] = {}  # by the keys of leases
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start_listening(self) -> None:
         """Begin to receive the messages of other members, on the running event loop."""
-        self.store.engine.listen(self.store.channel, self._dispatch_message, self._make_up_for_gap)
+        self._channel.open()
 
     @property
     def rejected(self) -> int:
@@ -154,6 +172,7 @@ class RedisTokens:
         refused: Callable[[], object],
     ) -> None:
         """Let any process claim a token that nobody was given."""
+        self.note_use()
         store = self.store
         rows = store.key_rows(identity, None)
         sealed = store.seal_token(rows[0].stock, token, life)
@@ -161,7 +180,7 @@ class RedisTokens:
 
         async def push_token() -> None:
             try:
-                await store.engine.run_script(_STOCK, [*chain(*rows)], arguments)
+                await store.engine.run_script(_STOCK, [store.log_key, *chain(*rows)], arguments)
             except EngineAway as away:
                 # The script may have run: do not keep the token here as well.
                 if not away.may_have_run:
@@ -181,9 +200,18 @@ class RedisTokens:
     async def aclose(self) -> None:
         """Send what is to go to the engine, but do not wait for an engine that is away."""
         await self.settled()
+        await self._channel.aclose()
         await self._invalidations.aclose()
 
     # For flights.
+
+    def note_newest(self, number: int) -> None:
+        """Take note of the number of the newest invalidation, from an answer of the engine."""
+        self._invalidations.note_newest(number)
+
+    def note_use(self) -> None:
+        """Note that this process may hold a token from now on."""
+        self._used_at = self._clock.monotonic()
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that only :meth:`settled` waits for."""
@@ -204,21 +232,21 @@ class RedisTokens:
 
     # Messages.
 
-    def _dispatch_message(self, message: bytes) -> None:
-        self._invalidations.note_message()
-        kind, _, text = as_bytes(message).partition(b":")
-        if kind == b"landed":
-            for landed in self._landing_events.get(text.decode(errors="replace"), ()):
-                landed.set()
-        elif kind == b"fence":
-            self._invalidations.apply(text)
+    def _dispatch_message(self, kind: bytes, text: bytes) -> None:
+        match kind:
+            case b"landed":
+                for landed in self._landing_events.get(text.decode(errors="replace"), ()):
+                    landed.set()
+            case b"fence":
+                self._invalidations.apply_message(text)
+            case b"alive":
+                self._invalidations.note_beat(text)
 
-    def _make_up_for_gap(self) -> None:
-        """Act as if every message had been missed that may have been."""
+    def _wake_all_that_wait(self) -> None:
+        """Act as if every message about a flight had been missed that may have been."""
         for events in self._landing_events.values():
             for landed in events:
                 landed.set()
-        self._invalidations.catch_up()
 
 
 class RedisFlight:
@@ -228,7 +256,7 @@ class RedisFlight:
         self._tokens = tokens
         self._store = tokens.store
         self._rows = self._store.key_rows(identity, key)
-        self._keys = [*chain(*self._rows)]
+        self._keys = [self._store.log_key, *chain(*self._rows)]
         self._leases = [row.lease for row in self._rows]
         self._owner = secrets.token_hex(8) if key is not None else ""
         self._may_have_lease = False
@@ -281,6 +309,7 @@ class RedisFlight:
 
     def close(self) -> None:
         """End the flight, giving back a lease that was not used."""
+        self._tokens.note_use()
         if self._watching:
             self._tokens.unwatch_leases(self._leases, self._landed)
             self._watching = False
@@ -300,10 +329,12 @@ class RedisFlight:
         store = self._store
         while True:
             try:
-                now, kind, *found = await store.engine.run_script(script, self._keys, arguments)
+                answer = await store.engine.run_script(script, self._keys, arguments)
             except EngineAway:
                 return None
+            now, newest, kind, *found = answer
             store.learn_engine_time(now)
+            self._tokens.note_newest(newest)
             match as_bytes(kind):
                 case b"none":
                     return None

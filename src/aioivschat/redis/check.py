@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from aioivschat.errors import InvalidConfiguration
 from aioivschat.redis._connecting import close_client, connect
 from aioivschat.redis._diagnosis import OLDEST_VERSION, explain
 from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS
+from aioivschat.redis._rights import NOTHING_HEARD, RightTrials, is_answer
 
 __all__ = ["Finding", "Grade", "check"]
 
@@ -25,13 +27,12 @@ _LATENCY_PROBES = 50
 _SLOW_SECONDS = CALL_TIMEOUT_SECONDS / 5
 _ANSWER_TIMEOUT_SECONDS = 5.0  # for connecting with the first question, and for each other one
 _ENOUGH_MEMORY_BYTES = 128 * 2**20
-_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 
-# KEYS: a name that nothing else uses. ARGV: the channel. RETURNS: the engine's time in seconds.
+
+# KEYS: a name that nothing else uses. ARGV: none. RETURNS: the engine's time in seconds.
 _CHECK_SCRIPT = """
-local check_key, channel = KEYS[1], ARGV[1]
+local check_key = KEYS[1]
 redis.call('SET', check_key, redis.call('TIME')[1], 'PX', 1000)
-redis.call('PUBLISH', channel, 'check')
 return redis.call('GET', check_key)
 """
 
@@ -41,6 +42,7 @@ class Grade(StrEnum):
 
     OK = "ok"
     CHANGE = "change"  # works, and should be changed
+    UNKNOWN = "unknown"  # the engine does not tell, as some hosted services
     FAIL = "fail"  # does not work
 
 
@@ -83,13 +85,14 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
         try:
             nodes = await asyncio.wait_for(_read_info(client, url), _ANSWER_TIMEOUT_SECONDS)
         except Exception as error:
-            yield Finding(Grade.FAIL, "connection", *await explain(error, client))
+            async for finding in _explain_failure(url, namespace, error, client):
+                yield finding
             return
         findings = [_check_transport(url)]
         for info in nodes:
             findings += _check_node(info)
         if "+cluster" in url:
-            findings.append(_check_hash_slots(await client.cluster_info()))
+            findings.append(await _check_hash_slots(client))
         elif any(int(info.get("cluster_enabled", 0)) for info in nodes):
             findings.append(
                 Finding(
@@ -102,6 +105,8 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
         # Equal findings of several nodes are reported once.
         for finding in dict.fromkeys(findings):
             yield finding
+        async for finding in _check_rights(client, namespace, is_cluster="+cluster" in url):
+            yield finding
         if not any(finding.grade is Grade.FAIL for finding in findings):
             async for finding in _time_scripts(client, namespace):
                 yield finding
@@ -109,22 +114,51 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
         await close_client(client)
 
 
-async def _read_info(client: Any, url: str) -> list[Mapping[str, Any]]:
-    """Return what each node that takes writes reports about itself."""
+async def _explain_failure(
+    url: str, namespace: str, error: Exception, client: Any
+) -> AsyncIterator[Finding]:
+    """Say why there is no connection; a cluster's client does not tell which right it lacks."""
     if "+cluster" in url:
-        return list((await client.info(target_nodes="primaries")).values())
-    info = await client.info()
-    with suppress(Exception):  # some users and some hosted services may not
-        info |= await client.config_get("appendfsync")
-    return [info]
+        parts = urlsplit(url)
+        node = connect(
+            parts._replace(
+                scheme=parts.scheme.replace("+cluster", ""), netloc=parts.netloc.partition(",")[0]
+            ).geturl()
+        )
+        try:
+            async for finding in _check_rights(node, namespace, is_cluster=True):
+                if "add +" in finding.advice:
+                    yield finding
+        finally:
+            await close_client(node)
+    yield Finding(Grade.FAIL, "connection", *await explain(error, client))
+
+
+async def _read_info(client: Any, url: str) -> list[Mapping[str, Any]]:
+    """Return what each node that takes writes reports about itself, as far as it does."""
+    if "+cluster" not in url:
+        return [await _read_node(client)]
+    await client.initialize()
+    nodes = client.get_primaries()
+    return [await _read_node(client, target_nodes=node) for node in nodes]
+
+
+async def _read_node(client: Any, **where: Any) -> Mapping[str, Any]:
+    info: dict[str, Any] = {}
+    try:
+        info |= await client.info(**where)
+        info |= await client.config_get("appendfsync", **where)
+    except Exception as error:
+        # Some users and some hosted services may not ask.
+        if not is_answer(error):
+            raise
+    return info
 
 
 def _check_transport(url: str) -> Finding:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2].partition(":")[0]
-    if parts.scheme.startswith(("rediss", "valkeys")):
+    if urlsplit(url).scheme.startswith(("rediss", "valkeys")):
         return Finding(Grade.OK, "transport", "TLS")
-    if parts.scheme == "unix" or host in _LOOPBACK_HOSTS:
+    if _is_this_host(url):
         return Finding(Grade.OK, "transport", "this host")
     return Finding(
         Grade.CHANGE,
@@ -134,69 +168,124 @@ def _check_transport(url: str) -> Finding:
     )
 
 
+def _is_this_host(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return True
+    addresses = parts.netloc.rpartition("@")[2].split(",")
+    for address in addresses:
+        host = urlsplit(f"//{address}").hostname or "localhost"  # as redis-py has it
+        with suppress(ValueError):
+            if ipaddress.ip_address(host).is_loopback:
+                continue
+        if host != "localhost":
+            return False
+    return True
+
+
 def _check_node(info: Mapping[str, Any]) -> Iterator[Finding]:
+    for topic, (field, judge) in _NODE_TOPICS.items():
+        yield judge(info) if field in info else Finding(Grade.UNKNOWN, topic, "not told")
+
+
+def _check_version(info: Mapping[str, Any]) -> Finding:
     name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
-    version = str(info.get("valkey_version") or info.get("redis_version", "unknown"))
-    numbers = tuple(int(part) for part in str(info.get("redis_version", "0")).split(".")[:2])
+    version = str(info.get("valkey_version") or info["redis_version"])
+    numbers = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
     if numbers >= OLDEST_VERSION:
-        yield Finding(Grade.OK, "version", f"{name} {version}")
-    else:
-        yield Finding(
-            Grade.FAIL, "version", f"{name} {version}", "use Valkey, or Redis 6.2 or later"
-        )
+        return Finding(Grade.OK, "version", f"{name} {version}")
+    return Finding(Grade.FAIL, "version", f"{name} {version}", "use Valkey, or Redis 6.2 or later")
 
-    if info.get("role", "master") == "master":
-        yield Finding(Grade.OK, "role", "takes writes")
-    else:
-        yield Finding(
-            Grade.FAIL, "role", "a replica", "use the address of the master, or redis+sentinel://"
-        )
 
-    policy = str(info.get("maxmemory_policy", "unknown"))
+def _check_role(info: Mapping[str, Any]) -> Finding:
+    if info["role"] == "master":
+        return Finding(Grade.OK, "role", "takes writes")
+    return Finding(
+        Grade.FAIL, "role", "a replica", "use the address of the master, or redis+sentinel://"
+    )
+
+
+def _check_eviction(info: Mapping[str, Any]) -> Finding:
+    policy = str(info["maxmemory_policy"])
     if policy == "noeviction":
-        yield Finding(Grade.OK, "eviction", policy)
-    else:
-        yield Finding(
-            Grade.CHANGE,
-            "eviction",
-            policy,
-            "set maxmemory-policy noeviction: what is evicted is a lease, an invalidation or a "
-            "token; a full engine is noticed instead",
-        )
+        return Finding(Grade.OK, "eviction", policy)
+    return Finding(
+        Grade.CHANGE,
+        "eviction",
+        policy,
+        "set maxmemory-policy noeviction: what is evicted is a lease, an invalidation or a "
+        "token; a full engine is noticed instead",
+    )
 
-    limit = int(info.get("maxmemory", 0))
+
+def _check_memory(info: Mapping[str, Any]) -> Finding:
+    limit = int(info["maxmemory"])
+    found = f"{limit / 2**20:.0f} MB"
     if limit == 0:
-        yield Finding(
-            Grade.CHANGE, "memory", "no limit", "set maxmemory, to 128 MB or more for the fleet"
-        )
-    elif limit < _ENOUGH_MEMORY_BYTES:
-        yield Finding(
-            Grade.CHANGE, "memory", f"{limit / 2**20:.0f} MB", "set maxmemory to 128 MB or more"
-        )
-    else:
-        yield Finding(Grade.OK, "memory", f"{limit / 2**20:.0f} MB")
+        advice = "set maxmemory, to 128 MB or more for the fleet"
+        return Finding(Grade.CHANGE, "memory", "no limit", advice)
+    if limit < _ENOUGH_MEMORY_BYTES:
+        return Finding(Grade.CHANGE, "memory", found, "set maxmemory to 128 MB or more")
+    return Finding(Grade.OK, "memory", found)
 
-    if not int(info.get("aof_enabled", 0)):
-        yield Finding(Grade.OK, "persistence", "no append-only file; none is needed")
-    elif info.get("appendfsync") == "always":
-        yield Finding(
-            Grade.CHANGE,
-            "persistence",
-            "every write waits for the disk",
-            "set appendfsync everysec, or appendonly no: tokens live for a minute",
-        )
-    else:
-        yield Finding(Grade.OK, "persistence", "append-only file, not waited for")
+
+def _check_persistence(info: Mapping[str, Any]) -> Finding:
+    if not int(info["aof_enabled"]):
+        return Finding(Grade.OK, "persistence", "no append-only file; none is needed")
+    if "appendfsync" not in info:
+        return Finding(Grade.UNKNOWN, "persistence", "append-only file, appendfsync not told")
+    if info["appendfsync"] != "always":
+        return Finding(Grade.OK, "persistence", "append-only file, not waited for")
+    return Finding(
+        Grade.CHANGE,
+        "persistence",
+        "every write waits for the disk",
+        "set appendfsync everysec, or appendonly no: tokens live for a minute",
+    )
+
+
+_NODE_TOPICS = {
+    "version": ("redis_version", _check_version),
+    "role": ("role", _check_role),
+    "eviction": ("maxmemory_policy", _check_eviction),
+    "memory": ("maxmemory", _check_memory),
+    "persistence": ("aof_enabled", _check_persistence),
+}
+"""By topic: the field without which nothing can be said, and what is said of it."""
+
+
+async def _check_rights(client: Any, namespace: str, is_cluster: bool) -> AsyncIterator[Finding]:
+    """Try each right that a fleet needs, by itself, and report all that are lacking."""
+    trials = RightTrials(client, namespace)
+    failure = ""
+    try:
+        await trials.run()
+    except Exception as error:
+        failure = type(error).__name__
+    for right in trials.lacking:
+        grade = Grade.FAIL if is_cluster or not right.cluster_only else Grade.CHANGE
+        advice = f"add {right.rule} to the user's rights: without it {right.lost}"
+        yield Finding(grade, "rights", right.name, advice)
+    if failure:
+        yield Finding(Grade.FAIL, "rights", failure, "the engine stopped answering")
+        return
+    if not trials.lacking:
+        yield Finding(Grade.OK, "rights", "all that a fleet needs")
+    if trials.heard:
+        yield Finding(Grade.OK, "messages", "published and heard")
+    elif not any(right.lost == NOTHING_HEARD for right in trials.lacking):
+        advice = f"let the user publish and subscribe: without messages {NOTHING_HEARD}"
+        yield Finding(Grade.FAIL, "messages", "none is heard", advice)
 
 
 async def _time_scripts(client: Any, namespace: str) -> AsyncIterator[Finding]:
-    """Run, write and publish as a fleet does, and measure how long that takes."""
+    """Run and write as a fleet does, and measure how long that takes."""
     took: list[float] = []
     try:
         for _ in range(_LATENCY_PROBES):
             started = time.perf_counter()
             await asyncio.wait_for(
-                client.eval(_CHECK_SCRIPT, 1, f"{{{namespace}}}:check", f"{namespace}:events"),
+                client.eval(_CHECK_SCRIPT, 1, f"{{{namespace}}}:check"),
                 _ANSWER_TIMEOUT_SECONDS,
             )
             took.append(time.perf_counter() - started)
@@ -205,11 +294,10 @@ async def _time_scripts(client: Any, namespace: str) -> AsyncIterator[Finding]:
             Grade.FAIL,
             "scripts",
             type(error).__name__,
-            f"let the user run EVAL and EVALSHA, write ~{{{namespace}*}}:* and publish to "
-            f"&{namespace}:events; see the docs for the whole rule",
+            "see the rights above, and whether the engine takes writes",
         )
         return
-    yield Finding(Grade.OK, "scripts", "run, write and publish")
+    yield Finding(Grade.OK, "scripts", "run and write")
     typical, longest = median(took), max(took[1:])
     found = f"{typical * 1000:.1f} ms, at most {longest * 1000:.1f} ms"
     if typical >= CALL_TIMEOUT_SECONDS:
@@ -222,7 +310,13 @@ async def _time_scripts(client: Any, namespace: str) -> AsyncIterator[Finding]:
         yield Finding(Grade.OK, "latency", found)
 
 
-def _check_hash_slots(info: Mapping[str, Any]) -> Finding:
+async def _check_hash_slots(client: Any) -> Finding:
+    try:
+        info = await client.cluster_info()
+    except Exception as error:
+        if not is_answer(error):
+            raise
+        return Finding(Grade.UNKNOWN, "cluster", "not told")
     served = int(info.get("cluster_slots_ok", 0))
     if info.get("cluster_state") == "ok" and served == _HASH_SLOTS:
         return Finding(Grade.OK, "cluster", f"all {_HASH_SLOTS} hash slots are served")
