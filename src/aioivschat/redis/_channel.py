@@ -82,6 +82,7 @@ class FleetChannel:
 
     def open(self) -> None:
         """Begin to listen, on the running event loop."""
+        self._quiet_since = asyncio.get_running_loop().time()
         engine = self._store.engine
         engine.add_state_callback(self._follow_engine)
         self._subscription = engine.listen(

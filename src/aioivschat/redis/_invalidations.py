@@ -69,9 +69,10 @@ return type(answer) == 'table' and answer.err or ''
 # KEYS     log_key
 # ARGV     known         number of the newest invalidation applied so far; -1: none
 #          age           microseconds to look back in that case
-# RETURNS  now, newest, {sealed messages}
+# RETURNS  now, newest, number of the last one that is returned, {sealed messages}
 _READ_LOG = Script(f"""{READ_NUMBER}
 local log_key, known, age = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+local MOST = 1000  -- at once
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local newest = read_newest_number(log_key)
@@ -81,7 +82,11 @@ if known < 0 then
 elseif known <= newest then
   since = string.format('(%.0f', known)
 end
-return {{now, newest, run_on(log_key, 'ZRANGEBYSCORE', since, '+inf')}}
+local found = run_on(log_key, 'ZRANGEBYSCORE', since, '+inf', 'WITHSCORES', 'LIMIT', 0, MOST)
+local messages, last = {{}}, newest
+for index = 1, #found, 2 do messages[#messages + 1] = found[index] end
+if #messages == MOST then last = math.min(tonumber(found[#found]), newest) end
+return {{now, newest, last, messages}}
 """)
 
 
@@ -216,8 +221,9 @@ class FleetInvalidations:
                     self._is_behind = True
                     await self._clock.sleep(_RETRY_SECONDS)
                     continue
-                engine_now, self._applied, messages = answer
+                engine_now, newest, self._applied, messages = answer
                 store.learn_engine_time(engine_now)
+                self._is_behind = self._is_behind or self._applied != newest
                 for sealed in messages:
                     self._apply(as_bytes(sealed))
         finally:

@@ -22,6 +22,8 @@ that brought no message."""
 
 _LONGEST_PAUSE_SECONDS = 3.0
 
+_LAST_LOOK_SECONDS = 0.1
+
 _CLOSING_SECONDS = 0.5
 """Seconds that closing a connection may take: TLS says goodbye, also to nobody."""
 
@@ -75,18 +77,20 @@ class Subscription:
 
     async def aclose(self) -> None:
         """Stop receiving."""
-        tasks = (self._task, *self._closing)
-        for task in tasks:
+        self._task.cancel()
+        await asyncio.wait((self._task,))
+        for task in self._closing:
             task.cancel()
-        await asyncio.wait(tasks)
+        if self._closing:
+            await asyncio.wait(self._closing)
 
     def retry_now(self) -> None:
         """Subscribe at once if there is no subscription."""
-        self._retry.set()
+        if self.problem:
+            self._retry.set()
 
     async def _receive(self) -> None:
         while True:
-            self._retry.clear()
             try:
                 await self._receive_until_silent()
             except Exception as error:
@@ -104,6 +108,7 @@ class Subscription:
             with suppress(TimeoutError):
                 async with time_limit(pause):
                     await self._retry.wait()
+            self._retry.clear()
 
     async def _receive_until_silent(self) -> None:
         now = asyncio.get_running_loop().time
@@ -112,14 +117,18 @@ class Subscription:
             async with time_limit(SILENCE_SECONDS):
                 await pubsub.subscribe(self._channel)
             silent_at = now() + SILENCE_SECONDS
-            while (left := silent_at - now()) > 0:
+            while True:
+                left = silent_at - now()
+                # Also when time is up: what came while this process was busy is still to be read.
+                limit = max(left, _LAST_LOOK_SECONDS)
                 # Twice: the client's own limit leaves connecting out.
-                async with time_limit(left + _CLOSING_SECONDS):
-                    message = await pubsub.get_message(timeout=left)
+                async with time_limit(limit + _CLOSING_SECONDS):
+                    message = await pubsub.get_message(timeout=limit)
                 if message:
                     self._dispatch(message)
                     silent_at = now() + SILENCE_SECONDS
-            raise TimeoutError
+                elif left <= 0:
+                    raise TimeoutError
         finally:
             closing = start_task(pubsub.aclose(), self._forget_closing)
             self._closing.add(closing)
@@ -138,4 +147,5 @@ class Subscription:
             case "subscribe":
                 # The client reconnects by itself: then this is the only sign of it.
                 self.problem, self.is_refused = "", False
+                self._retry.clear()
                 self._on_subscribed()
