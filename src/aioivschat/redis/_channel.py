@@ -185,5 +185,8 @@ class FleetChannel:
         if self._hears is False or not (is_deaf or quiet >= SILENCE_SECONDS):
             return
         self._hears = False
-        refused = name_refused_right(refusal, "PUBLISH") if refusal else "silence"
-        self._on_hearing(self._subscription.problem or refused)
+        if refusal and not self._subscription.is_refused:
+            problem = name_refused_right(refusal, "PUBLISH")
+        else:
+            problem = self._subscription.problem or "silence"
+        self._on_hearing(problem)
