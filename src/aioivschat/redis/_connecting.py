@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -260,10 +261,14 @@ def _check_file(option: str, path: str) -> None:
 async def close_client(client: Any) -> None:
     """Close a client, and the clients of its sentinels; no failure of that is of use to anybody."""
     manager = getattr(getattr(client, "connection_pool", None), "sentinel_manager", None)
-    for each in (client, *(manager.sentinels if manager is not None else ())):
+    closings = [each.aclose for each in (client, *(manager.sentinels if manager else ()))]
+    if nodes := getattr(client, "nodes_manager", None):
+        # A cluster's client leaves connections open that were opened after it had lost a node.
+        closings += [partial(nodes.aclose, group) for group in ("nodes_cache", "startup_nodes")]
+    for close in closings:
         with suppress(Exception):
             async with time_limit(_CLOSING_SECONDS):
-                await each.aclose()
+                await close()
 
 
 def open_pubsub(client: Any) -> Any:
@@ -276,3 +281,15 @@ def open_pubsub(client: Any) -> Any:
     node = client.get_random_node()
     pool = library.ConnectionPool(connection_class=node.connection_class, **node.connection_kwargs)
     return plain(connection_pool=pool).pubsub()
+
+
+async def ping_by_new_connection(client: Any) -> None:
+    """Have the engine, or some node of a cluster, answer a connection other than the client's."""
+    source = getattr(client, "connection_pool", None) or client.get_random_node()
+    connection = source.connection_class(**source.connection_kwargs)
+    try:
+        await connection.connect()
+        await connection.send_command("PING")
+        await connection.read_response()
+    finally:
+        await connection.disconnect(nowait=True)

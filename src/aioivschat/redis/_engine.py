@@ -3,13 +3,16 @@
 A call that gets no answer in time, or an answer that means "not now", raises :class:`EngineAway`
 and nothing else. After two failures in a row the breaker opens and every further call fails at
 once. While the breaker is open a probe runs in the background; it closes the breaker when the
-engine answers in time and takes a write.
+engine answers in time and takes a write. The client may fail as well: redis-py before 7.4 drops
+a node with its connection, the last one of a cluster too. So after two probes without an answer the
+third is made with a new client, which takes the place of the old one if it is answered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import random
 from collections import Counter
@@ -19,26 +22,23 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from aioivschat._contexts import call_later, start_task, time_limit
+from aioivschat._contexts import start_task, time_limit
+from aioivschat._secrets import Hidden
+from aioivschat.redis._commands import COMMAND_TIMEOUT_SECONDS, Commands
 from aioivschat.redis._connecting import (
     MAX_CONCURRENT_CALLS,
     check_connections,
     close_client,
     connect,
+    ping_by_new_connection,
 )
 from aioivschat.redis._diagnosis import Diagnosis, check_version
 from aioivschat.redis._subscription import Subscription
 
+_log = logging.getLogger("aioivschat")
+
 CALL_TIMEOUT_SECONDS = 0.05
 """Seconds that a caller waits for the engine at most."""
-
-_COMMAND_TIMEOUT_SECONDS = 1.0
-"""Seconds that a command may take, also when its caller has given up: cancelled earlier, it would
-close its connection, and over a slow network no connection would ever be established."""
-
-_EXTRA_LOOP_TURNS = 5
-"""Turns of the event loop granted after a timeout, for an answer that arrived while this process
-was busy: asyncio needs one turn to read it, one to parse it and one to deliver it."""
 
 _FAILURES_TO_OPEN = 2
 """Failures in a row that open the breaker. Calls that overlap count as one failure, and one may be
@@ -52,6 +52,15 @@ _LONGEST_PAUSE_SECONDS = 3.0
 
 _LASTING_SECONDS = 10.0
 """Seconds after which a return has lasted."""
+
+_PROBES_OF_A_CLIENT = 2
+"""Probes in a row without an answer, after which the client itself may be what fails."""
+
+_BEYOND_HELP = (
+    "no answer to the client that RedisTier was given, but to a new connection: if that goes on, "
+    "the client is beyond help. Make client and tier anew, or give RedisTier a URL: of that it "
+    "makes new clients by itself"
+)
 
 
 class EngineState(StrEnum):
@@ -142,7 +151,7 @@ class Engine:
         namespace: str = "aioivschat",
     ) -> None:
         self._timeout = timeout
-        self._owns_client = isinstance(address, str)
+        self._url = Hidden((address,)) if isinstance(address, str) else None
         try:
             self._client = connect(address) if isinstance(address, str) else address
             check_connections(self._client)
@@ -168,7 +177,8 @@ class Engine:
         self._diagnosis = Diagnosis()
         self._version_known = False
         self._subscriptions: list[Subscription] = []
-        self._commands: set[asyncio.Task[Any]] = set()  # with those whose callers have given up
+        self._commands = Commands()
+        self._background: set[asyncio.Task[None]] = set()  # closes what was replaced
         self._closed = False
 
     def __repr__(self) -> str:
@@ -228,13 +238,13 @@ class Engine:
             self._check_shared()
             started = asyncio.get_running_loop().time()
             try:
-                answer = await self._eval(self._timeout, script, keys, args)
+                answer = await self._eval(self._timeout, (script, keys, args))
             except Exception as error:
                 # A user's own client may raise anything; any error means that there is no answer.
                 self._count_failure(error, (script, keys, args), started)
                 # An error that the engine answered says that the script did not run.
-                answered = any(kind.__name__ == "ResponseError" for kind in type(error).__mro__)
-                raise EngineAway(type(error).__name__, may_have_run=not answered) from None
+                may_have_run = not _is_a(error, "ResponseError")
+                raise EngineAway(type(error).__name__, may_have_run=may_have_run) from None
             self._failures.pop(script, None)
             return answer
 
@@ -257,54 +267,32 @@ class Engine:
     async def aclose(self) -> None:
         """Stop listening and probing, and close the client if it is not the user's own."""
         self._closed = True
+        # First what may replace the client: then nothing subscribes again.
+        if self._probe_task is not None:
+            self._probe_task.cancel()
+            await asyncio.wait((self._probe_task,))
+        if self._background:
+            await asyncio.wait(self._background)
         for subscription in self._subscriptions:
             await subscription.aclose()
-        tasks = [task for task in (self._probe_task, *self._commands) if task]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        if self._owns_client:
-            await close_client(self._client)
+        await self._close_client(self._client)
 
     # One call.
 
-    async def _eval(self, seconds: float, script: Script, keys: Sequence[str], args: Any) -> Any:
+    async def _eval(self, seconds: float, call: _Call, client: Any = None) -> Any:
+        script, keys, args = call
         try:
-            return await self._wait_for_command(
-                seconds, self._client.evalsha(script.sha, len(keys), *keys, *args)
-            )
+            by = self._client if client is None else client
+            sent = by.evalsha(script.sha, len(keys), *keys, *args)
+            return await self._commands.wait(seconds, by, sent)
         except Exception as error:
-            # redis-py and valkey-py each have a class of this name.
-            if type(error).__name__ != "NoScriptError":
+            if not _is_a(error, "NoScriptError"):
                 raise
-        return await self._wait_for_command(
-            seconds, self._client.eval(script.source, len(keys), *keys, *args)
-        )
-
-    async def _wait_for_command(self, seconds: float, command: Awaitable[Any]) -> Any:
-        """Wait for the answer to a command; when time is up, leave the command running."""
-        task = start_task(command, self._forget_command)
-        self._commands.add(task)
-        try:
-            with suppress(TimeoutError):
-                async with time_limit(seconds):
-                    await asyncio.wait((task,))
-            for _ in range(_EXTRA_LOOP_TURNS):
-                if not task.done():
-                    await asyncio.sleep(0)
-        finally:
-            if not task.done():
-                call_later(_COMMAND_TIMEOUT_SECONDS, task.cancel)
-        if not task.done():
-            raise TimeoutError
-        return task.result()
-
-    def _forget_command(self, task: asyncio.Task[Any]) -> None:
-        self._commands.discard(task)
-        # Reading the exception keeps asyncio from logging it as never retrieved.
-        if not task.cancelled():
-            task.exception()
+        if self._closed:  # a command would open a connection that nobody closes
+            raise ConnectionAbortedError
+        by = self._client if client is None else client  # it may have been replaced meanwhile
+        sent = by.eval(script.source, len(keys), *keys, *args)
+        return await self._commands.wait(seconds, by, sent)
 
     # The breaker.
 
@@ -341,48 +329,97 @@ class Engine:
             shortest = _PROBE_INTERVAL_SECONDS[0] * 2.0 ** min(self._short_returns, 9)
             pause = min(_LONGEST_PAUSE_SECONDS, shortest)
             await asyncio.sleep(pause * self._rng.uniform(0.75, 1.0))
+        unanswered, warned = 0, False  # probes in a row; the operator, of the client
         while True:
+            client = self._client
             try:
-                # Connecting may be slow; the probe after it measures the engine's distance alone.
-                await self._open_connections()
-                script, keys, args = self._probed
-                probe_keys = [f"{key}:probe" for key in keys]
-                await self._eval(self._timeout, script, probe_keys, args)
+                if unanswered >= _PROBES_OF_A_CLIENT:
+                    unanswered = 0
+                    if self._url is not None:
+                        client = connect(self._url.at(0))
+                    elif not warned:
+                        warned = await self._warn_if_beyond_help()
+                await self._probe(client)
             except Exception as error:
+                unanswered = 0 if _is_a(error, "ResponseError") else unanswered + 1
                 if self._state is EngineState.CONNECTING:
                     self._change_state(EngineState.AWAY, type(error).__name__)
                 await self._diagnosis.tell(error, self._client)
             else:
                 self._diagnosis.forget()
+                if client is not self._client:
+                    client, self._client = self._client, client
+                    for subscription in self._subscriptions:
+                        self._start_in_background(subscription.subscribe_anew())
                 self._shared_since = asyncio.get_running_loop().time()
                 self._change_state(EngineState.SHARED)
                 return
+            finally:
+                if client is not self._client:  # the one that was not answered
+                    self._start_in_background(self._close_client(client))
             await self._drop_idle_connections()
             await asyncio.sleep(self._rng.uniform(*_PROBE_INTERVAL_SECONDS))
 
-    async def _open_connections(self) -> None:
-        """Open as many connections as calls need at most, with one for an urgent call."""
+    async def _probe(self, client: Any) -> None:
+        """Open as many connections as calls need at most, with one for an urgent call; measure."""
         # A cluster's client that does not know the hash slots yet asks any node, and after a few
         # answers of "moved" it closes all connections, those in use too.
-        seconds = max(_COMMAND_TIMEOUT_SECONDS, self._timeout)
-        await self._wait_for_command(seconds, self._client.initialize())
-        keys = (f"{self._probed[1][0]}:probe",)
-        probes = (self._eval(seconds, _PROBE, keys, ()) for _ in range(MAX_CONCURRENT_CALLS + 1))
-        for outcome in await asyncio.gather(*probes, return_exceptions=True):
+        seconds = max(COMMAND_TIMEOUT_SECONDS, self._timeout)
+        await self._commands.wait(seconds, client, client.initialize())
+        script, keys, args = self._probed
+        probe_keys = [f"{key}:probe" for key in keys]
+        writes = (
+            self._eval(seconds, (_PROBE, probe_keys[:1], ()), client)
+            for _ in range(MAX_CONCURRENT_CALLS + 1)
+        )
+        for outcome in await asyncio.gather(*writes, return_exceptions=True):
             if isinstance(outcome, BaseException):
                 raise outcome
         if not self._version_known:
             info: object = None
             with suppress(Exception):  # some users, and some hosted services, may not ask
-                info = await self._wait_for_command(self._timeout, self._client.info("server"))
+                info = await self._commands.wait(self._timeout, client, client.info("server"))
             check_version(info)
             self._version_known = True
+        # Connecting may be slow; this measures the engine's distance alone.
+        await self._eval(self._timeout, (script, probe_keys, args), client)
+
+    async def _warn_if_beyond_help(self) -> bool:
+        """Say what to do if a new connection is answered and the user's own client is not."""
+        try:
+            async with time_limit(COMMAND_TIMEOUT_SECONDS):
+                await ping_by_new_connection(self._client)
+        except Exception as error:
+            # The engine itself is out of reach; any other failure is one of the client.
+            if _is_a(error, "ConnectionError", "OSError", "TimeoutError"):
+                return False
+        _log.warning(_BEYOND_HELP)
+        return True
 
     async def _drop_idle_connections(self) -> None:
         """Close idle connections: a new one may reach the successor of a failed server."""
         pool = getattr(self._client, "connection_pool", None)
         if pool is not None:  # a cluster's client looks for successors by itself
             with suppress(Exception):
-                await self._wait_for_command(
-                    self._timeout, pool.disconnect(inuse_connections=False)
+                await self._commands.wait(
+                    self._timeout, self._client, pool.disconnect(inuse_connections=False)
                 )
+
+    # Closing.
+
+    def _start_in_background(self, work: Awaitable[None]) -> None:
+        task = start_task(work, self._background.discard)
+        self._background.add(task)
+
+    async def _close_client(self, client: Any) -> None:
+        """Close a client that is not the user's own."""
+        await self._commands.cancel(client)
+        if self._url is not None:
+            with suppress(Exception):
+                async with time_limit(COMMAND_TIMEOUT_SECONDS):  # TLS may wait for an answer
+                    await close_client(client)
+
+
+def _is_a(error: Exception, *names: str) -> bool:
+    """Tell an error by its class: redis-py and valkey-py each have classes of these names."""
+    return any(kind.__name__ in names for kind in type(error).__mro__)

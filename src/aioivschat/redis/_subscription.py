@@ -89,6 +89,11 @@ class Subscription:
         if self.problem:
             self._retry.set()
 
+    async def subscribe_anew(self) -> None:
+        """Leave the present client, and subscribe with what is the client then."""
+        await self.aclose()
+        self._task = start_task(self._receive())
+
     async def _receive(self) -> None:
         while True:
             try:
