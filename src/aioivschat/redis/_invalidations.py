@@ -40,19 +40,18 @@ _MAX_PENDING = 65_536
 _MAX_REMEMBERED = 1_024
 """Messages remembered, so that none is applied twice: as a message, and as found in the log."""
 
-# KEYS     fence_key, log_key
+# KEYS     fence_key, log_key, clock_key
 # ARGV     kept_seconds  how long both are kept
 #          message       sealed
 #          channel       where it is published
 # RETURNS  why it was not published; empty if it was
 _INVALIDATE = Script(f"""{READ_NUMBER}
-local fence_key, log_key = KEYS[1], KEYS[2]
+local fence_key, log_key, clock_key = unpack(KEYS)
 local kept_seconds, message, channel = ARGV[1], ARGV[2], ARGV[3]
 local SECOND, DAY = 1000000, 86400000000
-local time = redis.call('TIME')
-local now = time[1] * SECOND + time[2]
+local now = read_clock(clock_key)
 redis.call('SET', fence_key, string.format('%.0f', now), 'EX', kept_seconds)
--- No clock goes back by a day.
+-- Nor does a clock that was lost go back by a day.
 run_on(log_key, 'ZREMRANGEBYSCORE', string.format('%.0f', now + DAY), '+inf')
 local newest = read_newest_number(log_key)
 local number = math.max(now, newest + 1)
@@ -66,19 +65,21 @@ local answer = redis.pcall('PUBLISH', channel, text)
 return type(answer) == 'table' and answer.err or ''
 """)
 
-# KEYS     log_key
+# KEYS     log_key, clock_key
 # ARGV     known         number of the newest invalidation applied so far; -1: none
 #          age           microseconds to look back in that case
+#          since         when that was by the fleet's time, as far as the caller knows
 # RETURNS  now, newest, number of the last one that is returned, {sealed messages}
 _READ_LOG = Script(f"""{READ_NUMBER}
-local log_key, known, age = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+local log_key, clock_key = unpack(KEYS)
+local known, age, began = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local MOST = 1000  -- at once
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
+local now = read_clock(clock_key)
 local newest = read_newest_number(log_key)
 local since = '-inf'  -- the log began anew
 if known < 0 then
-  since = string.format('%.0f', now - age)
+  -- The engine's clock may have been set ahead since then.
+  since = string.format('%.0f', math.min(now - age, began > 0 and began or now))
 elseif known <= newest then
   since = string.format('(%.0f', known)
 end
@@ -188,9 +189,8 @@ class FleetInvalidations:
             fence_key, message = next(iter(self._pending.items()))
             arguments = (int(_FENCE_SECONDS), message, store.channel)
             try:
-                refusal = await store.engine.run_script(
-                    _INVALIDATE, [fence_key, store.log_key], arguments
-                )
+                keys = fence_key, store.log_key, store.clock_key
+                refusal = await store.engine.run_script(_INVALIDATE, keys, arguments)
             except EngineAway:
                 await self._clock.sleep(_RETRY_SECONDS)
                 continue
@@ -213,16 +213,18 @@ class FleetInvalidations:
                 self._is_behind = False
                 known = -1 if self._applied is None else self._applied
                 age = min(self._clock.monotonic() - self._began_at, _FENCE_SECONDS)
-                arguments = known, microseconds(age + _LOG_OVERLAP_SECONDS)
+                age += _LOG_OVERLAP_SECONDS
+                keys = store.log_key, store.clock_key
+                arguments = known, microseconds(age), store.fleet_time_ago(age)
                 try:
-                    answer = await store.engine.run_script(_READ_LOG, [store.log_key], arguments)
+                    answer = await store.engine.run_script(_READ_LOG, keys, arguments)
                 except EngineAway:
                     # A subscription may begin again before the breaker closes.
                     self._is_behind = True
                     await self._clock.sleep(_RETRY_SECONDS)
                     continue
-                engine_now, newest, self._applied, messages = answer
-                store.learn_engine_time(engine_now)
+                fleet_now, newest, self._applied, messages = answer
+                store.learn_fleet_time(fleet_now)
                 self._is_behind = self._is_behind or self._applied != newest
                 for sealed in messages:
                     self._apply(as_bytes(sealed))

@@ -92,7 +92,7 @@ class SharedLimiter(QueuedLimiter):
     ) -> None:
         super().__init__(clock, quota.max_waiting, connections)
         self._engine = engine
-        self._keys = [f"{{{name}}}:{part}" for part in ("pace", "members", "returned")]
+        self._keys = [f"{{{name}}}:{part}" for part in ("pace", "members", "returned", "clock")]
         self._quota = quota
         self._on_rate = on_rate
         self._rng = rng or random.SystemRandom()  # a fork shares no state of it

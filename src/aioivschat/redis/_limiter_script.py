@@ -1,6 +1,6 @@
 """The engine's half of the fleet's limiter: the script that hands out slots and learns the rate.
 
-A slot is a moment of the engine's clock. ``next`` is the first slot that nobody has taken; slots
+A slot is a moment of the fleet's time. ``next`` is the first slot that nobody has taken; slots
 that were given back are stored apart and go first. A member gets its share of all that wait, so
 that all queues shrink alike. The more members there are, the longer each must do with its share,
 so that the calls of the whole fleet do not grow with its number.
@@ -8,16 +8,15 @@ so that the calls of the whole fleet do not grow with its number.
 
 from __future__ import annotations
 
-from aioivschat.redis._engine import RUN_ON, Script
+from aioivschat.redis._engine import Script
+from aioivschat.redis._fleet_time import FLEET_TIME
 
-# Times are in microseconds of the engine's clock, rates in thousandths of a request per second.
-#
-# What is stored may have been written by anybody: each field has its limits, and begins anew where
-# it is outside them.
+# Times are in microseconds of the fleet's, rates in thousandths of a request per second.
 #
 # KEYS     state_key      hash: what FIELDS names
 #          members_key    hash, by member: '<last call> <last call for slots> <slots it lacks>'
 #          returned_key   sorted set: slots that were given back
+#          clock_key      string, see FLEET_TIME
 # ARGV     member         the caller's name
 #          ceiling        the highest rate
 #          burst          how far back slots may lie that are handed out at once
@@ -32,7 +31,7 @@ from aioivschat.redis._engine import RUN_ON, Script
 #          handover       when members that return change over to slots
 #          dropped        how many values were outside their limits
 _SOURCE = """
-local state_key, members_key, returned_key = KEYS[1], KEYS[2], KEYS[3]
+local state_key, members_key, returned_key, clock_key = unpack(KEYS)
 local member, ceiling, burst, purpose = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local wanted, waiting_here = tonumber(ARGV[5]), tonumber(ARGV[6])
 local served, throttled, FIRST_RETURNED = tonumber(ARGV[7]), tonumber(ARGV[8]), 9
@@ -43,60 +42,34 @@ local LOAD = 0.75               -- share of the rate below which no member need 
 local ALL_BATCHES = 0.2         -- seconds of slots that all members together take ahead at least
 local EACH_BATCH = 1 / 40       -- ... and for each member that waits
 local LONGEST_BATCH = 0.25      -- seconds of slots that one member gets at most
-local LATEST, MOST = 2 ^ 53, 1000000  -- of moments; of things that are counted
+local MOST = 1000000            -- of things that are counted
 local MEMBER_TIMEOUT, HANDOVER_AFTER = 25 * SECOND, 1.5 * SECOND
 local FORGET_AFTER = 60         -- seconds
 
-local time = redis.call('TIME')
-local now = time[1] * SECOND + time[2]
+local now = read_clock(clock_key)
 
-local dropped = 0
-local function within(text, lowest, highest, otherwise)
-  local number = tonumber(text)
-  if number and number >= lowest and number <= highest then return number end
-  if text then dropped = dropped + 1 end
-  return otherwise
-end
-
-local FIELDS = {'seen', 'next', 'rate', 'epoch', 'served', 'throttled', 'calls', 'granted',
+local FIELDS = {'next', 'rate', 'epoch', 'served', 'throttled', 'calls', 'granted',
                 'waiting', 'active', 'pause', 'handover'}
 local stored = run_on(state_key, 'HMGET', unpack(FIELDS))
 local state = {}
 for index, field in ipairs(FIELDS) do state[field] = stored[index] end
 
--- After a failover the clock may be behind that of the server before: what was stored moves back
--- with it.
-local back = math.max(0, within(state.seen, 0, LATEST, now) - now)
-state.seen = now
-local function moved(text) return text and (tonumber(text) or -1) - back end
 local function parse_member(entry)
   local seen, asked, lacks = entry:match('^(%d+) (%d+) (%d+)$')
-  return within(moved(seen), 0, now), within(moved(asked), 0, now), within(lacks, 0, MOST)
-end
-if back > 0 then
-  local entries = run_on(members_key, 'HGETALL')
-  for index = 1, #entries, 2 do
-    local seen, asked, lacks = parse_member(entries[index + 1])
-    if seen and asked and lacks then
-      local entry = string.format('%.0f %.0f %.0f', seen, asked, lacks)
-      redis.call('HSET', members_key, entries[index], entry)
-    end
-  end
-  redis.call('DEL', returned_key)
+  return within(seen, 0, now), within(asked, 0, now), within(lacks, 0, MOST)
 end
 state.rate = within(state.rate, math.floor(PROBE_SHARE * ceiling), ceiling, ceiling)
-state.epoch = within(moved(state.epoch), 0, now + SECOND, now + SECOND)
-state.handover = within(moved(state.handover), -math.huge, now + HANDOVER_AFTER, 0)
+state.epoch = within(state.epoch, 0, now + SECOND, now + SECOND)
+state.handover = within(state.handover, 0, now + HANDOVER_AFTER, 0)
 state.pause = within(state.pause, 0, SECOND, 0)
 for _, field in ipairs({'served', 'throttled', 'calls', 'granted', 'waiting', 'active'}) do
   state[field] = within(state[field], 0, MOST, 0)
 end
-back = 0
 -- All members together take no more ahead than a batch each.
 local spacing = math.ceil(1000 * SECOND / state.rate)
 local furthest = now + SECOND + run_on(members_key, 'HLEN') * (LONGEST_BATCH * SECOND + spacing)
 local first = state.next and now + LONGEST_BATCH * SECOND or 0
-state.next = within(moved(state.next), 0, furthest, first)
+state.next = within(state.next, 0, furthest, first)
 
 -- Once a second: learn the rate as LocalLimiter does, and count the members.
 state.served = state.served + served
@@ -195,4 +168,4 @@ end
 return {now, state.rate, redis.call('HLEN', members_key), state.waiting, state.pause,
         state.handover, math.ceil(state.next), slots, dropped}
 """
-SYNC = Script(RUN_ON + _SOURCE)
+SYNC = Script(FLEET_TIME + _SOURCE)

@@ -1,4 +1,4 @@
-"""How the fleet's tokens lie in the engine: under which keys, in which form, on whose clock.
+"""How the fleet's tokens lie in the engine: under which keys, in which form, by which time.
 
 All keys share a hash slot, by the tag ``{namespace}``, so that a script may read all it needs.
 
@@ -6,33 +6,41 @@ All keys share a hash slot, by the tag ``{namespace}``, so that a script may rea
 letter   type    holds
 ======== ======= ===========================================================================
 ``a``    string  the token of an attempt (or of an identity, for plain calls)
-``l``    hash    the lease for it: ``owner``, and ``awaited`` once another member waits
+``l``    hash    the lease for it: ``owner``, the end of it as ``until``, and ``awaited`` once
+                 another member waits
 ``s``    list    stock of an identity
 ``f``    string  a fence: when a user in a room, a room, or a user was invalidated last
 ======== ======= ===========================================================================
 
 ``{namespace}:log`` is a sorted set of all recent invalidations, for members that missed a message.
-Each has a number that none before it had: its time, or one more than the newest, as the clock may
-go back.
+Each has a number that none before it had: its time, or one more than the newest.
+``{namespace}:clock`` is what the fleet's time is told by.
 
 A token is stored as ``<begun>|<end>|<sealed>``: when its flight began and when its life ends, in
-microseconds of the engine's clock. The end is sealed too, so that nobody who can write to the
+microseconds of the fleet's time. The end is sealed too, so that nobody who can write to the
 engine can lengthen a life.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from datetime import datetime
+from itertools import chain
 from typing import NamedTuple
 
 from aioivschat._clock import Clock
 from aioivschat._models import Attempt, ChatToken, Identity, SharingKey
 from aioivschat._service.fleet import Held
-from aioivschat.redis._engine import RUN_ON, Engine
+from aioivschat.redis._engine import Engine
+from aioivschat.redis._fleet_time import FLEET_TIME
 from aioivschat.redis._sealing import Sealer
 
 _MESSAGE_NAME = "invalidation"  # the name that all messages are sealed for
+
+_LEAP_MICROSECONDS = 100_000
+"""By how much the fleet's time gains on our clock if the engine's was set ahead, and no answer was
+only faster than the one before."""
 
 
 class KeyRow(NamedTuple):
@@ -46,7 +54,7 @@ class KeyRow(NamedTuple):
     user_fence: str
 
 
-READ_NUMBER = f"""{RUN_ON}
+READ_NUMBER = f"""{FLEET_TIME}
 -- Returns the number of the newest invalidation; 0 without any.
 local function read_newest_number(log_key)
   local newest = run_on(log_key, 'ZREVRANGE', 0, 0, 'WITHSCORES')[2]
@@ -56,11 +64,11 @@ end
 """What scripts begin with that tell a process whether it has missed an invalidation."""
 
 PRELUDE = f"""{READ_NUMBER}
--- KEYS are the log of invalidations, and rows as KeyRow has them, one for each sealing key; the
--- first row is of the key that seals.
-local newest = read_newest_number(KEYS[1])
+-- KEYS are the clock's, the log of invalidations, and rows as KeyRow has them, one for each sealing
+-- key; the first row is of the key that seals.
+local now, newest = read_clock(KEYS[1]), read_newest_number(KEYS[2])
 local rows = {{}}
-for first = 2, #KEYS, 6 do
+for first = 3, #KEYS, 6 do
   local attempt, lease, stock, user_in_room_fence, room_fence, user_fence =
     unpack(KEYS, first, first + 5)
   rows[#rows + 1] = {{attempt = attempt, lease = lease, stock = stock,
@@ -68,20 +76,24 @@ for first = 2, #KEYS, 6 do
 end
 local own_row = rows[1]
 
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local LONGEST_LIFE = 60000000
+local LONGEST_LIFE, LONGEST_LEASE = 60000000, 900000000
 
+-- Fences of a later time, whose clock was lost or which somebody else has written, are of now.
 local fenced_at = 0
 for _, row in ipairs(rows) do
-  for _, moment in ipairs(redis.call('MGET', unpack(row.fences))) do
-    fenced_at = math.max(fenced_at, tonumber(moment or 0) or 0)
+  for index, moment in ipairs(redis.call('MGET', unpack(row.fences))) do
+    moment = tonumber(moment or 0) or 0
+    if moment > now then
+      moment = now
+      redis.call('SET', row.fences[index], string.format('%.0f', now), 'EX', 900)
+    end
+    fenced_at = math.max(fenced_at, moment)
   end
 end
 
 -- Returns nil for a token that is fenced, has less life left than the margin, or is of a later time
--- (by the clock of the server before a failover); 0 for a value that is no token, so that
--- the caller gets it and counts it as rejected.
+-- (its clock was lost); 0 for a value that is no token, so that the caller gets it and counts it as
+-- rejected.
 local function life_left(value, margin)
   local begun, ending = string.match(value, '^(%d+)|(%d+)|')
   if not begun then return 0 end
@@ -101,10 +113,11 @@ end
 
 local function find_lease_of_another(owner)
   for _, row in ipairs(rows) do
-    local holder = run_on(row.lease, 'HGET', 'owner')
-    if holder and holder ~= owner then
+    local holder, ending = unpack(run_on(row.lease, 'HMGET', 'owner', 'until'))
+    local left = within(ending, now, now + LONGEST_LEASE, now) - now
+    if holder and holder ~= owner and left > 0 then
       redis.call('HSET', row.lease, 'awaited', 1)
-      return {{'busy', redis.call('PTTL', row.lease)}}
+      return {{'busy', math.ceil(left / 1000)}}
     end
   end
 end
@@ -141,12 +154,15 @@ class TokenStore:
         self.engine = engine
         self.channel = f"{namespace}:events"
         self.log_key = f"{{{namespace}}}:log"
+        self.clock_key = f"{{{namespace}}}:clock"
         self.margin = microseconds(min_remaining)
         self.rejected = 0
         self._sealer = sealer
         self._tag = f"{{{namespace}}}"
         self._clock = clock
-        self._clock_offset: int | None = None  # of the engine's clock from ours, in microseconds
+        # Of the fleet's time from our clock, in microseconds: now, and before it leapt ahead.
+        self._clock_offset: int | None = None
+        self._earlier_offset, self._leapt_at = 0, -math.inf
 
     def key_rows(self, identity: Identity, key: SharingKey | None) -> list[KeyRow]:
         """Return the keys of a flight, a row for each sealing key."""
@@ -163,6 +179,10 @@ class TokenStore:
         )
         return [KeyRow(*row) for row in zip(*columns, strict=True)]
 
+    def script_keys(self, rows: list[KeyRow]) -> list[str]:
+        """Return the keys of a script that begins with :data:`PRELUDE`."""
+        return [self.clock_key, self.log_key, *chain(*rows)]
+
     def fence_key(self, room: str | None, user: str | None) -> str:
         """Return the key of the fence of a room, of a user, or of a user in a room."""
         return self._make_names("f", room, user)[0]
@@ -173,7 +193,7 @@ class TokenStore:
     def seal_token(self, name: str, token: ChatToken, life: float) -> bytes:
         """Seal a token for the key that it will be stored under, with the end of its life."""
         expires = token.token_expires.isoformat(), token.session_expires.isoformat()
-        end = self.engine_time_ago(-life)
+        end = self.fleet_time_ago(-life)
         return self._sealer.seal(name, json.dumps((token.token, *expires, end)).encode())
 
     def open_token(
@@ -186,12 +206,12 @@ class TokenStore:
             value: what was stored.
             life: seconds that it lives by its unsealed end, which others may have forged.
             reused: whether it is an attempt's.
-            now: the engine's time, in microseconds.
+            now: the fleet's time, in microseconds.
         """
         plain = self._sealer.open(name, value.rpartition(b"|")[2])
         if plain is not None:
             token, token_expires, session_expires, end = json.loads(plain)
-            if end:  # 0 if whoever stored it did not know the engine's time
+            if end:  # 0 if whoever stored it did not know the fleet's time
                 life = min(life, (end - now) / 1e6)
             if life >= self.margin / 1e6:
                 parse = datetime.fromisoformat
@@ -210,19 +230,25 @@ class TokenStore:
         self.rejected += message is None
         return message
 
-    def learn_engine_time(self, engine_now: int) -> None:
-        """Take note of the engine's time, in microseconds, from an answer that has just come.
+    def learn_fleet_time(self, fleet_now: int) -> None:
+        """Take note of the fleet's time, in microseconds, from an answer that has just come.
 
-        The answer was under way for a moment, so :meth:`engine_time_ago` is a little early: what
+        The answer was under way for a moment, so :meth:`fleet_time_ago` is a little early: what
         began before an invalidation never seems to have begun after it.
         """
-        self._clock_offset = int(engine_now) - microseconds(self._clock.monotonic())
+        offset = int(fleet_now) - microseconds(self._clock.monotonic())
+        if self._clock_offset is not None and offset > self._clock_offset + _LEAP_MICROSECONDS:
+            self._earlier_offset, self._leapt_at = self._clock_offset, self._clock.monotonic()
+        self._clock_offset = offset
 
-    def engine_time_ago(self, seconds: float) -> int:
-        """Return the engine's time some seconds ago, in microseconds; 0 if it is not known yet."""
+    def fleet_time_ago(self, seconds: float) -> int:
+        """Return the fleet's time some seconds ago, in microseconds; 0 if it is not known yet."""
         if self._clock_offset is None:
             return 0  # before every invalidation
-        return self._clock_offset + microseconds(self._clock.monotonic() - seconds)
+        moment, offset = self._clock.monotonic() - seconds, self._clock_offset
+        if moment < self._leapt_at:
+            offset = min(offset, self._earlier_offset)
+        return offset + microseconds(moment)
 
 
 def microseconds(seconds: float) -> int:

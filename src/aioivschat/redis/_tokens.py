@@ -14,7 +14,6 @@ import math
 import random
 import secrets
 from collections.abc import Callable, Coroutine
-from itertools import chain
 from typing import Any
 
 from aioivschat._clock import Clock
@@ -37,7 +36,7 @@ _LONGEST_LIFE_SECONDS = 60.0
 # The owner of a lease is a number that nobody else has. The scripts compare it where they write, so
 # that a member whose lease ran out changes nothing of its successor's.
 
-# KEYS     log_key, rows: see PRELUDE
+# KEYS     clock_key, log_key, rows: see PRELUDE
 # ARGV     owner           of the lease; empty: the token is for nobody else, so none is needed
 #          lease_ms        how long the lease holds
 #          margin          microseconds that a token must have left
@@ -47,12 +46,13 @@ _LONGEST_LIFE_SECONDS = 60.0
 #          'stock', row, value, life   a token that is the caller's alone
 #          'none'                      the caller is to mint
 _CLAIM = Script(f"""{PRELUDE}
-local owner, lease_ms, margin = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local owner, margin = ARGV[1], tonumber(ARGV[3])
+local lease = math.min(ARGV[2] * 1000, LONGEST_LEASE)
 if owner ~= '' then
   local taken = find_attempts_token(margin) or find_lease_of_another(owner)
   if taken then return {{now, newest, unpack(taken)}} end
-  redis.call('HSET', own_row.lease, 'owner', owner)
-  redis.call('PEXPIRE', own_row.lease, lease_ms)
+  redis.call('HSET', own_row.lease, 'owner', owner, 'until', string.format('%.0f', now + lease))
+  redis.call('PEXPIRE', own_row.lease, math.floor(lease / 1000))
 end
 for index, row in ipairs(rows) do
   local value = run_on(row.stock, 'LPOP')
@@ -65,12 +65,12 @@ end
 return {{now, newest, 'none'}}
 """)
 
-# KEYS     log_key, rows: see PRELUDE
+# KEYS     clock_key, log_key, rows: see PRELUDE
 # ARGV     owner           of the lease
 #          channel         where those that wait are told
 #          sealed          the token
 #          life            microseconds that it still lives
-#          begun           when its flight began, by the engine's clock
+#          begun           when its flight began, by the fleet's time
 #          margin          microseconds that a token must have left
 # RETURNS  now, newest, and
 #          'held', row, value, life    the attempt has a token already
@@ -93,7 +93,7 @@ release_lease(owner, channel)
 return {{now, newest, valid and 'none' or 'fenced'}}
 """)
 
-# KEYS     log_key, rows: see PRELUDE
+# KEYS     clock_key, log_key, rows: see PRELUDE
 # ARGV     owner, channel  as for _PUBLISH
 # RETURNS  nothing
 _RELEASE = Script(f"""{PRELUDE}
@@ -101,7 +101,7 @@ local owner, channel = ARGV[1], ARGV[2]
 release_lease(owner, channel)
 """)
 
-# KEYS     log_key, rows: see PRELUDE
+# KEYS     clock_key, log_key, rows: see PRELUDE
 # ARGV     sealed, life, begun  as for _PUBLISH
 # RETURNS  nothing
 _STOCK = Script(f"""{PRELUDE}
@@ -176,11 +176,11 @@ class RedisTokens:
         store = self.store
         rows = store.key_rows(identity, None)
         sealed = store.seal_token(rows[0].stock, token, life)
-        arguments = (sealed, microseconds(life), store.engine_time_ago(age))
+        arguments = (sealed, microseconds(life), store.fleet_time_ago(age))
 
         async def push_token() -> None:
             try:
-                await store.engine.run_script(_STOCK, [store.log_key, *chain(*rows)], arguments)
+                await store.engine.run_script(_STOCK, store.script_keys(rows), arguments)
             except EngineAway as away:
                 # The script may have run: do not keep the token here as well.
                 if not away.may_have_run:
@@ -256,7 +256,7 @@ class RedisFlight:
         self._tokens = tokens
         self._store = tokens.store
         self._rows = self._store.key_rows(identity, key)
-        self._keys = [self._store.log_key, *chain(*self._rows)]
+        self._keys = self._store.script_keys(self._rows)
         self._leases = [row.lease for row in self._rows]
         self._owner = secrets.token_hex(8) if key is not None else ""
         self._may_have_lease = False
@@ -301,7 +301,7 @@ class RedisFlight:
             store.channel,
             store.seal_token(self._rows[0].attempt, token, life),
             microseconds(life),
-            store.engine_time_ago(age),
+            store.fleet_time_ago(age),
             store.margin,
         )
         self._may_have_lease = False
@@ -333,7 +333,7 @@ class RedisFlight:
             except EngineAway:
                 return None
             now, newest, kind, *found = answer
-            store.learn_engine_time(now)
+            store.learn_fleet_time(now)
             self._tokens.note_newest(newest)
             match as_bytes(kind):
                 case b"none":
