@@ -162,7 +162,7 @@ async def test_an_outage_keeps_the_order_of_those_that_wait(engine_server: Engin
 async def test_the_fleet_keeps_the_quota_through_every_change(
     engine_server: EngineServer, processes: int, seed: int
 ) -> None:
-    """The fleet stays within a tenth of the quota, though each process notices the engine's absence
+    """The fleet stays within 3 % of the quota, though each process notices the engine's absence
     and return at its own moment.
     """
     fleet = Fleet(engine_server, processes, seed=seed)
@@ -183,8 +183,8 @@ async def test_the_fleet_keeps_the_quota_through_every_change(
     await asyncio.sleep(5 - 0.8)
     assert all(limiter.shared for limiter in fleet.limiters)
     await crowd
-    assert loop.time() - start <= 1.25 * 2_000 / RATE
-    assert fleet.most_in_a_second() <= 1.1 * RATE
+    assert loop.time() - start <= 1.3 * 2_000 / RATE
+    assert fleet.most_in_a_second() <= 1.03 * RATE
     await fleet.aclose()
 
 

@@ -134,6 +134,7 @@ class Engine:
         namespace: whose keys the first probe may write.
 
     Attributes:
+        timeout: seconds that a caller waits for the engine at most.
         rejected: values of the engine that were outside their limits, and were not used.
 
     Raises:
@@ -150,7 +151,7 @@ class Engine:
         timeout: float = CALL_TIMEOUT_SECONDS,
         namespace: str = "aioivschat",
     ) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         self._url = Hidden((address,)) if isinstance(address, str) else None
         try:
             self._client = connect(address) if isinstance(address, str) else address
@@ -200,7 +201,7 @@ class Engine:
         if self._state is EngineState.CONNECTING and not self._closed:
             loop = asyncio.get_running_loop()
             if self._probe_task is None:
-                self._first_call_deadline = loop.time() + self._timeout
+                self._first_call_deadline = loop.time() + self.timeout
             self._start_probing()
             if loop.time() < self._first_call_deadline:
                 with suppress(TimeoutError):
@@ -238,7 +239,7 @@ class Engine:
             self._check_shared()
             started = asyncio.get_running_loop().time()
             try:
-                answer = await self._eval(self._timeout, (script, keys, args))
+                answer = await self._eval(self.timeout, (script, keys, args))
             except Exception as error:
                 # A user's own client may raise anything; any error means that there is no answer.
                 self._count_failure(error, (script, keys, args), started)
@@ -364,7 +365,7 @@ class Engine:
         """Open as many connections as calls need at most, with one for an urgent call; measure."""
         # A cluster's client that does not know the hash slots yet asks any node, and after a few
         # answers of "moved" it closes all connections, those in use too.
-        seconds = max(COMMAND_TIMEOUT_SECONDS, self._timeout)
+        seconds = max(COMMAND_TIMEOUT_SECONDS, self.timeout)
         await self._commands.wait(seconds, client, client.initialize())
         script, keys, args = self._probed
         probe_keys = [f"{key}:probe" for key in keys]
@@ -378,11 +379,11 @@ class Engine:
         if not self._version_known:
             info: object = None
             with suppress(Exception):  # some users, and some hosted services, may not ask
-                info = await self._commands.wait(self._timeout, client, client.info("server"))
+                info = await self._commands.wait(self.timeout, client, client.info("server"))
             check_version(info)
             self._version_known = True
         # Connecting may be slow; this measures the engine's distance alone.
-        await self._eval(self._timeout, (script, probe_keys, args), client)
+        await self._eval(self.timeout, (script, probe_keys, args), client)
 
     async def _warn_if_beyond_help(self) -> bool:
         """Say what to do if a new connection is answered and the user's own client is not."""
@@ -402,7 +403,7 @@ class Engine:
         if pool is not None:  # a cluster's client looks for successors by itself
             with suppress(Exception):
                 await self._commands.wait(
-                    self._timeout, self._client, pool.disconnect(inuse_connections=False)
+                    self.timeout, self._client, pool.disconnect(inuse_connections=False)
                 )
 
     # Closing.

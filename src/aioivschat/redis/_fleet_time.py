@@ -22,7 +22,7 @@ local function within(text, lowest, highest, otherwise)
   return otherwise
 end
 
--- Returns the fleet's time in microseconds.
+-- Returns the fleet's time in microseconds, and how far the engine's clock went back before it.
 local function read_clock(key)
   local LATEST = 2 ^ 52  -- in the year 2112
   local time = redis.call('TIME')
@@ -32,7 +32,7 @@ local function read_clock(key)
   local back = math.max(0, within(seen, 0, LATEST, 0) - now)
   now = now + back
   redis.call('SET', key, string.format('%.0f %.0f', now, added + back), 'EX', 900)
-  return now
+  return now, back
 end
 """
 """What scripts begin with that tell the time."""

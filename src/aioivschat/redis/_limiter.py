@@ -7,9 +7,8 @@ spaced pass a quota of any shape, and as slots are taken ahead, none is lost whi
 request whose connection took so long that the moment of its slot has passed takes the next one.
 
 While the engine is away, every process paces itself at its part of the quota, for the same
-reservations in the same order. When the engine is back, all processes change over to slots at one
-moment, which the engine names: if some took slots while others still took their parts, the quota
-would be exceeded.
+reservations in the same order. When the engine is back, each process changes over to slots as soon
+as it knows; as long as others may still take their parts, the engine hands out what is left.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from enum import Enum, auto
 from functools import cached_property
 
 from aioivschat._clock import Clock
@@ -47,21 +45,15 @@ this limit keeps even a process that has all slots within a tenth above the quot
 _GATHER_RETURNS_SECONDS = 0.1
 """Seconds for which slots that nobody needs any more are gathered before they are given back."""
 
-_HEARTBEAT_SECONDS = 10.0
-"""Seconds after which a process without demand shows that it still is a member."""
+_LOCAL_PAUSE_SECONDS = 0.05
+"""Seconds before a process goes by itself: others may still hold slots that it has not heard of."""
 
-_MEMBER_TIMEOUT_SECONDS = 25.0
-"""Seconds after its last call that the engine counts a process as a member: two heartbeats and
-more. The script has the same number."""
+_HEARTBEAT_SECONDS = 10.0
+"""Seconds after which a process without demand shows that it still is a member: the script forgets
+one after 25."""
 
 _NO_SLOT = 0
 """In place of the engine's moment, for a permit that cannot go back to the engine."""
-
-
-class _State(Enum):
-    FLEET = auto()  # slots of the engine are granted
-    LOCAL = auto()  # the engine is away: permits of this process's own limiter are granted
-    RETURNING = auto()  # the engine is back; still LOCAL's permits until all change over
 
 
 class SharedLimiter(QueuedLimiter):
@@ -107,23 +99,22 @@ class SharedLimiter(QueuedLimiter):
         self._grant_timer: asyncio.TimerHandle | None = None
         # What the engine said at the last sync.
         self._synced_at = -math.inf
-        self._taken_ahead = 0.0  # seconds of slots that the fleet had taken then
         self._clock_offset: float | None = None  # of our clock from the engine's, in seconds
         self._rate = self._ceiling
         self._members = members
-        # Until then the engine may not have heard of all of them.
-        self._members_known_from = -math.inf
+        self._missing = 0  # of those, who may go by themselves
         self._connecting_until: float | None = None  # from then on, calls wait for it no more
         self._sync_pause = 0.0  # seconds until the next sync
         self._next_slot_at = -math.inf  # when the first slot is due that nobody has taken
+        self._ahead_until = -math.inf  # when its part alone would have been as much as it took
         self._reported_waiting = 0  # reservations here without a slot
         self._waiting_elsewhere = 0  # those of other members
         # What the engine does not know yet.
         self._served = self._throttled = 0
-        # For the time without the engine.
-        self._state = _State.FLEET
+        self._is_shared = True  # else the engine is away, and permits are the process's own
         self._own_limiter = LocalLimiter(quota, clock)
         self._own_permits_from = -math.inf
+        self._shaken = 0  # 1: the engine was away since it was last asked; 2: its clock was set
         self._closed = False
         self._wake = asyncio.Event()  # set to have the work task look again
         self._working = False
@@ -142,7 +133,7 @@ class SharedLimiter(QueuedLimiter):
     @property
     def shared(self) -> bool:
         """Whether the fleet's slots are granted; else it is this process's part of the quota."""
-        return self._state is _State.FLEET
+        return self._is_shared
 
     @property
     def members(self) -> int:
@@ -166,8 +157,7 @@ class SharedLimiter(QueuedLimiter):
     def _permit_wait(self, ahead: int) -> float:
         now = self._clock.monotonic()
         if not self.shared:
-            start = max(self._own_permits_from - now, self._own_limiter.predicted_wait())
-            return max(0.0, start) + ahead / self._own_limiter.rate
+            return self._find_rest(now) + ahead / self._own_limiter.rate
         if ahead < len(self._slots):
             return self._slots[ahead][0] - now
         # While slots come here, other members get theirs.
@@ -303,7 +293,7 @@ class SharedLimiter(QueuedLimiter):
             if not self.shared:
                 if lacking <= 0:
                     return
-                due = max(self._own_permits_from, now + self._own_limiter.predicted_wait())
+                due = now + self._find_rest(now)
                 if due <= now:
                     permit = self._own_limiter.reserve()
                     await permit.granted()
@@ -347,57 +337,70 @@ class SharedLimiter(QueuedLimiter):
         return [slot for due, slot in self._slots[keep:] if due > soon]
 
     def _take_surplus(self, keep: int) -> list[int]:
-        surplus = self._find_surplus(keep)
-        if surplus:
+        if surplus := self._find_surplus(keep):
             del self._slots[-len(surplus) :]
         return surplus
 
     async def _sync_with_engine(
         self, wanted: int, returned: Sequence[int] = (), purpose: str = "work"
-    ) -> float:
-        """Ask for slots, give some back, report and learn; return when all change over."""
+    ) -> bool:
+        """Ask for slots, give some back, report and learn; return whether that was in time."""
         started = self._clock.monotonic()
         served, throttled = self._served, self._throttled
-        self._served = self._throttled = 0
         ceiling, burst = round(self._ceiling * 1000), round(self._burst_seconds * 1e6)
         arguments: list[str | int] = [self._member, ceiling, burst, purpose, wanted]
-        arguments += self.waiting + len(self._late), served, throttled, *returned
+        arguments += self.waiting + len(self._late), served, throttled
+        if (offset := self._clock_offset) is None:
+            arguments += (self._members if purpose == "join" else 0), 0, 0, 0
+        else:
+            moments = started - offset, self._engine.timeout, self._next_slot_at - offset
+            arguments += self._members, *(math.ceil(moment * 1e6) for moment in moments)
+        resting = 0 if self.shared else math.ceil(self._find_rest(started) * 1e6)
+        arguments += self._shaken, resting
         try:
-            answer = await self._engine.run_script(SYNC, self._keys, arguments, urgent=True)
+            answer = await self._engine.run_script(
+                SYNC, self._keys, [*arguments, *returned], urgent=True
+            )
         except EngineAway:
-            self._served += served
-            self._throttled += throttled
+            self._shaken = 1
             raise
-        now, rate, members, waiting, pause, handover, next_slot, slots, dropped = answer
+        self._served -= served
+        self._throttled -= throttled
+        now, rate, members, waiting, pause, late, missing, next_slot, slots, dropped = answer
         self._engine.rejected += dropped
         self._synced_at = ended = self._clock.monotonic()
         # The engine read its clock somewhere between `started` and `ended`. The offset known so
         # far is kept within these bounds, so that a slow answer does not delay the slots.
         latest = ended - now / 1e6
-        offset = latest if self._clock_offset is None else self._clock_offset
-        self._clock_offset = offset = min(max(offset, started - now / 1e6), latest)
-        all_known = purpose == "work" and ended >= self._members_known_from
-        self._members = members if all_known else max(members, self._members)
-        self._sync_pause = pause / 1e6
+        offset = min(max(latest if offset is None else offset, started - now / 1e6), latest)
+        self._clock_offset = offset
+        self._members, self._missing, self._sync_pause = members, missing, pause / 1e6
         self._reported_waiting = wanted - len(slots)
         self._waiting_elsewhere = max(0, waiting - self._reported_waiting)
+        if late:  # the engine's clock was set; what is known of slots is on ours
+            self._sync_pause, self._shaken = 0.0, 2
+            return False
+        self._shaken = 0
         self._next_slot_at = offset + next_slot / 1e6
-        self._taken_ahead = max(0.0, self._next_slot_at - ended)
-        if rate / 1000 != self._rate:
-            self._rate = rate / 1000
-            if self._on_rate is not None:
-                self._on_rate(self._rate)
-        if self.shared:
+        before, self._rate = self._rate, rate / 1000
+        if before != self._rate and self._on_rate is not None:
+            self._on_rate(self._rate)
+        if self.shared and slots:
+            self._ahead_until = offset + slots[0] / 1e6 + len(slots) * members / self._quota.rate
             for slot in slots:
                 # Slots of a burst lie in the past: they are not void, but due now.
                 insort(self._slots, (max(ended, offset + slot / 1e6), slot))
+        if self.shared:
             self._serve_next()
-        return float(offset + handover / 1e6)
+        return True
 
     async def _send_heartbeats(self) -> None:
         while True:
-            await self._clock.sleep(_HEARTBEAT_SECONDS * self._rng.uniform(0.8, 1.0))
-            if not self._working and self.shared:
+            await self._clock.sleep(self._rng.uniform(0.8, 1.0))
+            silent = self._clock.monotonic() - self._synced_at
+            # After an outage all are to call, so that the whole quota can be handed out again.
+            due = silent > (0.5 if self._missing else _HEARTBEAT_SECONDS - 1.0)
+            if due and not self._working and self.shared:
                 with suppress(EngineAway):
                     await self._sync_with_engine(0)
 
@@ -409,14 +412,11 @@ class SharedLimiter(QueuedLimiter):
             self._return_task = None
         if state is EngineState.AWAY and self.shared:
             self._go_local()
-        elif state is EngineState.AWAY:
-            self._state = _State.LOCAL
-        elif self._state is _State.LOCAL:
-            self._state = _State.RETURNING
+        elif state is EngineState.SHARED and not self.shared:
             self._return_task = start_task(self._return_to_fleet())
 
     def _go_local(self) -> None:
-        self._state = _State.LOCAL
+        self._is_shared = False
         parts, quota = self._members, self._quota
         burst = None if quota.burst is None else max(1, quota.burst // parts)
         part = replace(quota, rate=quota.rate / parts, burst=burst)
@@ -424,26 +424,27 @@ class SharedLimiter(QueuedLimiter):
         # The slots that the fleet has taken ahead are used up first, here and elsewhere. The
         # jitter keeps the members from beginning in the same moment.
         jitter = self._rng.uniform(0, parts / quota.rate)
-        self._own_permits_from = self._clock.monotonic() + self._taken_ahead + jitter
+        ahead = max(self._clock.monotonic(), self._next_slot_at, self._ahead_until)
+        self._own_permits_from = ahead + _LOCAL_PAUSE_SECONDS + jitter
+        self._shaken = 1
         self._reported_waiting = 0
         self._serve_by_state()
+
+    def _find_rest(self, now: float) -> float:
+        """Return the seconds until this process's next own permit."""
+        return max(0.0, self._own_permits_from - now, self._own_limiter.predicted_wait())
 
     async def _return_to_fleet(self) -> None:
         while self._engine.state is EngineState.SHARED:
             with suppress(EngineAway):
-                handover_at = await self._sync_with_engine(0, purpose="join")
-                self._members_known_from = self._clock.monotonic() + _MEMBER_TIMEOUT_SECONDS
-                await self._clock.sleep(max(0.0, handover_at - self._clock.monotonic()))
-                self._state = _State.FLEET
-                self._slots.clear()  # the engine may have lost its data, and may hand them out
-                self._serve_by_state()
-                return
+                if await self._sync_with_engine(0, purpose="join"):
+                    self._is_shared = True
+                    self._slots.clear()  # the engine may have lost its data, and may hand them out
+                    self._serve_by_state()
+                    return
 
     def _serve_by_state(self) -> None:
         """Have those who wait served by the limiter of the new state."""
-        if self._grant_timer is not None:
-            self._grant_timer.cancel()
-            self._grant_timer = None
         self._wake.set()
-        if self._servable:
-            self._grant_due_slots()
+        if self._grant_timer is not None or self._servable:
+            self._serve_next()
