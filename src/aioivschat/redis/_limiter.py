@@ -45,7 +45,7 @@ this limit keeps even a process that has all slots within a tenth above the quot
 _GATHER_RETURNS_SECONDS = 0.1
 """Seconds for which slots that nobody needs any more are gathered before they are given back."""
 
-_LOCAL_PAUSE_SECONDS = 0.05
+_LOCAL_PAUSE_SECONDS = 0.02
 """Seconds before a process goes by itself: others may still hold slots that it has not heard of."""
 
 _HEARTBEAT_SECONDS = 10.0
@@ -424,8 +424,8 @@ class SharedLimiter(QueuedLimiter):
         # The slots that the fleet has taken ahead are used up first, here and elsewhere. The
         # jitter keeps the members from beginning in the same moment.
         jitter = self._rng.uniform(0, parts / quota.rate)
-        ahead = max(self._clock.monotonic(), self._next_slot_at, self._ahead_until)
-        self._own_permits_from = ahead + _LOCAL_PAUSE_SECONDS + jitter
+        now, ahead = self._clock.monotonic(), max(self._next_slot_at, self._ahead_until)
+        self._own_permits_from = max(now, ahead + _LOCAL_PAUSE_SECONDS) + jitter
         self._shaken = 1
         self._reported_waiting = 0
         self._serve_by_state()

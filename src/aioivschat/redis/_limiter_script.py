@@ -57,8 +57,8 @@ local EACH_BATCH = 1 / 40       -- ... and for each member that waits
 local LONGEST_BATCH = 0.25      -- seconds of slots that one member gets at most
 local MOST = 1000000            -- of things that are counted
 local CAUTION = 0.9             -- of a pace while members may go by themselves
-local HELD = 0.1 * SECOND       -- how far ahead others may hold slots that are not known of; twice
-                                -- that if much is wanted
+local CROWDED = 0.04 * SECOND   -- of slots that are taken: more callers than the quota has permits
+local HELD = 0.2 * SECOND       -- how far ahead others may hold slots that are not known of
 local MEMBER_TIMEOUT = 25 * SECOND
 local LATENESS = 0.05 * SECOND  -- of a member's next call
 local FORGET_AFTER = 60         -- seconds
@@ -118,7 +118,7 @@ local furthest = now + SECOND + members * (LONGEST_BATCH * SECOND + spacing)
 state.next = within(state.next, 0, furthest, 0)
 if not late then
   local first = math.max(known_next, resting > 0 and now + resting or 0)
-  if told > 0 and is_lost then first = math.max(first, now + math.min(wanted, 2) * HELD) end
+  if is_lost and known_next > now + CROWDED then first = math.max(first, now + HELD) end
   state.next = math.max(state.next, math.min(first, furthest))
 end
 
