@@ -11,6 +11,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -186,7 +187,7 @@ class Engine:
         self._process = subprocess.Popen((_find_engine(), *settings), stdout=subprocess.DEVNULL)
         while True:
             try:
-                self._client().ping()
+                self.client().ping()
                 return
             except redis.ConnectionError:
                 time.sleep(0.01)
@@ -204,10 +205,16 @@ class Engine:
 
     def script_calls(self) -> int:
         """Return how many scripts the engine has run."""
-        stats = self._client().info("commandstats")
+        stats = self.client().info("commandstats")
         return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in _SCRIPT_COMMANDS)
 
-    def _client(self) -> Any:
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the engine."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def client(self) -> Any:
+        """Return a blocking client."""
         return redis.Redis(port=self._port)
 
 

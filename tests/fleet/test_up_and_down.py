@@ -60,7 +60,7 @@ async def serve(
         limiter.served()
 
     async def come() -> None:
-        calls = []
+        calls: list[asyncio.Task[None]] = []
         while loop.time() < end:
             await asyncio.sleep(crowd.expovariate(rate))
             calls.append(asyncio.create_task(call(len(calls), crowd.choice(limiters))))

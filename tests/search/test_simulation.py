@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from aioivschat import Priority
 from aioivschat.emulator import FaultKind
+from search.simulation.fleet import run_fleet
 from search.simulation.loop import ShuffledLoop
 from search.simulation.programs import (
     Advance,
@@ -36,6 +37,7 @@ from search.simulation.programs import (
 )
 from search.simulation.search import Found, read, search
 from search.simulation.world import Broken, World, run
+from support.engine import EngineServer
 from support.paths import TESTS
 
 WORTH_REACHING = {
@@ -158,6 +160,19 @@ def test_random_programs_break_nothing(pytestconfig: pytest.Config) -> None:
     )
     # Fewer are for somebody who looks for something.
     assert count < 1_000 or set() == WORTH_REACHING - reached.keys()
+
+
+@pytest.mark.fault(62)
+def test_random_programs_of_a_fleet_break_nothing(
+    pytestconfig: pytest.Config, engine_server: EngineServer
+) -> None:
+    """Three services on one engine that is killed, stopped, emptied, failed over, full or locked
+    meanwhile; ``--programs`` N runs a hundredth of them.
+    """
+    first = pytestconfig.getoption("--hypothesis-seed") or 0
+    for seed in range(first, first + pytestconfig.getoption("--programs") // 100):
+        print(f"run_fleet(engine_server, {seed})")  # the last one printed is the one that failed
+        run_fleet(engine_server, seed)
 
 
 @pytest.mark.parametrize("program", BROKE_SOMETHING.values(), ids=BROKE_SOMETHING.keys())

@@ -111,7 +111,8 @@ class VirtualServer:
         now = _EPOCH + asyncio.get_running_loop().time() + self.ahead
         source = script.source.replace(
             "redis.call('TIME')", f"{{0, redis.call('GET', '{_NOW_KEY}')}}"
-        ).replace("redis.call('PUBLISH',", f"redis.call('RPUSH', '{_MESSAGES_KEY}',")
+        )
+        source = re.sub(r"redis\.p?call\('PUBLISH',", f"redis.call('RPUSH', '{_MESSAGES_KEY}',", source)
         self.client.set(_NOW_KEY, round(now * 1e6))
         answer = self.client.eval(source, len(keys), *keys, *args)
         messages = self.client.lrange(_MESSAGES_KEY, 0, -1)
@@ -159,7 +160,7 @@ class VirtualEngine(Engine):
             self._server.listeners.remove(self)
         await super().aclose()
 
-    async def _eval(self, seconds: float, script: Script, keys: Sequence[str], args: Any) -> Any:
+    async def _eval(self, seconds: float, call: Any, client: Any = None) -> Any:
         server = self._server
         await asyncio.sleep(_ROUND_TRIP_SECONDS / 2 * server.rng.uniform(1, 1.1))
         match server.condition:
@@ -169,12 +170,13 @@ class VirtualEngine(Engine):
                 raise redis.OutOfMemoryError
             case Condition.LOCKED:
                 raise redis.AuthenticationError
-        answer = await asyncio.wait_for(server.submit(script, keys, args), seconds)
+        answer = await asyncio.wait_for(server.submit(*call), seconds)
         await asyncio.sleep(_ROUND_TRIP_SECONDS / 2 * server.rng.uniform(1, 1.1))
         return answer
 
-    async def _open_connections(self) -> None:
-        pass
+    async def _probe(self, client: Any) -> None:
+        script, keys, args = self._probed
+        await self._eval(self.timeout, (script, [f"{key}:probe" for key in keys], args))
 
     async def _drop_idle_connections(self) -> None:
         pass
