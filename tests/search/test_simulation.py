@@ -170,9 +170,9 @@ def test_random_programs_of_a_fleet_break_nothing(
     meanwhile; ``--programs`` N runs a hundredth of them.
     """
     first = pytestconfig.getoption("--hypothesis-seed") or 0
-    for seed in range(first, first + pytestconfig.getoption("--programs") // 100):
-        print(f"run_fleet(engine_server, {seed})")  # the last one printed is the one that failed
-        run_fleet(engine_server, seed)
+    for number in range(first, first + pytestconfig.getoption("--programs") // 100):
+        print(f"run_fleet(engine_server, {number})")  # the last one printed is the one that failed
+        run_fleet(engine_server, number)
 
 
 @pytest.mark.parametrize("program", BROKE_SOMETHING.values(), ids=BROKE_SOMETHING.keys())
