@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import Any
@@ -112,7 +113,9 @@ class VirtualServer:
         source = script.source.replace(
             "redis.call('TIME')", f"{{0, redis.call('GET', '{_NOW_KEY}')}}"
         )
-        source = re.sub(r"redis\.p?call\('PUBLISH',", f"redis.call('RPUSH', '{_MESSAGES_KEY}',", source)
+        source = re.sub(
+            r"redis\.p?call\('PUBLISH',", f"redis.call('RPUSH', '{_MESSAGES_KEY}',", source
+        )
         self.client.set(_NOW_KEY, round(now * 1e6))
         answer = self.client.eval(source, len(keys), *keys, *args)
         messages = self.client.lrange(_MESSAGES_KEY, 0, -1)
@@ -136,11 +139,12 @@ class VirtualEngine(Engine):
         channel: str,
         on_message: Callable[[bytes], None],
         on_subscribed: Callable[[], None],
-    ) -> None:
+    ) -> Any:
         """Receive what is published on a channel."""
         self._heard[channel] = on_message, on_subscribed
         self._server.listeners.append(self)
         asyncio.get_running_loop().call_soon(self.subscribe)
+        return _VirtualSubscription()
 
     def hear(self, channel: str, message: bytes) -> None:
         """Receive a message soon."""
@@ -180,6 +184,15 @@ class VirtualEngine(Engine):
 
     async def _drop_idle_connections(self) -> None:
         pass
+
+
+class _VirtualSubscription:
+    """A subscription as its channel sees it: it begins anew when the server does."""
+
+    problem, is_refused = "", False
+
+    def retry_now(self) -> None:
+        """It has begun."""
 
 
 class VirtualTier(RedisTier):
