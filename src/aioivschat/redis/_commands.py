@@ -24,6 +24,9 @@ class Commands:
     def __init__(self) -> None:
         self._clients: dict[asyncio.Task[Any], Any] = {}
 
+    def __len__(self) -> int:
+        return len(self._clients)
+
     async def wait(self, seconds: float, client: Any, command: Awaitable[Any]) -> Any:
         """Wait for the answer to a client's command; when time is up, leave it running.
 

@@ -190,6 +190,11 @@ _CAUSES = (
         "check host and port in the URL, firewalls on the way, and the distance",
     ),
     (
+        r"RedisClusterException|ValkeyClusterException",
+        "none of its nodes can be connected to",
+        "check hosts and ports in the URL, and the network",
+    ),
+    (
         r"MasterNotFoundError",
         "its sentinels do not answer",
         "check hosts and ports of the sentinels, their user and their password",

@@ -215,6 +215,7 @@ class FleetInvalidations:
                 age = min(self._clock.monotonic() - self._began_at, _FENCE_SECONDS)
                 age += _LOG_OVERLAP_SECONDS
                 keys = store.log_key, store.clock_key
+                asked = self._clock.monotonic()
                 arguments = known, microseconds(age), store.fleet_time_ago(age)
                 try:
                     answer = await store.engine.run_script(_READ_LOG, keys, arguments)
@@ -224,7 +225,7 @@ class FleetInvalidations:
                     await self._clock.sleep(_RETRY_SECONDS)
                     continue
                 fleet_now, newest, self._applied, messages = answer
-                store.learn_fleet_time(fleet_now)
+                store.learn_fleet_time(fleet_now, asked)
                 self._is_behind = self._is_behind or self._applied != newest
                 for sealed in messages:
                     self._apply(as_bytes(sealed))

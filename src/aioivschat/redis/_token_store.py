@@ -159,7 +159,7 @@ class TokenStore:
         self.rejected = 0
         self._sealer = sealer
         self._tag = f"{{{namespace}}}"
-        self._clock = clock
+        self.clock = clock
         # Of the fleet's time from our clock, in microseconds: now, and before it leapt ahead.
         self._clock_offset: int | None = None
         self._earlier_offset, self._leapt_at = 0, -math.inf
@@ -230,22 +230,30 @@ class TokenStore:
         self.rejected += message is None
         return message
 
-    def learn_fleet_time(self, fleet_now: int) -> None:
-        """Take note of the fleet's time, in microseconds, from an answer that has just come.
+    def learn_fleet_time(self, fleet_now: int, asked: float) -> None:
+        """Take note of the fleet's time from an answer that has just come.
 
         The answer was under way for a moment, so :meth:`fleet_time_ago` is a little early: what
-        began before an invalidation never seems to have begun after it.
+        began before an invalidation never seems to have begun after it. As early as what a quicker
+        answer has told, where both may be true.
+
+        Args:
+            fleet_now: the fleet's time, in microseconds.
+            asked: when the question was sent, in monotonic seconds.
         """
-        offset = int(fleet_now) - microseconds(self._clock.monotonic())
+        offset = int(fleet_now) - microseconds(self.clock.monotonic())
+        latest = int(fleet_now) - microseconds(asked)
+        if self._clock_offset is not None and offset <= self._clock_offset <= latest:
+            return
         if self._clock_offset is not None and offset > self._clock_offset + _LEAP_MICROSECONDS:
-            self._earlier_offset, self._leapt_at = self._clock_offset, self._clock.monotonic()
+            self._earlier_offset, self._leapt_at = self._clock_offset, self.clock.monotonic()
         self._clock_offset = offset
 
     def fleet_time_ago(self, seconds: float) -> int:
         """Return the fleet's time some seconds ago, in microseconds; 0 if it is not known yet."""
         if self._clock_offset is None:
             return 0  # before every invalidation
-        moment, offset = self._clock.monotonic() - seconds, self._clock_offset
+        moment, offset = self.clock.monotonic() - seconds, self._clock_offset
         if moment < self._leapt_at:
             offset = min(offset, self._earlier_offset)
         return offset + microseconds(moment)

@@ -328,12 +328,13 @@ class RedisFlight:
         """Run a claim or a publication, again after each value found that cannot be opened."""
         store = self._store
         while True:
+            asked = store.clock.monotonic()
             try:
                 answer = await store.engine.run_script(script, self._keys, arguments)
             except EngineAway:
                 return None
             now, newest, kind, *found = answer
-            store.learn_fleet_time(now)
+            store.learn_fleet_time(now, asked)
             self._tokens.note_newest(newest)
             match as_bytes(kind):
                 case b"none":
