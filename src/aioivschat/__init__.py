@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from aioivschat._models import Capability, ChatToken, Priority, RoomArn, TokenRequest
     from aioivschat._service.cache import CachePolicy
     from aioivschat._service.fleet import SharedTier
-    from aioivschat._service.limiter import Limiter, LocalLimiter, Quota, Reservation
+    from aioivschat._service.limiter import Limiter, LocalLimiter, Reservation
+    from aioivschat._service.pace import Quota
     from aioivschat._service.prewarming import Prewarmed
     from aioivschat._service.retry import RetryPolicy
     from aioivschat._service.service import AsyncTokenService

@@ -146,17 +146,21 @@ class ExpiredUnused:
 
 @dataclass(frozen=True, slots=True)
 class RateChanged:
-    """The pace of an account and region was adapted to AWS's throttling.
+    """The pace of an account and region was adapted to what AWS's answers teach.
+
+    It is told when rate or burst have changed by a twentieth of the quota, or the rate is whole.
 
     Args:
         account: the AWS account's id.
         region: the AWS region.
         rate: requests a second from now on.
+        burst: requests that are known to be served at once; for ``Quota(learnt=…)``.
     """
 
     account: str
     region: str
     rate: float
+    burst: int
 
 
 @dataclass(frozen=True, slots=True)

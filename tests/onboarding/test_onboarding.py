@@ -18,7 +18,7 @@ from aiobotocore.session import AioSession
 from botocore.exceptions import NoCredentialsError
 
 from aioivschat._models import ChatToken, Priority, TokenRequest
-from aioivschat._service.limiter import Quota
+from aioivschat._service.pace import Quota
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.emulator import EmulatorServer
 from aioivschat.errors import (

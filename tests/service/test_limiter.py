@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from types import FrameType
 from typing import Any, cast
 
@@ -32,7 +31,7 @@ from aioivschat._service.fair_queue import QueuedReservation, _RoomTurns
 from aioivschat._service.retry import Retrier
 from aioivschat.emulator._quota import QuotaShape
 from support.permits import use_permit
-from support.virtual import VirtualClock, VirtualLoop, settle, virtual_time
+from support.virtual import VirtualClock, VirtualLoop, virtual_time
 
 thorough = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
@@ -211,14 +210,6 @@ async def test_no_sliding_second_sees_more_than_the_quota_after_a_rest() -> None
     assert most_within(1.0, times) <= 200
 
 
-@virtual_time
-async def test_the_first_callers_after_a_rest_go_at_once() -> None:
-    """A twentieth of a second of lost time is made up for: ten permits."""
-    start = loop().time()
-    times = await grant_times(limiter_of(), 20)
-    assert 10 == sum(time == start for time in times)
-
-
 @pytest.mark.parametrize(
     ("rate", "window", "most"),
     [(0.2, 5.0, 1), (0.5, 2.0, 1), (1, 1.0, 1), (1.5, 1.0, 1), (2.5, 1.0, 2), (7.9, 1.0, 7)],
@@ -247,8 +238,8 @@ async def test_stalls_are_made_up_for_within_the_window() -> None:
 
 @virtual_time
 async def test_after_a_long_stall_the_window_holds() -> None:
-    """Of a stall of 0.7 s only a twentieth of a second is made up for."""
-    limiter, start = limiter_of(), loop().time()
+    """Of a stall of 0.7 s no more is made up for than the burst that is known."""
+    limiter, start = limiter_of(learnt=10), loop().time()
     serving = asyncio.create_task(grant_times(limiter, 600))
     for _ in range(4):
         await asyncio.sleep(0.3)
@@ -384,7 +375,17 @@ async def test_promotion_moves_to_the_end_of_a_more_urgent_queue() -> None:
 # What a caller is told.
 
 
-@pytest.mark.parametrize("quota", [Quota(), Quota(burst=200), Quota(rate=20), Quota(rate=0.5)])
+@pytest.mark.parametrize(
+    "quota",
+    [
+        Quota(learnt=10),
+        Quota(learnt=150),
+        Quota(learnt=200),
+        Quota(burst=200),
+        Quota(rate=20, learnt=1),
+        Quota(rate=0.5),
+    ],
+)
 @virtual_time
 async def test_the_predicted_wait_is_the_wait(quota: Quota) -> None:
     """It is right to within 0.06 s, or a tenth of a permit's time where that is more."""
@@ -544,7 +545,9 @@ async def crowd(
     rate: float, burst: int | None, callers: Sequence[Caller], stalls: Sequence[float]
 ) -> Outcome:
     """Run a crowd against a limiter; at each stall of the loop many permits become due."""
-    limiter = limiter_of(rate=rate, burst=burst)
+    # Where a burst is tried that is not known yet, permits come sooner than is expected.
+    learnt = max(1, int(rate / 20)) if burst is None else None
+    limiter = limiter_of(rate=rate, burst=burst, learnt=learnt)
     start = loop().time()
     for moment in stalls:
         loop().call_at(start + moment, loop().stall, 0.4)
@@ -641,126 +644,6 @@ async def test_after_cancellations_the_throughput_is_that_of_none(
         assert with_others <= without + ROUNDING
 
 
-# Learning.
-
-
-async def epoch(limiter: LocalLimiter, served: int, throttled: int) -> float:
-    """Let a second pass with so many requests served and throttled; return the rate after it."""
-    for _ in range(served):
-        limiter.served()
-    for _ in range(throttled):
-        limiter.throttled()
-    await asyncio.sleep(1.0)
-    limiter.served()
-    return limiter.rate
-
-
-@virtual_time
-async def test_throttling_brings_the_rate_down_to_what_is_served_and_a_probe() -> None:
-    """With a quarter served, it becomes a quarter of the rate plus a twentieth of the quota."""
-    limiter = limiter_of()
-    assert 198.0 == limiter.rate
-    assert 198 / 4 + 10 == pytest.approx(await epoch(limiter, 49, 148), abs=1)
-
-
-@virtual_time
-async def test_clean_seconds_bring_the_rate_back() -> None:
-    """Each second without a throttled request doubles the rate, up to the whole."""
-    limiter = limiter_of()
-    low = await epoch(limiter, 49, 148)
-    rates = [await epoch(limiter, 50, 0) for _ in range(4)]
-    assert [2 * low, 198, 198, 198] == pytest.approx([min(rate, 198) for rate in rates])
-    assert 198.0 == rates[-1]
-
-
-@virtual_time
-async def test_the_rate_never_falls_below_its_probe() -> None:
-    """A twentieth of the quota stays, so that the end of the throttling is noticed."""
-    limiter = limiter_of()
-    for _ in range(50):
-        rate = await epoch(limiter, 0, 500)
-        assert 10.0 <= rate < 198.0
-    assert limiter.predicted_wait() <= 0.1
-
-
-@virtual_time
-async def test_one_stray_throttle_in_light_traffic_makes_nobody_wait() -> None:
-    """With few requests served, or none, half of the rate stays, and it is back a second later."""
-    for served in (0, 1, 5):
-        limiter = limiter_of()
-        assert 99.0 <= await epoch(limiter, served, 1)
-        assert 0.0 == limiter.predicted_wait()
-        assert 198.0 == await epoch(limiter, served, 0)
-
-
-@virtual_time
-async def test_a_long_rest_restores_the_whole_rate() -> None:
-    """Seconds in which nobody called count as seconds without a throttled request."""
-    limiter = limiter_of()
-    low = await epoch(limiter, 0, 500)
-    assert low < 20
-    await asyncio.sleep(3600)
-    limiter.reserve()
-    assert 198.0 == limiter.rate
-
-
-@virtual_time
-async def test_a_long_rest_right_after_throttling_restores_the_whole_rate() -> None:
-    """A crowd's last requests were throttled; an hour later the next crowd finds the whole rate."""
-    limiter = limiter_of()
-    for _ in range(500):
-        limiter.throttled()
-    await asyncio.sleep(3600)
-    limiter.reserve()
-    assert 198.0 == limiter.rate
-
-
-@virtual_time
-async def test_only_a_change_of_the_rate_is_reported() -> None:
-    """Each change is reported once, with the new rate."""
-    reported: list[float] = []
-    limiter = LocalLimiter(Quota(), VirtualClock(), reported.append)
-    for served, throttled in ((100, 0), (100, 100), (100, 0), (100, 0), (100, 0)):
-        await epoch(limiter, served, throttled)
-    assert 2 == len(reported)
-    assert reported[0] < 198.0
-    assert 198.0 == reported[1] == limiter.rate
-
-
-@virtual_time
-async def test_a_slower_pace_begins_with_no_burst() -> None:
-    """What is left of a known bucket counts in permits, not in time: at no pace does it grow."""
-    limiter = limiter_of(rate=10, burst=3)
-    times = await grant_times(limiter, 10)
-    for _ in times:
-        limiter.throttled()
-    times += await grant_times(limiter, 10)
-    assert limiter.rate < 10
-    bucket = QuotaShape("bucket", 10, 3).meter()
-    assert [True] * 20 == [bucket.admit(time) for time in times]
-
-
-@virtual_time
-async def test_the_rate_changes_for_those_who_wait_already() -> None:
-    """A reservation has no fixed time: it is granted by the rate of the moment."""
-    limiter = limiter_of(rate=10)
-    start = loop().time()
-    serving = asyncio.create_task(grant_times(limiter, 100))
-    await settle()
-    for _ in range(3):
-        for _ in range(50):
-            limiter.throttled()
-        await asyncio.sleep(1.01)
-    assert limiter.rate < 2
-    limiter_waits = limiter.waiting
-    assert limiter_waits > 75
-    times = await serving
-    assert times[-1] - start > 100 / 9.9 + 1
-    assert 9.9 == limiter.rate
-    tail = [later - sooner for sooner, later in pairwise(times[-20:])]
-    assert [1 / 9.9] * 19 == pytest.approx(tail, abs=0.02)
-
-
 # The doors open: everybody at once, against each shape that the server's quota may have.
 
 
@@ -808,9 +691,9 @@ async def rush(
                 await asyncio.sleep(0.01 + rng.uniform(0, 0.002))
                 if not admitted:
                     throttled += 1
-                    limiter.throttled()
+                    reservation.throttled()
                     raise Throttled({})
-                limiter.served()
+                reservation.served()
 
             try:
                 await retrier.run(
@@ -840,11 +723,11 @@ SHAPES = ["bucket:200:200", "bucket:200:20", "fixed:200", "sliding:200"]
 @pytest.mark.parametrize("shape", SHAPES)
 @virtual_time
 async def test_one_process_gets_everybody_through_the_doors_in_order(shape: str, seed: int) -> None:
-    """Of 2,000 at 200 a second none fails and at most 10 are throttled, within 10.3 s."""
+    """Of 2,000 at 200 a second none fails and at most 40 are throttled, within 10.1 s."""
     result = await rush(shape, Quota(), seed=seed)
     assert 0 == result.failed
-    assert result.seconds <= 10.3
-    assert result.throttled <= 10
+    assert result.seconds <= (10.1 if shape.endswith(":20") else 9.3)
+    assert result.throttled <= 40
     assert [list(range(2_000))] == result.order
 
 
@@ -854,10 +737,17 @@ async def test_one_process_gets_everybody_through_the_doors_in_order(shape: str,
 async def test_four_processes_that_know_nothing_of_each_other_share_the_quota(
     shape: str, seed: int
 ) -> None:
-    """Of 2,000 none fails, within 11.5 s; each process gets half its share or more, in order."""
+    """Of 2,000 none fails, within 11 s; each process gets half its share or more, in order.
+
+    Buckets let everybody in within 1.08 of what they allow, for at most 400 throttled requests.
+    """
     result = await rush(shape, Quota(), processes=4, seed=seed)
     assert 0 == result.failed
-    assert result.seconds <= 11.5
+    if shape.startswith("bucket"):
+        possible = (2_000 - int(shape.rpartition(":")[2])) / 200
+        assert result.seconds <= 1.08 * possible
+        assert result.throttled <= 400
+    assert result.seconds <= 11.0
     assert min(result.shares) >= 250
     assert [list(range(500))] * 4 == result.order
 

@@ -14,6 +14,7 @@ from collections import OrderedDict
 
 from aioivschat._clock import Clock
 from aioivschat._models import Priority
+from aioivschat._service.pace import Sent
 
 _HELD_WEIGHT = 0.1
 """Weight of the last request in the mean of the seconds that requests hold their connections; the
@@ -213,8 +214,13 @@ class QueuedLimiter:
         """
         raise NotImplementedError
 
-    def _spend_permit(self) -> None:
+    def _spend_permit(self) -> Sent:
         """Count a permit whose request leaves now."""
+        raise NotImplementedError
+
+    def _learn(self, sent: Sent, *, throttled: bool) -> None:
+        """Learn from what became of a request."""
+        raise NotImplementedError
 
     def _refund_permit(self, granted_at: float) -> None:
         """Take back a permit that was granted and not used."""
@@ -256,7 +262,7 @@ class QueuedReservation:
         "_granted_at",
         "_limiter",
         "_over",
-        "_spent",
+        "_sent",
         "expected",
         "priority",
         "room",
@@ -271,7 +277,7 @@ class QueuedReservation:
         self.expected = expected
         self._future: asyncio.Future[None] | None = None
         self._granted_at: float | None = None
-        self._spent = False
+        self._sent: Sent | None = None
         self._over = False
 
     async def granted(self) -> None:
@@ -286,12 +292,21 @@ class QueuedReservation:
 
     async def spend(self) -> bool:
         """Spend the permit, as the request leaves now; return whether that took time."""
-        if self._spent or self._over or self._granted_at is None:
+        if self._sent is not None or self._over or self._granted_at is None:
             return False
         waited = await self._limiter._wait_to_leave(self._granted_at)
-        self._spent = True
-        self._limiter._spend_permit()
+        self._sent = self._limiter._spend_permit()
         return waited
+
+    def served(self) -> None:
+        """Tell that the quota let the request through, whether it is over yet or not."""
+        if self._sent is not None:
+            self._limiter._learn(self._sent, throttled=False)
+
+    def throttled(self) -> None:
+        """Tell that the request was throttled."""
+        if self._sent is not None:
+            self._limiter._learn(self._sent, throttled=True)
 
     def promote(self, priority: Priority) -> None:
         """Move to the end of a more urgent queue, if it still waits in a less urgent one."""
@@ -308,7 +323,7 @@ class QueuedReservation:
         if self._granted_at is None:
             self._limiter._withdraw(self)
         else:
-            self._limiter._end_request(self._granted_at, sent=self._spent)
+            self._limiter._end_request(self._granted_at, sent=self._sent is not None)
 
     def grant(self, now: float) -> None:
         """Give permit and connection to whoever waits for it, now or later."""

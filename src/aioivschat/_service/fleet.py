@@ -14,7 +14,8 @@ from aioivschat._clock import Clock
 from aioivschat._events import Observers
 from aioivschat._models import ChatToken, Identity, SharingKey
 from aioivschat._service.fair_queue import Connections
-from aioivschat._service.limiter import Limiter, LocalLimiter, Quota
+from aioivschat._service.limiter import Limiter, LocalLimiter
+from aioivschat._service.pace import Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ class SharedTier(Protocol):
         account: str,
         region: str,
         quota: Quota,
-        on_rate: Callable[[float], None],
+        on_learnt: Callable[[float, int], None],
         connections: Connections,
     ) -> Limiter:
         """Return a limiter that shares the quota of an account and region with the fleet."""
@@ -177,11 +178,11 @@ class OneProcess:
         account: str,
         region: str,
         quota: Quota,
-        on_rate: Callable[[float], None],
+        on_learnt: Callable[[float, int], None],
         connections: Connections,
     ) -> Limiter:
         """Return a limiter of this process."""
-        return LocalLimiter(quota, self._clock, on_rate, connections)
+        return LocalLimiter(quota, self._clock, on_learnt, connections)
 
     async def aclose(self) -> None:
         """Nothing to end."""

@@ -37,6 +37,12 @@ class _NoReservationYet:
     def promote(self, priority: Priority) -> None:
         """Nothing to promote."""
 
+    def served(self) -> None:
+        """Nothing was sent."""
+
+    def throttled(self) -> None:
+        """Nothing was sent."""
+
     def release(self) -> None:
         """Nothing to give back."""
 

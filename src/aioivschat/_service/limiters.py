@@ -12,7 +12,8 @@ from aioivschat._events import Observers, RateChanged
 from aioivschat._models import RoomArn
 from aioivschat._service.fair_queue import Connections
 from aioivschat._service.fleet import SharedTier
-from aioivschat._service.limiter import Limiter, Quota
+from aioivschat._service.limiter import Limiter
+from aioivschat._service.pace import Quota
 from aioivschat.errors import require
 
 _QUOTA_LIMIT = "a Quota, or a mapping such as {('123456789012', 'us-east-1'): Quota()}"
@@ -65,8 +66,8 @@ class Limiters:
             if not isinstance(quota, Quota):
                 quota = quota.get((account, region)) or Quota()
 
-            def tell(rate: float) -> None:
-                self.observers.tell(RateChanged(account, region, rate))
+            def tell(rate: float, burst: int) -> None:
+                self.observers.tell(RateChanged(account, region, rate, burst))
 
             connections = self._connections.get(region)
             if connections is None:

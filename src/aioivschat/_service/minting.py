@@ -346,7 +346,7 @@ class Minter:
             flight.uncommit()
             if isinstance(error, Throttled):
                 counters.throttled += 1
-                flight.limiter.throttled()
+                reservation.throttled()
             else:
                 counters.failed += 1
             if self.observers:
@@ -358,7 +358,7 @@ class Minter:
         finally:
             reservation.release()
         counters.minted += 1
-        flight.limiter.served()
+        reservation.served()
         if self.observers:
             self.observers.tell(Minted(request.room, number, clock.monotonic() - started))
         return entry

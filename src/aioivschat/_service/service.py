@@ -35,9 +35,9 @@ from aioivschat._service.fleet import OneProcess, SharedTier
 from aioivschat._service.fleet_minting import FleetMinter
 from aioivschat._service.issuing import Issuer, sharing_key
 from aioivschat._service.lifecycle import Lifecycle, State
-from aioivschat._service.limiter import Quota
 from aioivschat._service.limiters import Limiters
 from aioivschat._service.minting import Minter
+from aioivschat._service.pace import Quota
 from aioivschat._service.pending import PendingRequests
 from aioivschat._service.prewarming import Prewarmed, Prewarmer
 from aioivschat._service.retry import Retrier, RetryPolicy

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from aioivschat._models import RoomArn
-from aioivschat._service.limiter import Quota
+from aioivschat._service.pace import Quota
 from aioivschat.planning import Arrivals, LiveEvent, Renewal
 
 

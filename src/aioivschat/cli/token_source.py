@@ -10,7 +10,7 @@ from aiobotocore.session import AioSession
 from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
 
 from aioivschat._service.cache import CachePolicy
-from aioivschat._service.limiter import Quota
+from aioivschat._service.pace import Quota
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.cli.process import say
 

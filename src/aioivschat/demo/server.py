@@ -17,7 +17,7 @@ from aiohttp import web
 
 from aioivschat._events import AttemptFailed, Event, Minted
 from aioivschat._models import TokenRequest
-from aioivschat._service.limiter import Quota
+from aioivschat._service.pace import Quota
 from aioivschat._service.service import AsyncTokenService
 from aioivschat.aiohttp import Ask, setup
 from aioivschat.demo.crowd import CROWD_MAX, PEOPLE, ROOM, Crowd

@@ -8,7 +8,7 @@ from typing import Any
 
 from aioivschat._models import SESSION_MAX_MINUTES, TOKEN_LIFE_SECONDS, RoomArn
 from aioivschat._service.cache import CachePolicy
-from aioivschat._service.limiter import Quota
+from aioivschat._service.pace import Quota
 from aioivschat.errors import require, require_number
 from aioivschat.planning._arrivals import MAX_ATTENDEES, Arrivals
 

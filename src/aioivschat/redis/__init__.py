@@ -20,7 +20,8 @@ from typing import Any
 from aioivschat._clock import Clock
 from aioivschat._events import Observers, SharedChanged, SharedState
 from aioivschat._service.fair_queue import Connections
-from aioivschat._service.limiter import Limiter, Quota
+from aioivschat._service.limiter import Limiter
+from aioivschat._service.pace import Quota
 from aioivschat.errors import require, require_number
 from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS, Engine, EngineState
 from aioivschat.redis._limiter import SharedLimiter
@@ -129,7 +130,7 @@ class RedisTier:
         account: str,
         region: str,
         quota: Quota,
-        on_rate: Callable[[float], None],
+        on_learnt: Callable[[float, int], None],
         connections: Connections,
     ) -> Limiter:
         """Return a limiter that shares the quota of an account and region."""
@@ -141,7 +142,7 @@ class RedisTier:
             name,
             quota,
             self._clock,
-            on_rate,
+            on_learnt,
             connections=connections,
             members=self._members or 1,
         )

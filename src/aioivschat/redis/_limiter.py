@@ -28,7 +28,7 @@ from aioivschat._clock import Clock
 from aioivschat._contexts import call_later, start_task, time_limit
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import Connections, QueuedLimiter, QueuedReservation
-from aioivschat._service.limiter import BURST_HELD_BACK, HEADROOM, LocalLimiter, Quota
+from aioivschat._service.pace import BURST_HELD_BACK, FIRST_BURST_SECONDS, Pace, Quota, Sent
 from aioivschat.redis._engine import Engine, EngineAway, EngineState
 from aioivschat.redis._limiter_script import SYNC
 
@@ -56,6 +56,10 @@ _NO_SLOT = 0
 """In place of the engine's moment, for a permit that cannot go back to the engine."""
 
 
+HEADROOM = 0.01
+"""Share of the rate held back: slots have no window beside them."""
+
+
 class SharedLimiter(QueuedLimiter):
     """The limiter of a fleet, as one of its processes sees it.
 
@@ -64,7 +68,7 @@ class SharedLimiter(QueuedLimiter):
         name: of what is shared; equal for all processes that share it.
         quota: what is allowed to the fleet as a whole.
         clock: where the time comes from.
-        on_rate: called with the fleet's new rate when what was learnt changes it.
+        on_learnt: called with the fleet's new rate when what was learnt changes it, and its burst.
         connections: those of this process to the region; ``None``: as many as it takes.
         members: how many processes share the quota, until the engine has said so.
         rng: where the jitter comes from.
@@ -76,7 +80,7 @@ class SharedLimiter(QueuedLimiter):
         name: str,
         quota: Quota,
         clock: Clock,
-        on_rate: Callable[[float], None] | None = None,
+        on_learnt: Callable[[float, int], None] | None = None,
         *,
         connections: Connections | None = None,
         members: int = 1,
@@ -86,7 +90,7 @@ class SharedLimiter(QueuedLimiter):
         self._engine = engine
         self._keys = [f"{{{name}}}:{part}" for part in ("pace", "members", "returned", "clock")]
         self._quota = quota
-        self._on_rate = on_rate
+        self._on_learnt = on_learnt
         self._rng = rng or random.SystemRandom()  # a fork shares no state of it
         if quota.burst is None:
             self._ceiling, self._burst_seconds = quota.rate * (1 - HEADROOM), 0.0
@@ -112,7 +116,7 @@ class SharedLimiter(QueuedLimiter):
         # What the engine does not know yet.
         self._served = self._throttled = 0
         self._is_shared = True  # else the engine is away, and permits are the process's own
-        self._own_limiter = LocalLimiter(quota, clock)
+        self._own_pace = Pace(quota, clock.monotonic())
         self._own_permits_from = -math.inf
         self._shaken = 0  # 1: the engine was away since it was last asked; 2: its clock was set
         self._closed = False
@@ -143,7 +147,13 @@ class SharedLimiter(QueuedLimiter):
     @property
     def rate(self) -> float:
         """Requests a second aimed at now: the fleet's, or this process's part."""
-        return self._rate if self.shared else self._own_limiter.rate
+        return self._rate if self.shared else self._own_pace.rate
+
+    @property
+    def burst(self) -> int:
+        """How many requests are served at once: by the fleet, or by this process alone."""
+        whole = 1 + self._burst_seconds * self._quota.rate
+        return int(whole if self.shared else self._own_pace.burst)
 
     def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
         """Return the seconds that a new reservation for a room would wait.
@@ -157,7 +167,7 @@ class SharedLimiter(QueuedLimiter):
     def _permit_wait(self, ahead: int) -> float:
         now = self._clock.monotonic()
         if not self.shared:
-            return self._find_rest(now) + ahead / self._own_limiter.rate
+            return self._find_rest(now) + ahead / self._own_pace.rate
         if ahead < len(self._slots):
             return self._slots[ahead][0] - now
         # While slots come here, other members get theirs.
@@ -176,19 +186,17 @@ class SharedLimiter(QueuedLimiter):
             self._grant_due_slots()
         return reservation
 
-    def served(self) -> None:
-        """Count a request that the quota let through."""
-        if self.shared:
-            self._served += 1
-        else:
-            self._own_limiter.served()
+    def _spend_permit(self) -> Sent:
+        return Sent(self._clock.monotonic())  # its slot has been counted
 
-    def throttled(self) -> None:
-        """Count a request that was throttled."""
-        if self.shared:
+    def _learn(self, sent: Sent, *, throttled: bool) -> None:
+        pace = self._own_pace
+        if not self.shared:
+            (pace.throttled if throttled else pace.served)(sent, self._clock.monotonic())
+        elif throttled:
             self._throttled += 1
         else:
-            self._own_limiter.throttled()
+            self._served += 1
 
     async def aclose(self) -> None:
         """Give unused slots back and leave the fleet; nothing is granted any more."""
@@ -295,10 +303,8 @@ class SharedLimiter(QueuedLimiter):
                     return
                 due = now + self._find_rest(now)
                 if due <= now:
-                    permit = self._own_limiter.reserve()
-                    await permit.granted()
-                    await permit.spend()
-                    permit.release()
+                    self._own_pace.grant(now)
+                    self._own_pace.spend(now)
                     insort(self._slots, (now, _NO_SLOT))
                     self._grant_due_slots()
                     continue
@@ -383,8 +389,8 @@ class SharedLimiter(QueuedLimiter):
         self._shaken = 0
         self._next_slot_at = offset + next_slot / 1e6
         before, self._rate = self._rate, rate / 1000
-        if before != self._rate and self._on_rate is not None:
-            self._on_rate(self._rate)
+        if before != self._rate and self._on_learnt is not None:
+            self._on_learnt(self._rate, self.burst)
         if self.shared and slots:
             self._ahead_until = offset + slots[0] / 1e6 + len(slots) * members / self._quota.rate
             for slot in slots:
@@ -419,8 +425,10 @@ class SharedLimiter(QueuedLimiter):
         self._is_shared = False
         parts, quota = self._members, self._quota
         burst = None if quota.burst is None else max(1, quota.burst // parts)
-        part = replace(quota, rate=quota.rate / parts, burst=burst)
-        self._own_limiter = LocalLimiter(part, self._clock)
+        # What all together send at once is known to be served: nobody tries more.
+        learnt = max(1, int(quota.rate / parts * FIRST_BURST_SECONDS)) if burst is None else None
+        part = replace(quota, rate=quota.rate / parts, burst=burst, learnt=learnt)
+        self._own_pace = Pace(part, self._clock.monotonic())
         # The slots that the fleet has taken ahead are used up first, here and elsewhere. The
         # jitter keeps the members from beginning in the same moment.
         jitter = self._rng.uniform(0, parts / quota.rate)
@@ -432,7 +440,7 @@ class SharedLimiter(QueuedLimiter):
 
     def _find_rest(self, now: float) -> float:
         """Return the seconds until this process's next own permit."""
-        return max(0.0, self._own_permits_from - now, self._own_limiter.predicted_wait())
+        return max(0.0, max(self._own_permits_from, self._own_pace.due(now)) - now)
 
     async def _return_to_fleet(self) -> None:
         while self._engine.state is EngineState.SHARED:
