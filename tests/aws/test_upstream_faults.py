@@ -67,9 +67,9 @@ async def test_a_lasting_throttle_costs_the_policys_requests(
 
 @pytest.mark.fault(9)
 async def test_a_retry_needs_a_permit(emulator: Emulator, open_service: OpenService) -> None:
-    """A retry that may be sent at once waits for the quota: here for a hundred seconds."""
+    """A retry that may be sent at once waits for a known bucket: here for a hundred seconds."""
     emulator.fail_next(Fault(FaultKind.THROTTLE_JSON, times=None))
-    tokens = open_service(quota=Quota(rate=0.01), retry=QUICK)
+    tokens = open_service(quota=Quota(rate=0.01, burst=1), retry=QUICK)
     call = asyncio.create_task(tokens.issue(REQUEST))
     await until(lambda: tokens.stats().waiting == 1)
     assert (1, 1) == (emulator.counts().requests, tokens.stats().throttled)

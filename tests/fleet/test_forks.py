@@ -119,7 +119,7 @@ def test_nothing_that_is_made_before_a_fork_has_a_state_of_chance() -> None:
     tier = RedisTier("redis://127.0.0.1:1/0", keys=[SEALING_KEY])
     tokens = AsyncTokenService(session=local_session(), shared=tier)
     limiter = tier.limiter(
-        "123456789012", "us-east-1", Quota(), lambda rate: None, Connections(Clock())
+        "123456789012", "us-east-1", Quota(), lambda *_: None, Connections(Clock())
     )
     endpoint: Any = Endpoint(authorize, EndpointPolicy(), ValueError)
     for part in (tokens, tier, limiter, endpoint):

@@ -237,24 +237,31 @@ async def test_a_granted_permit_that_is_released_goes_to_the_next(
 @virtual_time
 async def test_the_fleet_follows_what_one_process_learns(engine_server: EngineServer) -> None:
     """Throttles at one process bring the whole fleet's rate down, and a rest brings it back."""
-    told: list[float] = []
+    told: list[tuple[float, int]] = []
     async with fleet_of(engine_server, 2) as fleet:
         other = SharedLimiter(
-            fleet.engines[1], "fleet", Quota(), VirtualClock(), told.append, rng=fleet.rng
+            fleet.engines[1],
+            "fleet",
+            Quota(),
+            VirtualClock(),
+            lambda rate, burst: told.append((rate, burst)),
+            rng=fleet.rng,
         )
         await fleet.rush(1)
+        reservation = fleet.limiters[0].reserve()
+        await use_permit(reservation)
         for _ in range(100):
-            fleet.limiters[0].throttled()
-        fleet.limiters[0].served()
+            reservation.throttled()
+        reservation.served()
         await fleet.rush(1)
         await asyncio.sleep(1)
         await use_permit(other.reserve())
-        assert 198.0 > other.rate == told[-1]
+        assert 198.0 > other.rate == told[-1][0]
         # Two served of 102, and the probe: what LocalLimiter would learn.
         assert 198.0 * 4 / 104 + 0.05 * 198.0 == pytest.approx(other.rate, rel=0.2)
         await asyncio.sleep(10)
         await use_permit(other.reserve())
-        assert 198.0 == other.rate == told[-1]
+        assert 198.0 == other.rate == told[-1][0]
         await other.aclose()
 
 

@@ -16,6 +16,7 @@ from aioivschat.emulator import ThreadedEmulatorServer
 from aioivschat.redis import RedisTier
 from support.distant import Fleet
 from support.engine import EngineServer
+from support.permits import use_permit
 from support.services import ROOM, SEALING_KEY, OpenService, outcomes
 from support.virtual import virtual_time
 
@@ -113,8 +114,10 @@ async def test_a_clock_that_goes_back_stops_nobody(
         await fleet.rush(200, 200, 200)
         assert now() - start <= 600 / 198 + 1.0
         assert fleet.most_in_a_second() <= 200
+        reservation = fleet.limiters[0].reserve()
+        await use_permit(reservation)
         for _ in range(100):
-            fleet.limiters[0].throttled()
+            reservation.throttled()
         await fleet.rush(100, 0, 0)
         await asyncio.sleep(0.3)
         await fleet.rush(1, 1, 1)

@@ -24,7 +24,7 @@ from aioivschat.planning import (
     simulate,
 )
 
-PACE = 0.99 * 200  # what the limiter makes of a quota whose shape is unknown
+PACE = 0.995 * 200  # what the limiter makes of a quota whose shape is unknown
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_an_event_that_cannot_be_is_refused(option: str, values: list[Any]) -> N
 
 def test_a_crowd_is_let_in_at_the_services_own_pace() -> None:
     """First come first served, without a token that the limiter would not have allowed."""
-    outcome = simulate(LiveEvent(2_000, latency=0.05))
+    outcome = simulate(LiveEvent(2_000, latency=0.05, quota=Quota(learnt=10)))
     assert (2_000, 2_000, {}) == (outcome.arrived, outcome.admitted, outcome.failed)
     assert outcome.waits is not None
     assert 2_000 / PACE == pytest.approx(outcome.finished, abs=0.06)
@@ -127,6 +127,16 @@ def test_a_crowd_is_let_in_at_the_services_own_pace() -> None:
     assert max(outcome.timeline.tokens) <= 200
     # Those who wait longer than 10 s come last.
     assert outcome.late == sum(outcome.timeline.admitted[10:])
+
+
+@pytest.mark.parametrize(("learnt", "takes"), [(None, 0.4), (200, 0.2)])
+def test_a_crowd_is_let_in_by_what_is_learnt_of_the_quota(learnt: int | None, takes: float) -> None:
+    """Nothing is throttled in a plan: a second's quota is sent as fast as connections allow."""
+    event = LiveEvent(2_000, latency=0.05, reconnects=0, quota=Quota(learnt=learnt))
+    outcome = simulate(event)
+    # The last two hundred go once nine windows are over.
+    assert 9 * 200 / PACE < outcome.finished <= 9 * 200 / PACE + takes
+    assert max(outcome.timeline.tokens) <= 200
 
 
 def test_a_plan_is_the_same_each_time_and_waits_for_nothing() -> None:

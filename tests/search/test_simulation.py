@@ -61,6 +61,7 @@ WORTH_REACHING = {
     "CredentialsFailed",
     "prewarming failed",
     "rate changed",
+    "burst learnt",
     # Who leaves, and what is given up.
     "caller cancelled",
     "flight being cancelled",

@@ -45,7 +45,7 @@ ONE_OF_EACH: list[Event] = [
     Shed(ROOM, 3.0),
     Stocked(ROOM),
     ExpiredUnused(7),
-    RateChanged("123456789012", "eu-west-1", 99.0),
+    RateChanged("123456789012", "eu-west-1", 99.0, 28),
     Invalidated(ROOM, one_user=True),
     ClientOpened("eu-west-1", 0.05),
     NotPrepared("eu-west-1", "it uses a proxy"),
@@ -59,6 +59,7 @@ HARMLESS = {
     "account": str,
     "attempt": int,
     "attempts": int,
+    "burst": int,
     "count": int,
     "delay": float,
     "error": str,  # the name of a class and never a message

@@ -255,7 +255,7 @@ async def test_memory_is_bounded_whatever_the_rate() -> None:
                 await reservation.spend()
                 reservation.release()
             await asyncio.sleep(2.0)
-        assert len(limiter._recent) <= 101
+        assert len(limiter._pace._recent) <= 101
 
 
 @pytest.mark.fault(31)
@@ -307,7 +307,10 @@ async def test_what_has_no_connection_yet_has_spent_nothing(
 async def test_what_a_listener_answers_keeps_the_pace(
     open_service: OpenService, status: int
 ) -> None:
-    """Over no connection of ours: by a recorder of answers, a mock, or a client of its own."""
+    """Over no connection of ours: by a recorder of answers, a mock, or a client of its own.
+
+    A known bucket of one: a throttled request does not get its permit back.
+    """
 
     class Answer(AioAWSResponse):
         async def _content_prop(self) -> bytes:
@@ -320,7 +323,7 @@ async def test_what_a_listener_answers_keeps_the_pace(
         lambda request, **_: Answer(request.url, status, headers, None),
     )
     tokens = open_service(
-        session=session, quota=Quota(rate=0.01), retry=RetryPolicy(max_attempts=1)
+        session=session, quota=Quota(rate=0.01, burst=1), retry=RetryPolicy(max_attempts=1)
     )
     calls = [asyncio.create_task(tokens.issue(TokenRequest(ROOM, f"u{n}"))) for n in range(3)]
     await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)

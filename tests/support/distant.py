@@ -134,7 +134,7 @@ class Fleet:
         reservation.release()
         self._idle[process] += 1
         self.sent.append((asyncio.get_running_loop().time(), process))
-        limiter.served()
+        reservation.served()
 
     async def rush(self, *crowds: int) -> None:
         """Send so many requests from each process, all begun at once; wait until all are sent."""

@@ -112,7 +112,7 @@ class LocalLimiter(QueuedLimiter):
     @property
     def rate(self) -> float:
         """The pace aimed at now, in requests a second."""
-        return self._pace.rate
+        return self._pace.lasting_rate
 
     @property
     def burst(self) -> int:
@@ -202,4 +202,4 @@ class LocalLimiter(QueuedLimiter):
         if change >= _WORTH_TELLING * pace.ceiling or told_rate != pace.rate == pace.ceiling:
             self._told = pace.rate, pace.burst
             if self._on_learnt is not None:
-                self._on_learnt(pace.rate, self.burst)
+                self._on_learnt(self.rate, self.burst)

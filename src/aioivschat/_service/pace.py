@@ -68,9 +68,9 @@ class Quota:
         burst: size of the server's token bucket, where it is known to be one; at least 1. The
             limiter then uses nine tenths of it at once, and no sliding second limits it. ``None``:
             unknown, so never more than ``rate`` in any sliding second, and the burst is learnt.
+        max_waiting: calls that may wait for a permit; one more is refused as overloaded.
         learnt: what a former run has learnt of the burst (:attr:`RateChanged.burst`): begin with
             it and go on learning; at least 1, not together with ``burst``.
-        max_waiting: calls that may wait for a permit; one more is refused as overloaded.
 
     Raises:
         InvalidConfiguration: if a number is out of its range.
@@ -78,8 +78,8 @@ class Quota:
 
     rate: float = 200.0
     burst: int | None = None
-    learnt: int | None = None
     max_waiting: int = 100_000
+    learnt: int | None = None
 
     def __post_init__(self) -> None:
         require_number("Quota.rate", self.rate, above=0)
@@ -114,7 +114,7 @@ class Pace:
         now: by the monotonic clock, as everywhere here.
 
     Attributes:
-        rate: requests a second aimed at now.
+        rate: requests a second at which the burst fills now.
         ceiling: the highest rate.
         burst: permits that are known to be served at once.
     """
@@ -146,6 +146,11 @@ class Pace:
         self._served_since = 0
         # Requests that left before then are part of what the burst was learnt from.
         self._burst_known_from = -math.inf
+
+    @property
+    def lasting_rate(self) -> float:
+        """Requests a second that the window lets go on for longer than itself."""
+        return min(self.rate, self._per_window / self._window)
 
     # What is due.
 

@@ -230,6 +230,7 @@ def _try_change(change: str, event: LiveEvent) -> Gain:
             quota,
             rate=quota.rate / divisor,
             burst=quota.burst and max(1, quota.burst // divisor),
+            learnt=quota.learnt and max(1, quota.learnt // divisor),
             max_waiting=quota.max_waiting // divisor,
         ),
     )

@@ -147,7 +147,7 @@ class SharedLimiter(QueuedLimiter):
     @property
     def rate(self) -> float:
         """Requests a second aimed at now: the fleet's, or this process's part."""
-        return self._rate if self.shared else self._own_pace.rate
+        return self._rate if self.shared else self._own_pace.lasting_rate
 
     @property
     def burst(self) -> int:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from aioivschat import TokenRequest
 from aioivschat._service.fleet import OneProcess
 from aioivschat._service.limiter import Limiter, LocalLimiter
+from aioivschat._service.pace import Sent as SpentPermit
 from search.simulation.programs import Issue, Ready
-from search.simulation.upstream import Who
+from search.simulation.upstream import Fate, Sent, Who
 
 ROUNDING = 1e-6
 
@@ -71,9 +72,9 @@ class CountedLimiter(LocalLimiter):
 
     spent = 0
 
-    def _spend_permit(self) -> None:
-        super()._spend_permit()
+    def _spend_permit(self) -> SpentPermit:
         self.spent += 1
+        return super()._spend_permit()
 
 
 class CountingTier(OneProcess):
@@ -88,18 +89,23 @@ class CountingTier(OneProcess):
 
 
 class Window:
-    """A quota of ``rate`` in any sliding second; below 1, of one in ``1 / rate`` seconds."""
+    """A quota of ``rate`` in any sliding second; below 1, of one in ``1 / rate`` seconds.
+
+    A request counts until its answer says that it was throttled.
+    """
 
     def __init__(self, rate: float) -> None:
-        self._recent: deque[float] = deque(maxlen=max(1, math.floor(rate)))
+        self._recent: deque[Sent] = deque()
+        self._most = max(1, math.floor(rate))
         self._span = max(1.0, 1 / rate)
 
-    def admits(self, now: float) -> bool:
+    def admits(self, sent: Sent) -> bool:
         """Take one more, and tell whether it is within the quota."""
-        full = len(self._recent) == self._recent.maxlen
-        admitted = not full or now - self._recent[0] > self._span
-        self._recent.append(now)
-        return admitted
+        recent = self._recent
+        while recent and sent.at - recent[0].at > self._span:
+            recent.popleft()
+        recent.append(sent)
+        return sum(each.fate is not Fate.THROTTLED for each in recent) <= self._most
 
 
 class Bucket:
@@ -110,8 +116,9 @@ class Bucket:
         self._size = self._level = float(size)
         self._read = 0.0
 
-    def admits(self, now: float) -> bool:
+    def admits(self, sent: Sent) -> bool:
         """Take one more, and tell whether it is within the quota."""
+        now = sent.at
         self._level = min(self._size, self._level + (now - self._read) * self._rate) - 1
         self._read = now
         return self._level >= -ROUNDING

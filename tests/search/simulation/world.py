@@ -158,7 +158,7 @@ class World:
             arn = RoomArn.parse(room)
             key = arn.account, arn.region
             if key not in self._limiters:
-                self._limiters[key] = CountedLimiter(quota, self._clock, self._on_rate)
+                self._limiters[key] = CountedLimiter(quota, self._clock, self._on_learnt)
         self.service = AsyncTokenService(
             shared=CountingTier(self._limiters),
             session=self._upstream.session(),
@@ -440,7 +440,7 @@ class World:
         arn = RoomArn.parse(sent.who[0])
         if arn.region != sent.region:
             self._complaints.append("a request goes to another region than its room's")
-        if not self._quotas[arn.account, arn.region].admits(sent.at):
+        if not self._quotas[arn.account, arn.region].admits(sent):
             self._complaints.append("more requests in a second than the quota allows")
 
     def _check_token(self, call: Call, text: str, reused: bool | None) -> None:
@@ -520,8 +520,8 @@ class World:
         if self._loop.timers():
             raise Broken("at rest there are timers")
         for limiter in self._limiters.values():
-            if limiter._unspent:
-                raise Broken(f"at rest {limiter._unspent} permits are reserved")
+            if unspent := limiter._pace._unspent:
+                raise Broken(f"at rest {unspent} permits are reserved")
 
     def _check_stock(self, stats: Stats) -> None:
         """Check that no token was lost: all were handed out, or went into the stock."""
@@ -550,8 +550,9 @@ class World:
         self.reached["flight of prewarming taken over"] += flight is not None
         return flight
 
-    def _on_rate(self, rate: float) -> None:
-        self.reached["rate changed"] += 1
+    def _on_learnt(self, rate: float, burst: int) -> None:
+        slower = rate < 0.9 * self.program.setting.rate
+        self.reached["rate changed" if slower else "burst learnt"] += 1
 
     def _note(self, *what: object) -> None:
         self.trace.append((round(self._loop.time(), 6), *what))
