@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from aioivschat._service.cache import CachePolicy
     from aioivschat._service.fleet import SharedTier
     from aioivschat._service.limiter import Limiter, LocalLimiter, Reservation
-    from aioivschat._service.pace import Quota
+    from aioivschat._service.pace import Learnt, Quota
     from aioivschat._service.prewarming import Prewarmed
     from aioivschat._service.retry import RetryPolicy
     from aioivschat._service.service import AsyncTokenService
@@ -79,6 +79,7 @@ __all__ = [
     "InvalidRequest",
     "Invalidated",
     "Joined",
+    "Learnt",
     "Limiter",
     "LocalLimiter",
     "LoggingObserver",
@@ -120,6 +121,7 @@ _MODULES = (
     "_models",
     "_events",
     "_service.cache",
+    "_service.pace",
     "_service.limiter",
     "_service.fleet",
     "_service.retry",

@@ -272,6 +272,7 @@ async def test_a_known_bucket_is_used_at_once_by_all_together(engine_server: Eng
         start = now()
         await fleet.rush(*[500] * 4)
         assert now() - start <= 9.3
+        assert {(180, "bucket")} == {(each.burst, each.shape) for each in fleet.limiters}
         assert 0 == count_throttled(fleet, "bucket:200:200")
 
 

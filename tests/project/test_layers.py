@@ -44,6 +44,7 @@ ORDERED = {
         "clients",
     ),
     "_service": (
+        "pace",
         "fair_queue",
         "limiter",
         "retry",

@@ -6,12 +6,14 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any, cast
 
 import pytest
 
 from aioivschat import InvalidConfiguration, LocalLimiter, Quota
 from aioivschat._service.fair_queue import Connections
+from aioivschat._service.pace import Pace
 from aioivschat.emulator._quota import Meter, QuotaShape
 from support.virtual import VirtualClock, VirtualLoop, virtual_time
 
@@ -285,6 +287,53 @@ async def test_what_was_learnt_is_told_and_can_be_begun_with() -> None:
     )
     assert await again.let_in(90) <= 0.03
     assert 0 == again.throttled
+
+
+@pytest.mark.parametrize(
+    ("server", "users", "shape"),
+    [
+        ("bucket:200:200", 5, "unknown"),
+        ("bucket:200:20", 400, "bucket"),
+        ("bucket:200:400", 400, "window"),
+        ("fixed:200", 400, "window"),
+        ("sliding:200", 400, "window"),
+    ],
+)
+@virtual_time
+async def test_what_the_shape_has_shown_is_said(server: str, users: int, shape: str) -> None:
+    """Nothing, before there were crowds; then whether a second's quota went at once."""
+    door = Door(QuotaShape.parse(server).meter(), 0.02)
+    assert "unknown" == door.limiter.shape
+    for _ in range(4):
+        await door.let_in(users)
+        await asyncio.sleep(2)
+    assert shape == door.limiter.shape
+
+
+@virtual_time
+async def test_a_window_that_becomes_a_bucket_is_said_to_be_one() -> None:
+    """And a bucket that becomes a window, once its whole second was served at once again."""
+    door = Door(Changing((0, "sliding:200"), (60, "bucket:200:20"), (150, "sliding:200")), 0.02)
+    said = []
+    for _ in range(30):
+        await door.let_in(400)
+        said.append(door.limiter.shape)
+        await asyncio.sleep(10)
+    assert ["unknown", "window", "bucket", "window"] == [shape for shape, _ in groupby(said)]
+
+
+@pytest.mark.parametrize(
+    ("quota", "shape"),
+    [
+        (Quota(burst=20), "bucket"),
+        (Quota(learnt=20), "unknown"),
+        (Quota(learnt=200), "window"),
+        (Quota(learnt=500), "window"),
+    ],
+)
+def test_what_is_given_of_the_shape_is_said(quota: Quota, shape: str) -> None:
+    """A given bucket is one; what a former run has learnt may have been less than there is."""
+    assert shape == Pace(quota, now=0.0).shape
 
 
 @virtual_time

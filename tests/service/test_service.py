@@ -16,6 +16,7 @@ from aioivschat import (
     Capability,
     ChatToken,
     InvalidRequest,
+    Learnt,
     PoolPolicy,
     Priority,
     Quota,
@@ -489,6 +490,20 @@ async def test_the_caches_stay_within_their_limits(
     stats = tokens.stats()
     assert (10, 5, 7) == (stats.tokens_held, stats.stock_held, stats.expired_unused)
     assert 0 == stats.flights
+
+
+@pytest.mark.fault(63)
+async def test_the_stats_tell_what_was_learnt_of_each_quota(open_service: OpenService) -> None:
+    """Of each account and region that was used: rate, burst and what is known of the shape."""
+    bucket = Quota(rate=100.0, burst=50)
+    tokens = open_service(quota={("123456789012", "us-east-1"): bucket})
+    assert () == tokens.stats().learnt
+    await tokens.issue(TokenRequest(ROOM, "u"))
+    assert (Learnt("123456789012", "us-east-1", 100.0, 45, "bucket"),) == tokens.stats().learnt
+    await tokens.issue(TokenRequest(ROOM.replace("us-east-1", "eu-west-1"), "u"))
+    _, elsewhere = tokens.stats().learnt
+    assert ("eu-west-1", 10, "unknown") == (elsewhere.region, elsewhere.burst, elsewhere.shape)
+    assert 199.0 == pytest.approx(elsewhere.rate)
 
 
 async def test_rooms_of_two_regions_use_two_clients(

@@ -14,7 +14,7 @@ from aioivschat._clock import TICK_SECONDS, Clock
 from aioivschat._contexts import call_later
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import Connections, QueuedLimiter, QueuedReservation
-from aioivschat._service.pace import Pace, Quota, Sent
+from aioivschat._service.pace import Pace, Quota, Sent, Shape
 
 _TIMER_MIN_SECONDS = 0.001
 """The shortest timer: uvloop rounds to milliseconds and may call early; one of 0 s would spin."""
@@ -69,6 +69,10 @@ class Limiter(Protocol):
     def burst(self) -> int:
         """How many requests are known to be served at once."""
 
+    @property
+    def shape(self) -> Shape:
+        """What the quota has shown of its shape."""
+
     def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
         """Return the seconds that a new reservation for a room would wait."""
 
@@ -118,6 +122,11 @@ class LocalLimiter(QueuedLimiter):
     def burst(self) -> int:
         """How many requests are known to be served at once."""
         return int(self._pace.burst)
+
+    @property
+    def shape(self) -> Shape:
+        """What the quota has shown of its shape."""
+        return self._pace.shape
 
     def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
         """Return the seconds that a new reservation for a room would wait.
@@ -189,7 +198,7 @@ class LocalLimiter(QueuedLimiter):
 
     def _learn(self, sent: Sent, *, throttled: bool) -> None:
         pace, now = self._pace, self._clock.monotonic()
-        (pace.throttled if throttled else pace.served)(sent, now)
+        pace.learn(sent, now, throttled=throttled)
         if self._timer is not None and pace.due(now) <= now:
             self._serve_next()
         self._tell_what_is_learnt()

@@ -13,7 +13,7 @@ from aioivschat._models import RoomArn
 from aioivschat._service.fair_queue import Connections
 from aioivschat._service.fleet import SharedTier
 from aioivschat._service.limiter import Limiter
-from aioivschat._service.pace import Quota
+from aioivschat._service.pace import Learnt, Quota
 from aioivschat.errors import require
 
 _QUOTA_LIMIT = "a Quota, or a mapping such as {('123456789012', 'us-east-1'): Quota()}"
@@ -42,6 +42,14 @@ class Limiters:
         """How many reservations wait, at all of them."""
         # A copy: another thread may ask while the loop makes another limiter.
         return sum(limiter.waiting for limiter in tuple(self._limiters.values()))
+
+    @property
+    def learnt(self) -> tuple[Learnt, ...]:
+        """What was learnt of each quota that was used, in the order of their first use."""
+        return tuple(
+            Learnt(account, region, limiter.rate, limiter.burst, limiter.shape)
+            for (account, region), limiter in tuple(self._limiters.items())
+        )
 
     def __post_init__(self) -> None:
         if isinstance(self.quota, Quota):

@@ -23,6 +23,7 @@ import sys
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from aioivschat.errors import require, require_number
 
@@ -48,6 +49,10 @@ _MARGIN = 1.0
 _SERVED_TO_TRY_AGAIN, _SECONDS_TO_TRY_AGAIN = 2000, 30.0
 """After so many requests, or so long, without a throttled one, a burst of one more is tried and the
 rate is whole again: two or three are throttled for it."""
+
+_WINDOW_SHARE = 0.9
+"""Share of a second's quota that, served at once, shows a window: the first answers come before
+the last requests leave, so the whole is not seen."""
 
 _SLOWEST = 0.01
 """Share of the quota at which requests go on, however many are throttled."""
@@ -91,6 +96,31 @@ class Quota:
         require_number("Quota.max_waiting", self.max_waiting, least=0, whole=True)
 
 
+Shape = Literal["unknown", "window", "bucket"]
+"""What a quota has shown of its shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What was learnt of the quota of an account and region.
+
+    Args:
+        account: the AWS account's id.
+        region: the AWS region.
+        rate: requests a second aimed at now.
+        burst: requests that are known to be served at once; for ``Quota(learnt=…)``.
+        shape: ``"window"``: a second's quota was served at once, or nine tenths of it, so it is a
+            window, or a bucket that is as large; ``"bucket"``: a burst was throttled, or the
+            bucket is given; ``"unknown"``: neither yet.
+    """
+
+    account: str
+    region: str
+    rate: float
+    burst: int
+    shape: Shape
+
+
 @dataclass(frozen=True, slots=True)
 class Sent:
     """A request that has left.
@@ -117,6 +147,7 @@ class Pace:
         rate: requests a second at which the burst fills now.
         ceiling: the highest rate.
         burst: permits that are known to be served at once.
+        shape: as in :class:`Learnt`.
     """
 
     def __init__(self, quota: Quota, now: float) -> None:
@@ -137,6 +168,8 @@ class Pace:
             self.burst = max(1.0, quota.burst * (1 - BURST_HELD_BACK))
             self._longest_reach = self._reach = 0.0
         self.rate = self.ceiling
+        self.shape: Shape = "unknown" if quota.burst is None else "bucket"
+        self._look_for_window()
         # When the next permit may be granted, and spent, if the burst is in use.
         self._next_granted = self._next_spent = -math.inf
         self._unspent = 0  # permits granted to requests that have not left since
@@ -212,8 +245,14 @@ class Pace:
 
     # What answers teach.
 
-    def served(self, sent: Sent, now: float) -> None:
-        """Learn from a request that the quota let through."""
+    def learn(self, sent: Sent, now: float, *, throttled: bool) -> None:
+        """Learn from a request that was throttled, or that the quota let through."""
+        if throttled:
+            self._learn_from_throttled(sent, now)
+        else:
+            self._learn_from_served(sent, now)
+
+    def _learn_from_served(self, sent: Sent, now: float) -> None:
         self._served_since += 1
         if self.rate < self.ceiling:
             a_second = _FASTER * self._quota.rate * (now - self._throttled_at)
@@ -224,9 +263,9 @@ class Pace:
             self.burst = min(sent.height, self._per_window)
             growth = 0.5 if self._bounded else 1.0
             self._reach = min(self._reach + growth, self._longest_reach)
+            self._look_for_window()
 
-    def throttled(self, sent: Sent, now: float) -> None:
-        """Learn from a request that was throttled."""
+    def _learn_from_throttled(self, sent: Sent, now: float) -> None:
         self._served_since, self._throttled_at = 0, now
         with suppress(ValueError):  # it left longer ago
             self._recent.remove(sent.at)
@@ -240,6 +279,7 @@ class Pace:
                 # One stray request halves what was known; a crowd's show the truth.
                 self.burst = max(took, self.burst / 2)
                 self._bounded, self._burst_known_from = True, now
+                self.shape = "bucket"
             elif sent.at > self._burst_known_from:
                 self.burst = max(1.0, self.burst - _MARGIN / 2)
                 self._slow_down(now)
@@ -259,6 +299,10 @@ class Pace:
     def _try_again(self) -> None:
         if self._quota.burst is None:
             self._served_since, self._reach = 0, max(1.0, self._reach)
+
+    def _look_for_window(self) -> None:
+        if self.burst >= _WINDOW_SHARE * self._per_window:
+            self.shape = "window"
 
     def _height_served(self) -> float:
         """Return how many permits of the burst were in use at most, by what was not throttled."""

@@ -405,6 +405,7 @@ class AsyncTokenService:
             waiting=self._limiters.waiting,
             tokens_held=len(self._cache),
             stock_held=len(self._stock),
+            learnt=self._limiters.learnt,
         )
 
     async def aclose(self, *, grace: float = 5.0) -> None:

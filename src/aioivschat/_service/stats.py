@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aioivschat._service.pace import Learnt
+
 
 @dataclass(slots=True)
 class Counters:
@@ -41,6 +43,7 @@ class Stats:
         waiting: reservations that wait for a permit.
         tokens_held: delivered tokens held.
         stock_held: undelivered tokens held.
+        learnt: what is known of the quota of each account and region that was used.
     """
 
     requests: int
@@ -59,3 +62,4 @@ class Stats:
     waiting: int
     tokens_held: int
     stock_held: int
+    learnt: tuple[Learnt, ...]

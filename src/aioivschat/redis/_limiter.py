@@ -28,7 +28,14 @@ from aioivschat._clock import Clock
 from aioivschat._contexts import call_later, start_task, time_limit
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import Connections, QueuedLimiter, QueuedReservation
-from aioivschat._service.pace import BURST_HELD_BACK, FIRST_BURST_SECONDS, Pace, Quota, Sent
+from aioivschat._service.pace import (
+    BURST_HELD_BACK,
+    FIRST_BURST_SECONDS,
+    Pace,
+    Quota,
+    Sent,
+    Shape,
+)
 from aioivschat.redis._engine import Engine, EngineAway, EngineState
 from aioivschat.redis._limiter_script import SYNC
 
@@ -55,8 +62,7 @@ one after 25."""
 _NO_SLOT = 0
 """In place of the engine's moment, for a permit that cannot go back to the engine."""
 
-
-HEADROOM = 0.01
+_HEADROOM = 0.01
 """Share of the rate held back: slots have no window beside them."""
 
 
@@ -68,7 +74,7 @@ class SharedLimiter(QueuedLimiter):
         name: of what is shared; equal for all processes that share it.
         quota: what is allowed to the fleet as a whole.
         clock: where the time comes from.
-        on_learnt: called with the fleet's new rate when what was learnt changes it, and its burst.
+        on_learnt: called with the fleet's rate and burst when what was learnt changes the rate.
         connections: those of this process to the region; ``None``: as many as it takes.
         members: how many processes share the quota, until the engine has said so.
         rng: where the jitter comes from.
@@ -93,10 +99,10 @@ class SharedLimiter(QueuedLimiter):
         self._on_learnt = on_learnt
         self._rng = rng or random.SystemRandom()  # a fork shares no state of it
         if quota.burst is None:
-            self._ceiling, self._burst_seconds = quota.rate * (1 - HEADROOM), 0.0
+            self._ceiling, self._fleet_burst = quota.rate * (1 - _HEADROOM), 1.0
         else:
             self._ceiling = quota.rate
-            self._burst_seconds = max(0.0, quota.burst * (1 - BURST_HELD_BACK) - 1) / quota.rate
+            self._fleet_burst = max(1.0, quota.burst * (1 - BURST_HELD_BACK))
         # Unused slots: when each is due by our clock, and its moment on the engine's.
         self._slots: list[tuple[float, int]] = []
         self._late: deque[asyncio.Future[None]] = deque()  # with a connection and no slot any more
@@ -152,8 +158,12 @@ class SharedLimiter(QueuedLimiter):
     @property
     def burst(self) -> int:
         """How many requests are served at once: by the fleet, or by this process alone."""
-        whole = 1 + self._burst_seconds * self._quota.rate
-        return int(whole if self.shared else self._own_pace.burst)
+        return int(self._fleet_burst if self.shared else self._own_pace.burst)
+
+    @property
+    def shape(self) -> Shape:
+        """What the quota has shown of its shape, to this process while it was alone."""
+        return self._own_pace.shape
 
     def predicted_wait(self, priority: Priority = Priority.NORMAL, room: str = "") -> float:
         """Return the seconds that a new reservation for a room would wait.
@@ -190,20 +200,17 @@ class SharedLimiter(QueuedLimiter):
         return Sent(self._clock.monotonic())  # its slot has been counted
 
     def _learn(self, sent: Sent, *, throttled: bool) -> None:
-        pace = self._own_pace
-        if not self.shared:
-            (pace.throttled if throttled else pace.served)(sent, self._clock.monotonic())
-        elif throttled:
-            self._throttled += 1
+        if self.shared:
+            self._throttled += throttled
+            self._served += not throttled
         else:
-            self._served += 1
+            self._own_pace.learn(sent, self._clock.monotonic(), throttled=throttled)
 
     async def aclose(self) -> None:
         """Give unused slots back and leave the fleet; nothing is granted any more."""
         self._closed = True
         tasks = [self._work_task, self._return_task, self._heartbeat_task]
-        running = [task for task in tasks if task is not None]
-        for task in running:
+        for task in (running := [task for task in tasks if task is not None]):
             task.cancel()
         if running:
             await asyncio.wait(running)
@@ -226,8 +233,7 @@ class SharedLimiter(QueuedLimiter):
             del self._slots[0]
             if due > now - _SLOT_VOID_AFTER_SECONDS:
                 if self._late:
-                    late = self._late.popleft()
-                    if not late.done():
+                    if not (late := self._late.popleft()).done():
                         late.set_result(None)
                 else:
                     self._pop_next().grant(now)
@@ -249,7 +255,7 @@ class SharedLimiter(QueuedLimiter):
     async def _wait_to_leave(self, granted_at: float) -> bool:
         # So much closer to later ones, no more come in a second, or in the time that one slot of a
         # slower quota takes, than the headroom has.
-        tolerable = HEADROOM * max(1.0, 1 / self._quota.rate)
+        tolerable = _HEADROOM * max(1.0, 1 / self._quota.rate)
         if self._clock.monotonic() - granted_at <= tolerable:
             return False
         # It has a connection now, so it is the next to use a slot.
@@ -353,9 +359,9 @@ class SharedLimiter(QueuedLimiter):
         """Ask for slots, give some back, report and learn; return whether that was in time."""
         started = self._clock.monotonic()
         served, throttled = self._served, self._throttled
-        ceiling, burst = round(self._ceiling * 1000), round(self._burst_seconds * 1e6)
-        arguments: list[str | int] = [self._member, ceiling, burst, purpose, wanted]
-        arguments += self.waiting + len(self._late), served, throttled
+        burst = round((self._fleet_burst - 1) / self._quota.rate * 1e6)
+        arguments: list[str | int] = [self._member, round(self._ceiling * 1000), burst, purpose]
+        arguments += wanted, self.waiting + len(self._late), served, throttled
         if (offset := self._clock_offset) is None:
             arguments += (self._members if purpose == "join" else 0), 0, 0, 0
         else:
@@ -375,8 +381,8 @@ class SharedLimiter(QueuedLimiter):
         now, rate, members, waiting, pause, late, missing, next_slot, slots, dropped = answer
         self._engine.rejected += dropped
         self._synced_at = ended = self._clock.monotonic()
-        # The engine read its clock somewhere between `started` and `ended`. The offset known so
-        # far is kept within these bounds, so that a slow answer does not delay the slots.
+        # The engine read its clock between `started` and `ended`: the offset known so far is kept
+        # within these bounds, so that a slow answer does not delay the slots.
         latest = ended - now / 1e6
         offset = min(max(latest if offset is None else offset, started - now / 1e6), latest)
         self._clock_offset = offset
@@ -429,8 +435,7 @@ class SharedLimiter(QueuedLimiter):
         learnt = max(1, int(quota.rate / parts * FIRST_BURST_SECONDS)) if burst is None else None
         part = replace(quota, rate=quota.rate / parts, burst=burst, learnt=learnt)
         self._own_pace = Pace(part, self._clock.monotonic())
-        # The slots that the fleet has taken ahead are used up first, here and elsewhere. The
-        # jitter keeps the members from beginning in the same moment.
+        # Slots that the fleet has taken ahead are used up first; jitter keeps its members apart.
         jitter = self._rng.uniform(0, parts / quota.rate)
         now, ahead = self._clock.monotonic(), max(self._next_slot_at, self._ahead_until)
         self._own_permits_from = max(now, ahead + _LOCAL_PAUSE_SECONDS) + jitter
