@@ -29,8 +29,8 @@ def options(request: pytest.FixtureRequest) -> Namespace:
 
 
 def test_the_default_quota_is_that_of_the_library(options: Namespace) -> None:
-    """``--rate`` and ``--burst`` default to the library's Quota."""
-    assert Quota() == Quota(rate=options.rate, burst=options.burst)
+    """``--rate``, ``--burst`` and ``--learnt`` default to the library's Quota."""
+    assert Quota() == Quota(rate=options.rate, burst=options.burst, learnt=options.learnt)
 
 
 @pytest.mark.parametrize("command", ["plan", "rehearse"])

@@ -112,8 +112,25 @@ def test_json_is_one_object(tmp_path: Path) -> None:
         "latency": 0.05,
         "rate": 100.0,
         "burst": 20,
+        "learnt": None,
     } == shape["event"]
     assert 500 == shape["plan"]["admitted"]
+
+
+def test_what_a_former_run_has_learnt_is_begun_with(tmp_path: Path) -> None:
+    """``--learnt`` lets a crowd in at once that had to wait while nothing was known."""
+    finished = {}
+    for options in ((), ("--learnt", "200")):
+        done = run("--attendees", "150", *options, "--json", place=tmp_path)
+        finished[options] = json.loads(done.stdout)["plan"]["finished"]
+    assert finished["--learnt", "200"] < 0.05 < finished[()]
+
+
+def test_a_known_bucket_has_nothing_to_learn(tmp_path: Path) -> None:
+    """``--burst`` and ``--learnt`` exclude each other."""
+    done = run("--attendees", "1", "--burst", "20", "--learnt", "20", place=tmp_path)
+    assert 2 == done.returncode
+    assert "--learnt: not allowed with argument --burst" in done.stderr
 
 
 def test_arrivals_come_from_a_file(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def rows(count: int) -> str:
 
 ALL = list(range(2, 302))
 TO_FILE = ("--output", "tokens.jsonl")
-SLOW, FAST = ("--rate", "100"), ("--rate", "2000")
+SLOW, FAST = ("--rate", "100", "--learnt", "5"), ("--rate", "2000")
 
 
 def minted_twice_at_most(said: str) -> int:

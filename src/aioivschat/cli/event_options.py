@@ -21,7 +21,7 @@ def event_from_options(options: argparse.Namespace, arns: tuple[str, ...] = ()) 
     return LiveEvent(
         attendees=attendees,
         arrivals=arrivals,
-        quota=Quota(rate=options.rate, burst=options.burst),
+        quota=Quota(rate=options.rate, burst=options.burst, learnt=options.learnt),
         prewarm=options.prewarm,
         rooms=len(arns) or options.rooms or regions,
         regions=regions,

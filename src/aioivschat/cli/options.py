@@ -220,7 +220,7 @@ def _add_onboard(commands: Any) -> None:
 
 def _add_issue(commands: Any) -> None:
     issue = _add_command(commands, "issue", "issue one token", _ISSUE, _ISSUE_EXAMPLE)
-    issue.set_defaults(rate=_QUOTA_PER_SECOND, burst=None)
+    issue.set_defaults(rate=_QUOTA_PER_SECOND, burst=None, learnt=None)
     add = issue.add_argument
     add("--room", required=True, metavar="ARN", help="the room's ARN")
     add("--user", required=True, metavar="ID", help="the user's id, 1 to 128 characters")
@@ -388,11 +388,18 @@ def _add_quota(parser: argparse.ArgumentParser, whose: str, more: str = "") -> N
         metavar="N",
         help=f"requests a second allowed to {whose} (default: %(default)g)",
     )
-    parser.add_argument(
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument(
         "--burst",
         type=_whole,
         metavar="N",
         help=f"size of the quota's bucket, where it is known{more}",
+    )
+    shape.add_argument(
+        "--learnt",
+        type=_whole,
+        metavar="N",
+        help="requests that a former run saw served at once, to begin with and go on learning",
     )
 
 

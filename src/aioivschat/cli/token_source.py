@@ -39,7 +39,7 @@ async def open_service(
         else:
             session = session_without_configuration()
             url = stack.enter_context(_run_emulator(options.rate, options.burst, latency))
-        quota = Quota(rate=options.rate, burst=options.burst)
+        quota = Quota(rate=options.rate, burst=options.burst, learnt=options.learnt)
         async with AsyncTokenService(
             session=session,
             endpoint_url=url,

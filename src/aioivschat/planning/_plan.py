@@ -270,4 +270,5 @@ def rehearsal_as_json(
 def _event_as_json(event: LiveEvent) -> dict[str, Any]:
     members = asdict(event)
     del members["quota"]
-    return {**members, "rate": event.quota.rate, "burst": event.quota.burst}
+    quota = event.quota
+    return {**members, "rate": quota.rate, "burst": quota.burst, "learnt": quota.learnt}
