@@ -26,7 +26,6 @@ from aioivschat import (
     Overloaded,
     PendingVerification,
     PoolPolicy,
-    Quota,
     RetryPolicy,
     ServerFault,
     ServiceClosed,
@@ -152,7 +151,7 @@ class World:
         self._upstream = Upstream(
             self._model, self._clock, setting.read_timeout, setting.opening, self._on_send
         )
-        quota = Quota(setting.rate, setting.burst, setting.max_waiting)
+        quota = setting.make_quota()
         self._limiters: dict[tuple[str, str], CountedLimiter] = {}
         for room in ROOMS:
             arn = RoomArn.parse(room)
