@@ -57,7 +57,7 @@ async def serve(
         await reservation.spend()
         reservation.release()
         run.served[number] = loop.time()
-        limiter.served()
+        reservation.served()
 
     async def come() -> None:
         calls: list[asyncio.Task[None]] = []

@@ -34,7 +34,7 @@ closer to those behind it, and the server's window sees one more."""
 BURST_HELD_BACK = 0.1
 """Share of a bucket that the user knows left unused: by the server's clock it fills later."""
 
-FIRST_BURST_SECONDS = 0.05
+_FIRST_BURST_SECONDS = 0.05
 """Seconds of the quota that are sent at once before anything is known: at 200 a second 10 permits,
 half of the smallest bucket that is known of such services."""
 
@@ -142,6 +142,7 @@ class Pace:
     Args:
         quota: what is allowed.
         now: by the monotonic clock, as everywhere here.
+        tries: whether more is tried at once than is known to be served.
 
     Attributes:
         rate: requests a second at which the burst fills now.
@@ -150,17 +151,18 @@ class Pace:
         shape: as in :class:`Learnt`.
     """
 
-    def __init__(self, quota: Quota, now: float) -> None:
+    def __init__(self, quota: Quota, now: float, *, tries: bool = True) -> None:
         self._quota = quota
+        tries = tries and quota.learnt is None
         if quota.burst is None:
             self.ceiling = quota.rate * (1 - HEADROOM / 2)
             # Below one a second, the window is as long as one permit takes.
             self._per_window = max(1, math.floor(quota.rate))
             self._window = max(1.0, self._per_window / quota.rate) / (1 - HEADROOM)
-            self.burst = float(quota.learnt or quota.rate * FIRST_BURST_SECONDS)
+            self.burst = float(quota.learnt or quota.rate * _FIRST_BURST_SECONDS)
             self.burst = min(max(1.0, self.burst), self._per_window)
             self._longest_reach = quota.rate * _REACH_SECONDS
-            self._reach = min(self.burst, self._longest_reach) if quota.learnt is None else 0.0
+            self._reach = min(self.burst, self._longest_reach) if tries else 0.0
         else:
             self.ceiling = quota.rate
             # A bucket has no window: the pace alone keeps within it.
@@ -174,7 +176,7 @@ class Pace:
         self._next_granted = self._next_spent = -math.inf
         self._unspent = 0  # permits granted to requests that have not left since
         self._recent = deque[float]()  # when permits were spent that count, within the window
-        self._bounded = quota.learnt is not None  # whether a request was throttled in a burst
+        self._bounded = not tries  # whether a request was throttled in a burst
         self._throttled_at = now
         self._served_since = 0
         # Requests that left before then are part of what the burst was learnt from.

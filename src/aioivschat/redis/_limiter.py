@@ -28,14 +28,7 @@ from aioivschat._clock import Clock
 from aioivschat._contexts import call_later, start_task, time_limit
 from aioivschat._models import Priority
 from aioivschat._service.fair_queue import Connections, QueuedLimiter, QueuedReservation
-from aioivschat._service.pace import (
-    BURST_HELD_BACK,
-    FIRST_BURST_SECONDS,
-    Pace,
-    Quota,
-    Sent,
-    Shape,
-)
+from aioivschat._service.pace import BURST_HELD_BACK, Pace, Quota, Sent, Shape
 from aioivschat.redis._engine import Engine, EngineAway, EngineState
 from aioivschat.redis._limiter_script import SYNC
 
@@ -78,6 +71,9 @@ class SharedLimiter(QueuedLimiter):
         connections: those of this process to the region; ``None``: as many as it takes.
         members: how many processes share the quota, until the engine has said so.
         rng: where the jitter comes from.
+
+    Attributes:
+        shared: whether the fleet's slots are granted; else it is this process's part of the quota.
     """
 
     def __init__(
@@ -121,7 +117,7 @@ class SharedLimiter(QueuedLimiter):
         self._waiting_elsewhere = 0  # those of other members
         # What the engine does not know yet.
         self._served = self._throttled = 0
-        self._is_shared = True  # else the engine is away, and permits are the process's own
+        self.shared = True  # else the engine is away, and permits are the process's own
         self._own_pace = Pace(quota, clock.monotonic())
         self._own_permits_from = -math.inf
         self._shaken = 0  # 1: the engine was away since it was last asked; 2: its clock was set
@@ -139,11 +135,6 @@ class SharedLimiter(QueuedLimiter):
     def _member(self) -> str:
         # At its first use, as the service may have been made before a fork.
         return secrets.token_hex(8)
-
-    @property
-    def shared(self) -> bool:
-        """Whether the fleet's slots are granted; else it is this process's part of the quota."""
-        return self._is_shared
 
     @property
     def members(self) -> int:
@@ -368,11 +359,9 @@ class SharedLimiter(QueuedLimiter):
             moments = started - offset, self._engine.timeout, self._next_slot_at - offset
             arguments += self._members, *(math.ceil(moment * 1e6) for moment in moments)
         resting = 0 if self.shared else math.ceil(self._find_rest(started) * 1e6)
-        arguments += self._shaken, resting
+        arguments += self._shaken, resting, *returned
         try:
-            answer = await self._engine.run_script(
-                SYNC, self._keys, [*arguments, *returned], urgent=True
-            )
+            answer = await self._engine.run_script(SYNC, self._keys, arguments, urgent=True)
         except EngineAway:
             self._shaken = 1
             raise
@@ -428,13 +417,12 @@ class SharedLimiter(QueuedLimiter):
             self._return_task = start_task(self._return_to_fleet())
 
     def _go_local(self) -> None:
-        self._is_shared = False
+        self.shared = False
         parts, quota = self._members, self._quota
         burst = None if quota.burst is None else max(1, quota.burst // parts)
-        # What all together send at once is known to be served: nobody tries more.
-        learnt = max(1, int(quota.rate / parts * FIRST_BURST_SECONDS)) if burst is None else None
-        part = replace(quota, rate=quota.rate / parts, burst=burst, learnt=learnt)
-        self._own_pace = Pace(part, self._clock.monotonic())
+        part = replace(quota, rate=quota.rate / parts, burst=burst, learnt=None)
+        # All together send at once what is known to be served, and nobody tries more.
+        self._own_pace = Pace(part, self._clock.monotonic(), tries=False)
         # Slots that the fleet has taken ahead are used up first; jitter keeps its members apart.
         jitter = self._rng.uniform(0, parts / quota.rate)
         now, ahead = self._clock.monotonic(), max(self._next_slot_at, self._ahead_until)
@@ -451,7 +439,7 @@ class SharedLimiter(QueuedLimiter):
         while self._engine.state is EngineState.SHARED:
             with suppress(EngineAway):
                 if await self._sync_with_engine(0, purpose="join"):
-                    self._is_shared = True
+                    self.shared = True
                     self._slots.clear()  # the engine may have lost its data, and may hand them out
                     self._serve_by_state()
                     return
