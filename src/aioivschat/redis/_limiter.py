@@ -384,7 +384,7 @@ class SharedLimiter(QueuedLimiter):
         self._shaken = 0
         self._next_slot_at = offset + next_slot / 1e6
         before, self._rate = self._rate, rate / 1000
-        if before != self._rate and self._on_learnt is not None:
+        if self._on_learnt is not None and before != self._rate:
             self._on_learnt(self._rate, self.burst)
         if self.shared and slots:
             self._ahead_until = offset + slots[0] / 1e6 + len(slots) * members / self._quota.rate
