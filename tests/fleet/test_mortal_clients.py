@@ -250,7 +250,7 @@ async def test_closing_while_a_client_is_replaced_leaves_nothing(
     async with _engine_of(kind, tmp_path, request) as (url, servers):
 
         async def close_after(seconds: float) -> None:
-            engine = Engine(url)
+            engine = Engine(url, timeout=2.0)  # so many may be slow to connect
             engine.listen("news", lambda message: None, lambda: None)
             await until_back(engine)
             broken.append(engine._client)
@@ -261,7 +261,7 @@ async def test_closing_while_a_client_is_replaced_leaves_nothing(
 
         broken: list[Any] = []
         all_broken = asyncio.Event()
-        delays = [number / 20 for number in range(30)]  # the third probe is made within 1.5 s
+        delays = [number / 8 for number in range(12)]  # the third probe is made within 1.5 s
         closing = asyncio.gather(*(close_after(seconds) for seconds in delays))
         await until(lambda: len(broken) == len(delays), within=30.0)
         for client in broken:

@@ -115,8 +115,7 @@ class SharedLimiter(QueuedLimiter):
         self._ahead_until = -math.inf  # when its part alone would have been as much as it took
         self._reported_waiting = 0  # reservations here without a slot
         self._waiting_elsewhere = 0  # those of other members
-        # What the engine does not know yet.
-        self._served = self._throttled = 0
+        self._served = self._throttled = 0  # that the engine does not know of yet
         self.shared = True  # else the engine is away, and permits are the process's own
         self._own_pace = Pace(quota, clock.monotonic())
         self._own_permits_from = -math.inf
