@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from hypothesis import strategies as st
 
-from aioivschat import Priority, Quota, TokenRequest
+from aioivschat import Priority, TokenRequest
 from aioivschat.emulator import FaultKind
 
 T = TypeVar("T")
@@ -227,12 +227,6 @@ class Setting(_Told):
     token_life: float = 60.0
     clock_skew: float = 0.0
     date_header: Literal["normal", "absent", "garbled"] = "normal"
-    learnt: int | None = None
-
-    def make_quota(self) -> Quota:
-        """Return the service's quota: of a given bucket there is nothing to learn."""
-        learnt = self.learnt if self.burst is None else None
-        return Quota(self.rate, self.burst, self.max_waiting, learnt)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -350,7 +344,6 @@ _settings = st.builds(
     token_life=_mostly(60.0, 20.0, times=4),
     clock_skew=_mostly(0.0, 300.0, -300.0, times=2),
     date_header=_mostly("normal", "absent", "garbled", times=2),
-    learnt=_mostly(None, 1, 3, 200),
 )
 
 

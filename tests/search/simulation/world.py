@@ -26,6 +26,7 @@ from aioivschat import (
     Overloaded,
     PendingVerification,
     PoolPolicy,
+    Quota,
     RetryPolicy,
     ServerFault,
     ServiceClosed,
@@ -151,7 +152,7 @@ class World:
         self._upstream = Upstream(
             self._model, self._clock, setting.read_timeout, setting.opening, self._on_send
         )
-        quota = setting.make_quota()
+        quota = Quota(setting.rate, setting.burst, setting.max_waiting)
         self._limiters: dict[tuple[str, str], CountedLimiter] = {}
         for room in ROOMS:
             arn = RoomArn.parse(room)
