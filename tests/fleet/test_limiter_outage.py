@@ -109,7 +109,7 @@ async def test_each_takes_its_part_while_the_engine_is_away(
             await asyncio.sleep(wait)
             await use_permit(fleet[0].reserve())
             assert not fleet[0].shared
-            assert 0.995 * RATE / 4 == pytest.approx(fleet[0].rate)
+            assert 0.98 * RATE / 4 == pytest.approx(fleet[0].rate)
             assert fleet[0].predicted_wait() < 0.1
 
 
@@ -121,7 +121,7 @@ async def test_without_an_engine_from_the_start_the_option_says_how_many_share(
     try:
         async with limiters(engine_server, 1, members=8) as (limiter,):
             await use_permit(limiter.reserve())
-            assert 0.995 * RATE / 8 == pytest.approx(limiter.rate)
+            assert 0.98 * RATE / 8 == pytest.approx(limiter.rate)
     finally:
         engine_server.start()
 

@@ -324,6 +324,7 @@ def test_the_shape_of_the_json_is_stable() -> None:
         "latency",
         "rate",
         "burst",
+        "learnt",
     ] == list(shape["event"])
     assert {"shape": "at-once", "seconds": 0.0, "counts": []} == shape["event"]["arrivals"]
     assert [

@@ -143,6 +143,7 @@ class Pace:
         quota: what is allowed.
         now: by the monotonic clock, as everywhere here.
         tries: whether more is tried at once than is known to be served.
+        headroom: see :data:`HEADROOM`.
 
     Attributes:
         rate: requests a second at which the burst fills now.
@@ -151,14 +152,16 @@ class Pace:
         shape: as in :class:`Learnt`.
     """
 
-    def __init__(self, quota: Quota, now: float, *, tries: bool = True) -> None:
+    def __init__(
+        self, quota: Quota, now: float, *, tries: bool = True, headroom: float = HEADROOM
+    ) -> None:
         self._quota = quota
         tries = tries and quota.learnt is None
         if quota.burst is None:
-            self.ceiling = quota.rate * (1 - HEADROOM / 2)
+            self.ceiling = quota.rate * (1 - headroom / 2)
             # Below one a second, the window is as long as one permit takes.
             self._per_window = max(1, math.floor(quota.rate))
-            self._window = max(1.0, self._per_window / quota.rate) / (1 - HEADROOM)
+            self._window = max(1.0, self._per_window / quota.rate) / (1 - headroom)
             self.burst = float(quota.learnt or quota.rate * _FIRST_BURST_SECONDS)
             self.burst = min(max(1.0, self.burst), self._per_window)
             self._longest_reach = quota.rate * _REACH_SECONDS

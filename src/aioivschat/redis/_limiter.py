@@ -421,7 +421,7 @@ class SharedLimiter(QueuedLimiter):
         burst = None if quota.burst is None else max(1, quota.burst // parts)
         part = replace(quota, rate=quota.rate / parts, burst=burst, learnt=None)
         # All together send at once what is known to be served, and nobody tries more.
-        self._own_pace = Pace(part, self._clock.monotonic(), tries=False)
+        self._own_pace = Pace(part, self._clock.monotonic(), tries=False, headroom=2 * _HEADROOM)
         # Slots that the fleet has taken ahead are used up first; jitter keeps its members apart.
         jitter = self._rng.uniform(0, parts / quota.rate)
         now, ahead = self._clock.monotonic(), max(self._next_slot_at, self._ahead_until)
