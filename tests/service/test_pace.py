@@ -235,7 +235,7 @@ async def test_one_fault_that_looks_like_a_throttle_costs_half_a_minute_at_most(
     await reservation.spend()
     reservation.throttled()
     reservation.release()
-    assert door.limiter.rate > 198.5
+    assert door.limiter.rate > 197.5
     await asyncio.sleep(2)
     assert await door.let_in(150) <= 0.45
     await asyncio.sleep(31)
@@ -267,7 +267,7 @@ async def test_what_others_take_is_left_to_them_and_taken_back() -> None:
     await crowd
     await others
     assert 900 <= served_until[30] - served_until[20]
-    assert 1_900 <= served_until[40] - served_until[30]
+    assert 1_880 <= served_until[40] - served_until[30]
     assert throttled <= 0.05 * served_until[40]
 
 
@@ -346,7 +346,7 @@ async def test_a_rest_restores_the_rate() -> None:
     await crowd
     await asyncio.sleep(31)
     door.limiter.reserve().release()
-    assert 199.0 == pytest.approx(door.limiter.rate)
+    assert 198.0 == pytest.approx(door.limiter.rate)
 
 
 @pytest.mark.parametrize("quota", [Quota(), Quota(burst=50), Quota(rate=10)])

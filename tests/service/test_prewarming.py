@@ -30,7 +30,7 @@ from aioivschat.planning import LiveEvent, simulate
 from support.services import ROOM, bare_session, outcomes
 from support.virtual import VirtualClock, settle, virtual_time
 
-PACE = 0.995 * 200  # what the limiter makes of a quota whose shape is unknown
+PACE = 0.99 * 200  # what the limiter makes of a quota whose shape is unknown
 PERMIT = 1 / PACE
 LEAD = 1.0  # seconds before the doors by which all is to be sent
 LATENCY = 0.02

@@ -27,7 +27,7 @@ from typing import Literal
 
 from aioivschat.errors import require, require_number
 
-HEADROOM = 0.005
+HEADROOM = 0.01
 """Share by which the window is longer than AWS's: a request that was delayed on its way arrives
 closer to those behind it, and the server's window sees one more."""
 
