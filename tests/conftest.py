@@ -105,6 +105,8 @@ def _engine_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineS
 @pytest.fixture
 def engine_server(_engine_server: EngineServer) -> Iterator[EngineServer]:
     """A running Valkey or Redis with nothing in it; it must find no fault with what it is told."""
+    if not _engine_server.is_running:  # a test that failed has killed it
+        _engine_server.start()
     with _engine_server.client() as client:
         client.flushall()
         client.script_flush()

@@ -84,11 +84,11 @@ async def test_a_killed_engine_costs_nobody_an_error_and_the_quota_is_kept(
     ]
     await until(lambda: len(sent) > 150)
     engine_server.kill()
-    await until(lambda: all(told[-1] is SharedState.LOCAL for told in states))
+    await until(lambda: all(told[-1:] == [SharedState.LOCAL] for told in states))
     alone = time.monotonic()
     await asyncio.sleep(2)
     engine_server.start()
-    await until(lambda: all(told[-1] is SharedState.SHARED for told in states), within=5.0)
+    await until(lambda: all(told[-1:] == [SharedState.SHARED] for told in states), within=5.0)
     tokens = await asyncio.gather(*crowd)
     assert 3 * 400 == len({token.token for token in tokens})
     for moments in requests:

@@ -53,7 +53,7 @@ async def test_calls_go_on_without_the_engine_and_share_again_after_it_is_back(
     alone = await here.issue(REQUEST, idempotency_key="alone")
     assert alone.token != (await there.issue(REQUEST, idempotency_key="alone")).token
     server.start()
-    await until(lambda: _states(events)[-1] == SharedState.SHARED, within=20.0)
+    await until(lambda: _states(events)[-1:] == [SharedState.SHARED], within=20.0)
     # The other process finds the engine at its own moment.
     async with asyncio.timeout(20.0):
         for number in range(10_000):
@@ -89,7 +89,7 @@ async def test_what_is_prewarmed_without_the_engine_is_the_process_s_own_stock(
     assert 3 == member.stats().stock_held
     tokens = [await member.issue(REQUEST, fresh=True)]
     server.start()
-    await until(lambda: _states(events)[-1] == SharedState.SHARED, within=20.0)
+    await until(lambda: _states(events)[-1:] == [SharedState.SHARED], within=20.0)
     tokens += [await member.issue(REQUEST, fresh=True) for _ in range(3)]
     assert 4 == len({token.token for token in tokens})
     assert [False] * 4 == [token.reused for token in tokens]
@@ -110,7 +110,7 @@ async def test_a_token_that_may_have_reached_the_engine_is_not_kept_here_too(
     with server.stopped():
         assert 1 == (await prewarming).minted
         assert 0 == member.stats().stock_held
-    await until(lambda: _states(events)[-1] == SharedState.SHARED, within=20.0)
+    await until(lambda: _states(events)[-1:] == [SharedState.SHARED], within=20.0)
     tokens = [await member.issue(REQUEST, fresh=True) for _ in range(3)]
     assert 3 == len({token.token for token in tokens})
 

@@ -108,6 +108,11 @@ class EngineServer:
         """The URL, without a password."""
         return f"redis://{self.address}"
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its process is there."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Start the server and wait until it answers."""
         with (self._folder / "log").open("ab") as log:
