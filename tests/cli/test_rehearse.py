@@ -322,7 +322,7 @@ async def test_a_refused_room_is_turned_away(
     """After a handful of requests; who waits for the other room gets in."""
     ivschat_emulator.emulator.configure(any_room=False)
     room = ivschat_emulator.emulator.create_room(region="us-east-1")["arn"]
-    service = open_service(quota=Quota(rate=100.0))
+    service = open_service(quota=Quota(rate=100.0, learnt=5))
     event = LiveEvent(100, Arrivals("uniform", 0.1), quota=Quota(rate=100), reconnects=0)
     crowd = CrowdRun(event, service, [ROOM, room])
     await crowd.run()
@@ -336,7 +336,7 @@ async def test_a_refused_account_ends_the_rehearsal(
     ivschat_emulator: ThreadedEmulatorServer, open_service: OpenService
 ) -> None:
     """With the error, at the price of what was under way."""
-    service = open_service(quota=Quota(rate=50.0))
+    service = open_service(quota=Quota(rate=50.0, learnt=2))
     event = LiveEvent(1_000, Arrivals("uniform", 0.1), quota=Quota(rate=50), reconnects=0)
     crowd = CrowdRun(event, service, [ROOM])
     running = asyncio.create_task(crowd.run())
