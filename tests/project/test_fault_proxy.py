@@ -485,7 +485,7 @@ async def test_a_black_hole_keeps_nobody_beyond_the_deadline(
     await until(lambda: emulator.counts().minted == 1 + (way == "down"))
     # What was sent runs on, and nothing else: the others wait for its connection. The way being
     # free again does not bring its answer back.
-    assert 1 == service.stats().flights
+    await until(lambda: service.stats().flights == 1)
     await service.aclose(grace=0.0)
     assert 0 == service.stats().flights
     assert emulator.counts().minted == 1 + (way == "down")
