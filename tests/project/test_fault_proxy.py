@@ -479,7 +479,10 @@ async def test_a_black_hole_keeps_nobody_beyond_the_deadline(
     got = await outcomes(
         *(service.issue(TokenRequest(ROOM, f"u{number}"), timeout=0.3) for number in range(4))
     )
-    assert [DeadlineExceeded] * 4 == [type(error) for error in got]
+    kinds = [type(error) for error in got]
+    assert DeadlineExceeded is kinds[0]
+    # By how long the first request took, the last may be told at once that it waits in vain.
+    assert {DeadlineExceeded, Overloaded} >= set(kinds)
     assert loop.time() - started < 10.0
     emulator = ivschat_emulator.emulator
     await until(lambda: emulator.counts().minted == 1 + (way == "down"))
