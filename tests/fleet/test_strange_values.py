@@ -176,7 +176,8 @@ async def test_a_script_that_is_always_refused_opens_the_breaker_once(
         # A probe takes a few calls; there are at most eight in two seconds.
         assert server.script_calls() - before <= 8 * 8
         states = [event.state for event in events if isinstance(event, SharedChanged)]
-        assert ["shared", "local"] == states
+        # It is not shared before the first message is heard, for which there may be no time.
+        assert states in (["shared", "local"], ["local"])
 
 
 @pytest.mark.fault(55)
