@@ -115,6 +115,25 @@ async def test_a_cluster_of_one_primary_suits(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault(61)
+async def test_the_right_to_enter_a_cluster_is_named(cluster_nodes: list[EngineServer]) -> None:
+    """Also where the URL has an option that clients of clusters alone know."""
+    address = cluster_nodes[0].address
+    for node in cluster_nodes:
+        with node.client() as client:
+            rights = "~*", "&*", "+@all", "-cluster|slots", "-cluster|shards"
+            client.execute_command("ACL", "SETUSER", "outside", "on", ">pw", *rights)
+    try:
+        url = f"redis+cluster://outside:pw@{address}?require_full_coverage=no"
+        findings = [finding async for finding in check(url)]
+    finally:
+        for node in cluster_nodes:
+            with node.client() as client:
+                client.execute_command("ACL", "DELUSER", "outside")
+    assert "no right to CLUSTER SLOTS" in [each.found for each in findings]
+    assert Grade.FAIL == findings[-1].grade
+
+
+@pytest.mark.fault(61)
 @pytest.mark.parametrize(
     ("url", "is_here"),
     [

@@ -19,7 +19,6 @@ from aioivschat._service.pace import Pace, Quota, Sent, Shape
 _TIMER_MIN_SECONDS = 0.001
 """The shortest timer: uvloop rounds to milliseconds and may call early; one of 0 s would spin."""
 
-
 _WORTH_TELLING = 0.05
 """Share of the quota by which rate or burst change before observers are told."""
 
@@ -144,7 +143,7 @@ class LocalLimiter(QueuedLimiter):
     ) -> QueuedReservation:
         """Grant a permit at once if one is due and nobody waits; else queue for one."""
         now = self._clock.monotonic()
-        self._pace.rest(now)
+        self._pace.forget_old_throttles(now)
         # With a timer set, no permit is due yet; without one, those who wait lack connections only.
         unhindered = self._timer is None and self._connections.free > 0
         if unhindered and self._pace.due(now) <= now:

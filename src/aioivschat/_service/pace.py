@@ -74,8 +74,8 @@ class Quota:
             limiter then uses nine tenths of it at once, and no sliding second limits it. ``None``:
             unknown, so never more than ``rate`` in any sliding second, and the burst is learnt.
         max_waiting: calls that may wait for a permit; one more is refused as overloaded.
-        learnt: what a former run has learnt of the burst (:attr:`RateChanged.burst`): begin with
-            it and go on learning; at least 1, not together with ``burst``.
+        learnt: what a former run has learnt of the burst (:attr:`Learnt.burst`): begin with it and
+            go on learning; at least 1, not together with ``burst``. A fleet does not use it.
 
     Raises:
         InvalidConfiguration: if a number is out of its range.
@@ -180,7 +180,7 @@ class Pace:
         self._unspent = 0  # permits granted to requests that have not left since
         self._recent = deque[float]()  # when permits were spent that count, within the window
         self._bounded = not tries  # whether a request was throttled in a burst
-        self._throttled_at = now
+        self._calm_since = now  # nothing was throttled, or it was forgotten
         self._served_since = 0
         # Requests that left before then are part of what the burst was learnt from.
         self._burst_known_from = -math.inf
@@ -190,14 +190,18 @@ class Pace:
         """Requests a second that the window lets go on for longer than itself."""
         return min(self.rate, self._per_window / self._window)
 
+    @property
+    def _allowed(self) -> float:
+        """How many may be under way at once, what is tried included."""
+        return min(self.burst + self._reach, self._per_window)
+
     # What is due.
 
     def due(self, now: float) -> float:
         """Return when the next permit may be granted."""
-        allowed = min(self.burst + self._reach, self._per_window)
-        paced = max(self._next_granted, now) + (1 - allowed) / self.rate
+        paced = max(self._next_granted, now) + (1 - self._allowed) / self.rate
         over = len(self._recent) + self._unspent - self._per_window
-        return paced if over < 0 else max(paced, self._slot(now, over) + self._window)
+        return paced if over < 0 else max(paced, self._spent_at(now, over) + self._window)
 
     def expected(self, now: float, ahead: int) -> float:
         """Return when a permit is due that so many others go before, if the burst grows no more."""
@@ -206,12 +210,12 @@ class Pace:
         if over < 0:
             return max(self.due(now), paced)
         windows, index = divmod(over, self._per_window)
-        return max(self.due(now), paced, self._slot(now, index) + (windows + 1) * self._window)
+        return max(self.due(now), paced, self._spent_at(now, index) + (windows + 1) * self._window)
 
     def _paced(self, now: float, ahead: int) -> float:
         return max(self._next_granted, now) + (ahead + 1 - self.burst) / self.rate
 
-    def _slot(self, now: float, index: int) -> float:
+    def _spent_at(self, now: float, index: int) -> float:
         """Return when a permit was spent, or is: first the recent ones, then those to come."""
         if index < len(self._recent):
             return self._recent[index]
@@ -221,8 +225,7 @@ class Pace:
 
     def leaving(self) -> float:
         """Return when the next request may leave, which has its permit."""
-        allowed = min(self.burst + self._reach, self._per_window)
-        return self._next_spent + (1 - allowed) / self.rate
+        return self._next_spent + (1 - self._allowed) / self.rate
 
     # What happens to permits.
 
@@ -260,7 +263,7 @@ class Pace:
     def _learn_from_served(self, sent: Sent, now: float) -> None:
         self._served_since += 1
         if self.rate < self.ceiling:
-            a_second = _FASTER * self._quota.rate * (now - self._throttled_at)
+            a_second = _FASTER * self._quota.rate * (now - self._calm_since)
             self._set_rate(self.rate + a_second / self.rate, now)
         if self._served_since >= _SERVED_TO_TRY_AGAIN:
             self._try_again()
@@ -271,7 +274,7 @@ class Pace:
             self._look_for_window()
 
     def _learn_from_throttled(self, sent: Sent, now: float) -> None:
-        self._served_since, self._throttled_at = 0, now
+        self._served_since, self._calm_since = 0, now
         with suppress(ValueError):  # it left longer ago
             self._recent.remove(sent.at)
         if self._quota.burst is not None:
@@ -294,10 +297,10 @@ class Pace:
             self._next_granted -= 1 / self.rate
             self._next_spent -= 1 / self.rate
 
-    def rest(self, now: float) -> None:
-        """Forget what is too long ago to hold still."""
-        if now > self._throttled_at + _SECONDS_TO_TRY_AGAIN:
-            self._throttled_at = now
+    def forget_old_throttles(self, now: float) -> None:
+        """Try the whole rate, and more at once, after half a minute without a throttled request."""
+        if now > self._calm_since + _SECONDS_TO_TRY_AGAIN:
+            self._calm_since = now
             self._set_rate(self.ceiling, now)
             self._try_again()
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from aioivschat._contexts import start_task, time_limit
+from aioivschat.redis._commands import let_loop_catch_up
 from aioivschat.redis._engine import EngineAway, EngineState, Script
 from aioivschat.redis._invalidations import FleetInvalidations
 from aioivschat.redis._subscription import SILENCE_SECONDS, Subscription, name_refused_right
@@ -23,10 +24,6 @@ that does is heard by all, so the beats do not grow with its number."""
 
 _ECHO_SECONDS = 0.75
 """Seconds within which a beat is heard; also between two questions of a process that is deaf."""
-
-_EXTRA_LOOP_TURNS = 5
-"""Turns of the event loop granted after a timeout, for a message that came while this process was
-busy."""
 
 # KEYS     log_key
 # ARGV     channel
@@ -165,9 +162,7 @@ class FleetChannel:
             if left <= 0:
                 break
             await self._wait(left)
-        for _ in range(_EXTRA_LOOP_TURNS):
-            if not self._heard:
-                await asyncio.sleep(0)
+        await let_loop_catch_up(lambda: self._heard)
         return self._heard or self._is_due
 
     async def _wait(self, seconds: float | None) -> None:

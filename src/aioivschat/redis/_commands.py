@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,8 +14,25 @@ COMMAND_TIMEOUT_SECONDS = 1.0
 close its connection, and over a slow network no connection would ever be established."""
 
 _EXTRA_LOOP_TURNS = 5
-"""Turns of the event loop granted after a timeout, for an answer that arrived while this process
-was busy: asyncio needs one turn to read it, one to parse it and one to deliver it."""
+"""Turns of the event loop granted after a timeout, for what arrived while this process was busy:
+asyncio needs one turn to read it, one to parse it and one to deliver it."""
+
+
+async def let_loop_catch_up(is_done: Callable[[], bool]) -> None:
+    """Give the event loop a few turns to deliver what arrived before a timeout, or until done."""
+    for _ in range(_EXTRA_LOOP_TURNS):
+        if not is_done():
+            await asyncio.sleep(0)
+
+
+def is_a(error: BaseException, *names: str) -> bool:
+    """Tell an error by its class: redis-py and valkey-py each have classes of these names."""
+    return any(kind.__name__ in names for kind in type(error).__mro__)
+
+
+def is_answer(error: BaseException) -> bool:
+    """Tell whether the engine answered with the error: then the command did not run."""
+    return is_a(error, "ResponseError")
 
 
 class Commands:
@@ -41,9 +58,7 @@ class Commands:
             with suppress(TimeoutError):
                 async with time_limit(seconds):
                     await asyncio.wait((task,))
-            for _ in range(_EXTRA_LOOP_TURNS):
-                if not task.done():
-                    await asyncio.sleep(0)
+            await let_loop_catch_up(task.done)
         finally:
             if not task.done():
                 call_later(COMMAND_TIMEOUT_SECONDS, task.cancel)

@@ -276,11 +276,15 @@ def open_pubsub(client: Any) -> Any:
     if hasattr(client, "pubsub"):
         return client.pubsub()
     # A cluster passes each message on to all its nodes, so any node will do.
-    library = importlib.import_module(type(client).__module__.partition(".")[0] + ".asyncio")
+    return client_of(client.get_random_node()).pubsub()
+
+
+def client_of(node: Any) -> Any:
+    """Return a client of its own for a node of a cluster's client."""
+    library = importlib.import_module(type(node).__module__.partition(".")[0] + ".asyncio")
     plain = getattr(library, "Redis", None) or library.Valkey
-    node = client.get_random_node()
     pool = library.ConnectionPool(connection_class=node.connection_class, **node.connection_kwargs)
-    return plain(connection_pool=pool).pubsub()
+    return plain.from_pool(pool)
 
 
 async def ping_by_new_connection(client: Any) -> None:

@@ -13,7 +13,7 @@ from aioivschat._contexts import time_limit
 
 _log = logging.getLogger("aioivschat")
 
-OLDEST_VERSION = 6, 2
+_OLDEST_VERSION = 6, 2
 """The first Redis with access lists and scripts that may read the clock; Valkey reports a version
 of Redis too."""
 
@@ -25,7 +25,7 @@ _TEXT_MAX = 4000
 
 
 class UnsupportedVersion(Exception):
-    """The engine says that it is older than :data:`OLDEST_VERSION`."""
+    """The engine says that it is older than :data:`_OLDEST_VERSION`."""
 
 
 class _NoTls(Exception):
@@ -36,7 +36,7 @@ def check_version(info: object) -> None:
     """Raise UnsupportedVersion if an engine's ``INFO`` names an older one; it need not name any."""
     if isinstance(info, Mapping):
         version = re.match(r"(\d{1,4})\.(\d{1,4})", str(info.get("redis_version")))
-        if version is not None and (int(version[1]), int(version[2])) < OLDEST_VERSION:
+        if version is not None and (int(version[1]), int(version[2])) < _OLDEST_VERSION:
             raise UnsupportedVersion
         for node in info.values():  # a cluster's client may answer by node
             check_version(node)
@@ -209,18 +209,19 @@ async def explain(error: BaseException, client: Any) -> tuple[str, str]:
         error: what a client of redis-py or valkey-py raised.
         client: that client.
     """
-    found = _explain(error)
-    if found == _explain(TimeoutError()):
+    found = look_up(error)
+    if found == look_up(TimeoutError()):
         # A Valkey or Redis waits for more when TLS greets it.
         with suppress(Exception):
             async with time_limit(_ASKING_SECONDS):
                 for host, port in _tls_addresses(client):
                     if await _answers_without_tls(host, port):
-                        return _explain(_NoTls())
+                        return look_up(_NoTls())
     return found
 
 
-def _explain(error: BaseException) -> tuple[str, str]:
+def look_up(error: BaseException) -> tuple[str, str]:
+    """Return the same by what the error and its causes say, without asking anybody."""
     lines = []
     link: BaseException | None = error
     while link is not None:
@@ -268,7 +269,7 @@ class Diagnosis:
     async def tell(self, error: BaseException, client: Any) -> None:
         """Log what is wrong, unless it was told already."""
         # Before it is looked at, too: what is silent is asked once, and not by each probe.
-        if (first := _explain(error)[0]) in self._told:
+        if (first := look_up(error)[0]) in self._told:
             return
         cause, setting = await explain(error, client)
         new = cause not in self._told

@@ -24,7 +24,7 @@ from typing import Any
 
 from aioivschat._contexts import start_task, time_limit
 from aioivschat._secrets import Hidden
-from aioivschat.redis._commands import COMMAND_TIMEOUT_SECONDS, Commands
+from aioivschat.redis._commands import COMMAND_TIMEOUT_SECONDS, Commands, is_a, is_answer
 from aioivschat.redis._connecting import (
     MAX_CONCURRENT_CALLS,
     check_connections,
@@ -243,8 +243,7 @@ class Engine:
             except Exception as error:
                 # A user's own client may raise anything; any error means that there is no answer.
                 self._count_failure(error, (script, keys, args), started)
-                # An error that the engine answered says that the script did not run.
-                may_have_run = not _is_a(error, "ResponseError")
+                may_have_run = not is_answer(error)
                 raise EngineAway(type(error).__name__, may_have_run=may_have_run) from None
             self._failures.pop(script, None)
             return answer
@@ -287,7 +286,7 @@ class Engine:
             sent = by.evalsha(script.sha, len(keys), *keys, *args)
             return await self._commands.wait(seconds, by, sent)
         except Exception as error:
-            if not _is_a(error, "NoScriptError"):
+            if not is_a(error, "NoScriptError"):
                 raise
         if self._closed:  # a command would open a connection that nobody closes
             raise ConnectionAbortedError
@@ -342,7 +341,7 @@ class Engine:
                         warned = await self._warn_if_beyond_help()
                 await self._probe(client)
             except Exception as error:
-                unanswered = 0 if _is_a(error, "ResponseError") else unanswered + 1
+                unanswered = 0 if is_answer(error) else unanswered + 1
                 if self._state is EngineState.CONNECTING:
                     self._change_state(EngineState.AWAY, type(error).__name__)
                 await self._diagnosis.tell(error, self._client)
@@ -392,7 +391,7 @@ class Engine:
                 await ping_by_new_connection(self._client)
         except Exception as error:
             # The engine itself is out of reach; any other failure is one of the client.
-            if _is_a(error, "ConnectionError", "OSError", "TimeoutError"):
+            if is_a(error, "ConnectionError", "OSError", "TimeoutError"):
                 return False
         _log.warning(_BEYOND_HELP)
         return True
@@ -416,11 +415,4 @@ class Engine:
         """Close a client that is not the user's own."""
         await self._commands.cancel(client)
         if self._url is not None:
-            with suppress(Exception):
-                async with time_limit(COMMAND_TIMEOUT_SECONDS):  # TLS may wait for an answer
-                    await close_client(client)
-
-
-def _is_a(error: Exception, *names: str) -> bool:
-    """Tell an error by its class: redis-py and valkey-py each have classes of these names."""
-    return any(kind.__name__ in names for kind in type(error).__mro__)
+            await close_client(client)

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from aioivschat.redis._engine import RUN_ON
 
+KEPT_SECONDS = 900
+"""Seconds that an invalidation is remembered: a token's life, and the longest queue before it.
+Nothing that is written lives longer, and the clock by which it is read lives as long."""
+
 # The clock's key holds '<seen> <added>': the latest time that a script was given, and what is added
-# to the engine's. It lives as long as a fence, the longest-lived of what is written by it.
+# to the engine's.
 FLEET_TIME = f"""{RUN_ON}
 -- What is stored may have been written by anybody: each value has its limits, and begins anew where
 -- it is outside them.
@@ -31,7 +35,7 @@ local function read_clock(key)
   local now = time[1] * 1000000 + time[2] + added
   local back = math.max(0, within(seen, 0, LATEST, 0) - now)
   now = now + back
-  redis.call('SET', key, string.format('%.0f %.0f', now, added + back), 'EX', 900)
+  redis.call('SET', key, string.format('%.0f %.0f', now, added + back), 'EX', {KEPT_SECONDS})
   return now, back
 end
 """

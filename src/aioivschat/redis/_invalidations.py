@@ -14,16 +14,13 @@ from collections.abc import Callable, Coroutine
 from functools import cached_property
 from typing import Any
 
-from aioivschat._clock import Clock
 from aioivschat._contexts import start_task
 from aioivschat.redis._engine import EngineAway, Script
+from aioivschat.redis._fleet_time import KEPT_SECONDS
 from aioivschat.redis._subscription import name_refused_right
 from aioivschat.redis._token_store import READ_NUMBER, TokenStore, as_bytes, microseconds
 
 _log = logging.getLogger("aioivschat")
-
-_FENCE_SECONDS = 900.0
-"""Seconds that an invalidation is remembered: a token's life, and the longest queue before it."""
 
 _CLOSING_SECONDS = 0.1
 """Seconds that closing waits for the engine to take pending invalidations."""
@@ -41,24 +38,23 @@ _MAX_REMEMBERED = 1_024
 """Messages remembered, so that none is applied twice: as a message, and as found in the log."""
 
 # KEYS     fence_key, log_key, clock_key
-# ARGV     kept_seconds  how long both are kept
-#          message       sealed
+# ARGV     message       sealed
 #          channel       where it is published
 # RETURNS  why it was not published; empty if it was
 _INVALIDATE = Script(f"""{READ_NUMBER}
 local fence_key, log_key, clock_key = unpack(KEYS)
-local kept_seconds, message, channel = ARGV[1], ARGV[2], ARGV[3]
-local SECOND, DAY = 1000000, 86400000000
+local message, channel = ARGV[1], ARGV[2]
+local SECOND, DAY, KEPT_SECONDS = 1000000, 86400000000, {KEPT_SECONDS}
 local now = read_clock(clock_key)
-redis.call('SET', fence_key, string.format('%.0f', now), 'EX', kept_seconds)
--- Nor does a clock that was lost go back by a day.
+redis.call('SET', fence_key, string.format('%.0f', now), 'EX', KEPT_SECONDS)
+-- A number of a day ahead is somebody else's: no clock that was lost had gone so far.
 run_on(log_key, 'ZREMRANGEBYSCORE', string.format('%.0f', now + DAY), '+inf')
 local newest = read_newest_number(log_key)
 local number = math.max(now, newest + 1)
 redis.call('ZADD', log_key, string.format('%.0f', number), message)
-local oldest = string.format('%.0f', now - kept_seconds * SECOND)
+local oldest = string.format('%.0f', now - KEPT_SECONDS * SECOND)
 redis.call('ZREMRANGEBYSCORE', log_key, '-inf', oldest)
-redis.call('EXPIRE', log_key, kept_seconds)
+redis.call('EXPIRE', log_key, KEPT_SECONDS)
 -- Not to be heard is no reason to forget it: others find its number.
 local text = string.format('fence:%.0f %.0f ', newest, number) .. message
 local answer = redis.pcall('PUBLISH', channel, text)
@@ -97,18 +93,17 @@ class FleetInvalidations:
     def __init__(
         self,
         store: TokenStore,
-        clock: Clock,
         on_invalidated: Callable[[str | None, str | None], None],
     ) -> None:
         self._store = store
-        self._clock = clock
+        self._clock = store.clock
         self._on_invalidated = on_invalidated
         self._pending: dict[str, bytes] = {}  # messages by the keys of their fences
         self._applied: int | None = None  # the newest's number; None: the log was not read yet
-        self._began_at = clock.monotonic()
+        self._began_at = store.clock.monotonic()
         self._remembered: dict[bytes, None] = {}  # messages applied of late
         self._is_behind = self._is_reading = False
-        self._unpublished = 0
+        self._told_unpublished = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     @cached_property
@@ -187,24 +182,20 @@ class FleetInvalidations:
         store = self._store
         while self._pending:
             fence_key, message = next(iter(self._pending.items()))
-            arguments = (int(_FENCE_SECONDS), message, store.channel)
+            arguments = message, store.channel
             try:
                 keys = fence_key, store.log_key, store.clock_key
                 refusal = await store.engine.run_script(_INVALIDATE, keys, arguments)
             except EngineAway:
                 await self._clock.sleep(_RETRY_SECONDS)
                 continue
-            if refusal:
-                self._note_unpublished(as_bytes(refusal).decode(errors="replace"))
+            if refusal and not self._told_unpublished:
+                self._told_unpublished = True
+                right = name_refused_right(as_bytes(refusal).decode(errors="replace"), "PUBLISH")
+                _log.warning("invalidations are not published (%s): others find them later", right)
             # Unless `send` replaced it meanwhile: then the new one is still to be sent.
             if self._pending.get(fence_key) is message:
                 del self._pending[fence_key]
-
-    def _note_unpublished(self, refusal: str) -> None:
-        self._unpublished += 1
-        if self._unpublished == 1:
-            right = name_refused_right(refusal, "PUBLISH")
-            _log.warning("invalidations are not published (%s): others find them later", right)
 
     async def _apply_log(self) -> None:
         store = self._store
@@ -212,7 +203,7 @@ class FleetInvalidations:
             while self._is_behind:
                 self._is_behind = False
                 known = -1 if self._applied is None else self._applied
-                age = min(self._clock.monotonic() - self._began_at, _FENCE_SECONDS)
+                age = min(self._clock.monotonic() - self._began_at, KEPT_SECONDS)
                 age += _LOG_OVERLAP_SECONDS
                 keys = store.log_key, store.clock_key
                 asked = self._clock.monotonic()

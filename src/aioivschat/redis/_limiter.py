@@ -167,7 +167,7 @@ class SharedLimiter(QueuedLimiter):
     def _permit_wait(self, ahead: int) -> float:
         now = self._clock.monotonic()
         if not self.shared:
-            return self._find_rest(now) + ahead / self._own_pace.rate
+            return self._find_rest(now) + ahead / self.rate
         if ahead < len(self._slots):
             return self._slots[ahead][0] - now
         # While slots come here, other members get theirs.
@@ -420,7 +420,7 @@ class SharedLimiter(QueuedLimiter):
         parts, quota = self._members, self._quota
         burst = None if quota.burst is None else max(1, quota.burst // parts)
         part = replace(quota, rate=quota.rate / parts, burst=burst, learnt=None)
-        # All together send at once what is known to be served, and nobody tries more.
+        # Nobody tries more than is known; twice the headroom, as the parts of all meet the slots.
         self._own_pace = Pace(part, self._clock.monotonic(), tries=False, headroom=2 * _HEADROOM)
         # Slots that the fleet has taken ahead are used up first; jitter keeps its members apart.
         jitter = self._rng.uniform(0, parts / quota.rate)

@@ -122,7 +122,7 @@ if not late then
   state.next = math.max(state.next, math.min(first, furthest))
 end
 
--- Once a second: learn the rate as LocalLimiter does, and count the members.
+-- Once a second: learn the rate, which is what was served and a probe; count the members.
 state.served = state.served + served
 state.throttled = state.throttled + throttled
 state.calls = state.calls + 1

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from aioivschat.redis._commands import is_answer
 from aioivschat.redis._connecting import open_pubsub
 from aioivschat.redis._subscription import name_refused_right
 from aioivschat.redis._token_store import as_bytes
@@ -126,12 +127,12 @@ class RightTrials:
         for command in ("CLUSTER SLOTS", "COMMAND"):
             await self._try(command, _NO_CLUSTER, client.execute_command(command))
 
-    def _call(self, *command: str, script: str = _WITHOUT_KEY) -> Awaitable[Any]:
+    def _call(self, *command: str, script: str = _WITHOUT_KEY) -> Any:
         """Run a command as the fleet does, in a script; by itself where none may run."""
         if not self._may_eval:
-            return self._client.execute_command(*command)  # type: ignore[no-any-return]
+            return self._client.execute_command(*command)
         arguments = [part for part in command if part != self._key]
-        return self._client.eval(script, 1, self._key, *arguments)  # type: ignore[no-any-return]
+        return self._client.eval(script, 1, self._key, *arguments)
 
     async def _try_messages(self) -> None:
         text = f"check:{secrets.token_hex(8)}"
@@ -175,8 +176,3 @@ class RightTrials:
             return True
         self._lacking.setdefault(rule, LackingRight(rule, name, lost))
         return False
-
-
-def is_answer(error: Exception) -> bool:
-    """Return whether the engine answered with the error."""
-    return any(kind.__name__ == "ResponseError" for kind in type(error).__mro__)

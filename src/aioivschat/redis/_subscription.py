@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from aioivschat._contexts import start_task, time_limit
+from aioivschat.redis._commands import is_answer
 from aioivschat.redis._connecting import open_pubsub
 
 SILENCE_SECONDS = 4.0
@@ -100,8 +101,7 @@ class Subscription:
                 await self._receive_until_silent()
             except Exception as error:
                 # Scripts alone decide about the breaker: a lost subscription only begins again.
-                answered = any(kind.__name__ == "ResponseError" for kind in type(error).__mro__)
-                self.is_refused = answered and type(error).__name__ != "AuthenticationError"
+                self.is_refused = is_answer(error) and type(error).__name__ != "AuthenticationError"
                 self.problem = (
                     "silence" if isinstance(error, TimeoutError) else type(error).__name__
                 )

@@ -33,7 +33,7 @@ from aioivschat._clock import Clock
 from aioivschat._models import Attempt, ChatToken, Identity, SharingKey
 from aioivschat._service.fleet import Held
 from aioivschat.redis._engine import Engine
-from aioivschat.redis._fleet_time import FLEET_TIME
+from aioivschat.redis._fleet_time import FLEET_TIME, KEPT_SECONDS
 from aioivschat.redis._sealing import Sealer
 
 _MESSAGE_NAME = "invalidation"  # the name that all messages are sealed for
@@ -76,7 +76,7 @@ for first = 3, #KEYS, 6 do
 end
 local own_row = rows[1]
 
-local LONGEST_LIFE, LONGEST_LEASE = 60000000, 900000000
+local LONGEST_LIFE, LONGEST_LEASE = 60000000, {KEPT_SECONDS}000000
 
 -- Fences of a later time, whose clock was lost or which somebody else has written, are of now.
 local fenced_at = 0
@@ -85,7 +85,7 @@ for _, row in ipairs(rows) do
     moment = tonumber(moment or 0) or 0
     if moment > now then
       moment = now
-      redis.call('SET', row.fences[index], string.format('%.0f', now), 'EX', 900)
+      redis.call('SET', row.fences[index], string.format('%.0f', now), 'EX', {KEPT_SECONDS})
     end
     fenced_at = math.max(fenced_at, moment)
   end

@@ -136,8 +136,7 @@ class RedisTokens:
         on_hearing: Callable[[str], None],
     ) -> None:
         self.store = TokenStore(engine, sealer, namespace, clock, min_remaining)
-        self._invalidations = FleetInvalidations(self.store, clock, on_invalidated)
-        self._clock = clock
+        self._invalidations = FleetInvalidations(self.store, on_invalidated)
         self._used_at = -math.inf
         self._channel = FleetChannel(
             self.store,
@@ -145,7 +144,7 @@ class RedisTokens:
             on_message=self._dispatch_message,
             on_gap=self._wake_all_that_wait,
             on_hearing=on_hearing,
-            in_use=lambda: self._clock.monotonic() - self._used_at < _LONGEST_LIFE_SECONDS,
+            in_use=lambda: clock.monotonic() - self._used_at < _LONGEST_LIFE_SECONDS,
         )
         self._landing_events: dict[str, set[asyncio.Event]] = {}  # by the keys of leases
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,7 +210,7 @@ class RedisTokens:
 
     def note_use(self) -> None:
         """Note that this process may hold a token from now on."""
-        self._used_at = self._clock.monotonic()
+        self._used_at = self.store.clock.monotonic()
 
     def start_task(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something that only :meth:`settled` waits for."""

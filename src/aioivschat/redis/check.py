@@ -14,10 +14,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from aioivschat.errors import InvalidConfiguration
-from aioivschat.redis._connecting import close_client, connect
-from aioivschat.redis._diagnosis import OLDEST_VERSION, explain
+from aioivschat.redis._commands import is_answer
+from aioivschat.redis._connecting import client_of, close_client, connect
+from aioivschat.redis._diagnosis import UnsupportedVersion, check_version, explain, look_up
 from aioivschat.redis._engine import CALL_TIMEOUT_SECONDS
-from aioivschat.redis._rights import NOTHING_HEARD, RightTrials, is_answer
+from aioivschat.redis._rights import NOTHING_HEARD, RightTrials
 
 __all__ = ["Finding", "Grade", "check"]
 
@@ -85,7 +86,7 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
         try:
             nodes = await asyncio.wait_for(_read_info(client, url), _ANSWER_TIMEOUT_SECONDS)
         except Exception as error:
-            async for finding in _explain_failure(url, namespace, error, client):
+            async for finding in _explain_failure(client, namespace, error):
                 yield finding
             return
         findings = [_check_transport(url)]
@@ -114,17 +115,11 @@ async def check(url: str, *, namespace: str = "aioivschat") -> AsyncIterator[Fin
         await close_client(client)
 
 
-async def _explain_failure(
-    url: str, namespace: str, error: Exception, client: Any
-) -> AsyncIterator[Finding]:
+async def _explain_failure(client: Any, namespace: str, error: Exception) -> AsyncIterator[Finding]:
     """Say why there is no connection; a cluster's client does not tell which right it lacks."""
-    if "+cluster" in url:
-        parts = urlsplit(url)
-        node = connect(
-            parts._replace(
-                scheme=parts.scheme.replace("+cluster", ""), netloc=parts.netloc.partition(",")[0]
-            ).geturl()
-        )
+    cluster = getattr(client, "nodes_manager", None)
+    if cluster is not None:
+        node = client_of(next(iter(cluster.startup_nodes.values())))  # all have the same users
         try:
             async for finding in _check_rights(node, namespace, is_cluster=True):
                 if "add +" in finding.advice:
@@ -191,10 +186,11 @@ def _check_node(info: Mapping[str, Any]) -> Iterator[Finding]:
 def _check_version(info: Mapping[str, Any]) -> Finding:
     name = "Valkey" if info.get("server_name") == "valkey" else "Redis"
     version = str(info.get("valkey_version") or info["redis_version"])
-    numbers = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
-    if numbers >= OLDEST_VERSION:
-        return Finding(Grade.OK, "version", f"{name} {version}")
-    return Finding(Grade.FAIL, "version", f"{name} {version}", "use Valkey, or Redis 6.2 or later")
+    try:
+        check_version(info)
+    except UnsupportedVersion as error:
+        return Finding(Grade.FAIL, "version", f"{name} {version}", look_up(error)[1])
+    return Finding(Grade.OK, "version", f"{name} {version}")
 
 
 def _check_role(info: Mapping[str, Any]) -> Finding:
